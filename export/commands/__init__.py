@@ -1,0 +1,1 @@
+"""Commands of the host that end in artefacts."""

@@ -1,0 +1,1 @@
+"""The host: broker, deploy, tail serving, command line."""
