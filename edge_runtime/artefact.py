@@ -1,0 +1,309 @@
+"""Open, check, write and pack artefacts: a folder (or its .zip) with a manifest, files and golden vectors.
+
+Order of the checks: manifest, then size and sha256 of every file, and only then may a model parser see a byte.
+"""
+
+import hashlib
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from device_profiles.errors import EdgeError
+from edge_runtime.manifest import (
+    MANIFEST_NAME,
+    MAX_FILE_BYTES,
+    MAX_FILES,
+    MAX_MANIFEST_BYTES,
+    FileEntry,
+    Manifest,
+    ManifestError,
+    TensorSpec,
+    artefact_id,
+    canonical_bytes,
+    check_manifest,
+    parse_manifest,
+    route_key,
+)
+
+MAX_ARTEFACT_BYTES = 2 << 30  # all files together
+MAX_ZIP_RATIO = 200  # unpacked over packed size of one member
+_CHUNK_BYTES = 1 << 20
+_SIGNATURE_NAME = "manifest.sig"
+
+
+class ArtefactError(EdgeError):
+    """An artefact cannot be read: missing, not an artefact, or unsafe to unpack."""
+
+
+class IntegrityError(ArtefactError):
+    """A file differs from what the manifest says: edited, truncated, missing or extra."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A checked artefact on disk."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def id(self) -> str:
+        """sha256 of the canonical manifest, 64 hex digits."""
+        return artefact_id(self.manifest)
+
+    @property
+    def key(self) -> str:
+        """The 16 hex digits under which requests for it travel."""
+        return route_key(self.manifest)
+
+    @property
+    def entry(self) -> Path:
+        """The file that the engine opens."""
+        return self.path(self.manifest.entry)
+
+    def path(self, relative: str) -> Path:
+        """Where a listed file lies; the name was checked when the manifest was parsed."""
+        return self.folder / relative
+
+
+def open_artefact(path: Path | str) -> Artefact:
+    """Open a folder or .zip and check everything that can be checked without an engine.
+
+    A .zip is unpacked beside itself into `<name>.d`, replacing what an earlier call left there.
+
+    Raises:
+        ManifestError: The manifest is not valid.
+        IntegrityError: A file is missing, extra, edited or truncated.
+        ArtefactError: No artefact there, or a .zip that is unsafe to unpack.
+    """
+    path = Path(path)
+    if path.is_file():
+        path = _unpack(path)
+    if not path.is_dir():
+        raise ArtefactError(
+            f"Wanted an artefact (a folder or .zip), found nothing at {path}. Check the path or run `headtail export`."
+        )
+    manifest = parse_manifest(_read_manifest(path))
+    check_files(path, manifest)
+    return Artefact(path, manifest)
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """Compare every file under `folder` with the manifest: no link, none missing, none extra, sizes and hashes equal.
+
+    Raises:
+        IntegrityError: With the file and both values.
+    """
+    found = _list_files(folder)
+    wanted = manifest.files_by_path
+    extra = sorted(found - set(wanted) - {MANIFEST_NAME, _SIGNATURE_NAME})
+    if extra:
+        raise IntegrityError(
+            f"Wanted only listed files in {folder}, found {extra[:3]} besides. Remove them or export again."
+        )
+    for relative, entry in wanted.items():
+        if relative not in found:
+            raise IntegrityError(f"Wanted {relative} in {folder}, found no such file. Copy the artefact again.")
+        size = (folder / relative).stat().st_size
+        if size != entry.size:
+            raise IntegrityError(
+                f"Wanted {entry.size} B in {relative}, found {size} B in {folder}. Copy the artefact again."
+            )
+    for relative, entry in wanted.items():
+        digest = file_sha256(folder / relative)
+        if digest != entry.sha256:
+            raise IntegrityError(
+                f"Wanted sha256 {entry.sha256[:16]}.. of {relative}, found {digest[:16]}.. in {folder}: the file was edited."
+            )
+
+
+def write_artefact(folder: Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Artefact:
+    """Write an artefact in one step: it is complete at `folder`, or not there at all.
+
+    Args:
+        folder: Where it goes; an artefact that is there already is replaced, anything else is not.
+        manifest: With `files=()`; sizes and hashes are filled in here.
+        files: Content, or the path of the content, by relative path.
+
+    Raises:
+        ArtefactError: `folder` holds something that is not an artefact.
+        ManifestError: The manifest is not valid together with the files.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
+        raise ArtefactError(
+            f"Wanted an empty folder or an artefact to replace, found other files in {folder}. Choose another --out."
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        entries = []
+        for relative, content in sorted(files.items()):
+            target = staging / relative
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, Path):
+                shutil.copyfile(content, target)
+            else:
+                target.write_bytes(content)
+            entries.append(FileEntry(path=relative, sha256=file_sha256(target), size=target.stat().st_size))
+        manifest = msgspec.structs.replace(manifest, files=tuple(entries))
+        check_manifest(manifest)
+        # Parsed back, so that what is returned is what a reader will see.
+        data = canonical_bytes(manifest)
+        manifest = parse_manifest(data)
+        (staging / MANIFEST_NAME).write_bytes(data)
+        staging.chmod(0o755)
+        _replace_folder(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Artefact(folder, manifest)
+
+
+def pack_artefact(artefact: Artefact, archive: Path) -> Path:
+    """Write the artefact as an uncompressed .zip with fixed timestamps: equal artefacts give equal bytes."""
+    names = [MANIFEST_NAME, *sorted(artefact.manifest.files_by_path)]
+    if (artefact.folder / _SIGNATURE_NAME).is_file():
+        names.insert(1, _SIGNATURE_NAME)
+    partial = archive.with_name(archive.name + ".part")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as bundle:
+        for name in names:
+            info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            info.external_attr = 0o644 << 16
+            bundle.writestr(info, artefact.path(name).read_bytes())
+    partial.replace(archive)
+    return archive
+
+
+def read_raw(artefact: Artefact, relative: str, spec: TensorSpec) -> np.ndarray:
+    """Read a golden file: little-endian values of the spec's dtype and shape, nothing else.
+
+    Raises:
+        IntegrityError: The file's size is not that of the tensor.
+    """
+    data = artefact.path(relative).read_bytes()
+    if len(data) != spec.nbytes:
+        raise IntegrityError(f"Wanted {spec.nbytes} B for {spec.name} {spec.shape}, found {len(data)} B in {relative}.")
+    return np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read in pieces of 1 MiB; 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _read_manifest(folder: Path) -> bytes:
+    path = folder / MANIFEST_NAME
+    if not path.is_file() or path.is_symlink():
+        raise ArtefactError(f"Wanted {MANIFEST_NAME}, found none in {folder}. Is it an artefact of `headtail export`?")
+    with path.open("rb") as stream:
+        return stream.read(MAX_MANIFEST_BYTES + 1)
+
+
+def _list_files(folder: Path) -> set[str]:
+    found: set[str] = set()
+    for root, folders, names in os.walk(folder):
+        for name in [*folders, *names]:
+            path = Path(root, name)
+            mode = path.lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise IntegrityError(
+                    f"Wanted plain files, found a link or device at {path}. Export the artefact again."
+                )
+        found |= {Path(root, name).relative_to(folder).as_posix() for name in names}
+        if len(found) > 4 * MAX_FILES:
+            raise IntegrityError(f"Wanted at most {MAX_FILES} files, found more than {len(found)} in {folder}.")
+    return found
+
+
+def _replace_folder(staging: Path, folder: Path) -> None:
+    if folder.exists():
+        old = staging.with_name(staging.name + ".old")
+        folder.rename(old)
+        staging.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        staging.rename(folder)
+
+
+def _unpack(archive: Path) -> Path:
+    target = archive.with_name(archive.name + ".d")
+    staging = Path(tempfile.mkdtemp(prefix=f".{archive.name}.", dir=archive.parent))
+    try:
+        with zipfile.ZipFile(archive) as bundle:
+            for member in _checked_members(bundle, archive):
+                _extract(bundle, member, staging / member.filename)
+        if target.exists() and not (target / MANIFEST_NAME).is_file():
+            raise ArtefactError(f"Wanted to unpack into {target}, found other files there. Remove them first.")
+        staging.chmod(0o755)
+        _replace_folder(staging, target)
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError) as error:
+        raise ArtefactError(f"Wanted an artefact as .zip, found: {error}, in {archive}. Copy it again.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
+
+
+def _checked_members(bundle: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
+    """Look at names, kinds and sizes before a byte is unpacked. The manifest is checked like the other names, later."""
+    members = [member for member in bundle.infolist() if not member.is_dir()]
+    if len(bundle.infolist()) > 2 * MAX_FILES:
+        raise ArtefactError(f"Wanted at most {MAX_FILES} files, found {len(bundle.infolist())} members in {archive}.")
+    if sum(member.file_size for member in members) > MAX_ARTEFACT_BYTES:
+        raise ArtefactError(f"Wanted at most {MAX_ARTEFACT_BYTES} B unpacked, found more in {archive}.")
+    seen: set[str] = set()
+    for member in members:
+        name = member.filename
+        kind = member.external_attr >> 16
+        if name.startswith(("/", "\\")) or "\\" in name or ":" in name or ".." in name.split("/") or len(name) > 400:
+            raise ArtefactError(
+                f"Wanted names inside of the artefact, found {name!r} in {archive}: it would leave its folder."
+            )
+        if stat.S_IFMT(kind) not in (0, stat.S_IFREG):
+            raise ArtefactError(f"Wanted plain files, found a link or device {name!r} in {archive}.")
+        if name in seen:
+            raise ArtefactError(f"Wanted each name once, found {name!r} twice in {archive}.")
+        if member.file_size > MAX_FILE_BYTES or member.file_size > MAX_ZIP_RATIO * max(member.compress_size, 1024):
+            raise ArtefactError(
+                f"Wanted a member that unpacks to at most {MAX_ZIP_RATIO}x, found {name!r} with {member.file_size} B in {archive}."
+            )
+        seen.add(name)
+    return members
+
+
+def _extract(bundle: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    left = member.file_size
+    with bundle.open(member) as source, target.open("wb") as sink:
+        while chunk := source.read(min(_CHUNK_BYTES, left + 1)):
+            left -= len(chunk)
+            if left < 0:
+                raise ArtefactError(
+                    f"Wanted {member.file_size} B in {member.filename!r}, found more: the .zip lies about its size."
+                )
+            sink.write(chunk)
+
+
+__all__ = [
+    "Artefact",
+    "ArtefactError",
+    "IntegrityError",
+    "ManifestError",
+    "check_files",
+    "file_sha256",
+    "open_artefact",
+    "pack_artefact",
+    "read_raw",
+    "write_artefact",
+]
