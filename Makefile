@@ -1,0 +1,48 @@
+# make demo | test | check | bench-NAME | bench-report | help
+VENV ?= .venv
+PYTHON_VENV := $(VENV)/bin/python
+export HEADTAIL_DATA ?= $(wildcard ../shared)
+BENCHES := foundation
+
+.PHONY: help demo test check format setup-demo setup-dev test-arm64 bench-data bench-report $(addprefix bench-,$(BENCHES))
+
+help:  ## what there is
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
+
+setup-demo:
+	@scripts/setup-system mosquitto:mosquitto || echo "no mosquitto: the demo uses the embedded broker"
+	@scripts/setup-venv demo $(VENV)
+
+setup-dev:
+	@scripts/setup-system mosquitto:mosquitto
+	@scripts/setup-venv dev $(VENV)
+
+demo: setup-demo  ## the main job, start to end, on this machine (report: demo/report.html)
+	$(VENV)/bin/headtail demo $(DEMO_ARGS)
+
+test: setup-dev  ## everything that CI tests
+	$(PYTHON_VENV) -m pytest $(PYTEST_ARGS)
+
+check: setup-dev  ## formatting, lint, types, import rules, generated docs
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PYTHON_VENV) scripts/generate_docs.py --check
+
+format: setup-dev  ## rewrite the sources in the house format
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+test-arm64: setup-dev  ## the device packages under emulated aarch64
+	scripts/setup-arm64
+	$(PYTHON_VENV) -m pytest -m arm64 $(PYTEST_ARGS)
+
+bench-data: setup-dev  ## check the third-party files that benchmarks read (HEADTAIL_DATA)
+	$(PYTHON_VENV) -m benchmarks.data
+
+bench-foundation: setup-dev  ## the figures of export, cut, runtime and offload
+	$(PYTHON_VENV) -m benchmarks.foundation
+
+bench-report: setup-dev  ## write the tables of README and docs from benchmarks/results
+	$(PYTHON_VENV) scripts/generate_docs.py

@@ -1,0 +1,72 @@
+"""The root of `headtail`: every command is named as a string and imported when it runs, so no import edge exists."""
+
+import importlib.util
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cyclopts import App
+
+# command -> (function, one line of help); the help is given here, so that --help imports none of them
+COMMANDS = {
+    "devices": ("orchestrator.commands.devices:devices", "Boards that are known, and what is known of them."),
+    "export": ("export.commands.export:export", "Turn a model into an artefact for a board."),
+    "split": ("export.commands.split:split", "Cut an exported, quantised network into head and tail."),
+    "inspect": ("orchestrator.commands.inspect:inspect", "Show what an artefact says of itself."),
+    "verify": ("orchestrator.commands.verify:verify", "Check an artefact and run its golden vectors."),
+    "broker": ("orchestrator.commands.broker:broker", "Start an MQTT broker for devices and tails."),
+    "deploy": ("orchestrator.commands.deploy:deploy", "Send an artefact to a device and activate it."),
+    "demo": ("orchestrator.commands.demo:demo", "Run the main job, start to end, on this machine."),
+}
+GROUPS = {
+    "tail": (
+        "Serve tails on the host.",
+        {"serve": ("orchestrator.commands.tail:serve", "Answer the requests of heads over MQTT.")},
+    ),
+}
+
+
+def main() -> None:
+    """Run one command; exit 0 when done, 1 after a named error, 2 on wrong usage."""
+    if importlib.util.find_spec("cyclopts") is None or importlib.util.find_spec("rich") is None:
+        sys.stderr.write("headtail: the command line needs cyclopts and rich: pip install 'headtail[cli]'\n")
+        sys.exit(2)
+    sys.exit(run())
+
+
+def run(tokens: list[str] | None = None) -> int:
+    """Run the command in `tokens` (the process's arguments by default) and return the exit status."""
+    from cyclopts import CycloptsError
+
+    from device_profiles.errors import EdgeError
+
+    try:
+        result = build_app()(tokens, exit_on_error=False, result_action="return_value")
+    except CycloptsError:
+        return 2
+    except EdgeError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader left; nothing more can be said to it
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def build_app() -> "App":
+    """The application with all commands, none of them imported yet."""
+    from cyclopts import App
+
+    from device_profiles.version import __version__
+
+    app = App(name="headtail", version=__version__, help="Get models to run on the devices people really have.")
+    for name, (target, help_line) in COMMANDS.items():
+        app.command(target, name=name, help=help_line)
+    for group, (group_help, commands) in GROUPS.items():
+        sub = App(name=group, help=group_help)
+        for name, (target, help_line) in commands.items():
+            sub.command(target, name=name, help=help_line)
+        app.command(sub)
+    return app

@@ -1,0 +1,1 @@
+"""Commands of the host that belong to no single package below."""

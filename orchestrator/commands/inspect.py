@@ -1,0 +1,62 @@
+"""`headtail inspect ARTEFACT`: what an artefact says of itself, after its hashes were checked."""
+
+from pathlib import Path
+
+from edge_runtime.artefact import Artefact, open_artefact
+from edge_runtime.manifest import TensorSpec
+from orchestrator.commands.output import format_bytes, print_fields, print_json, print_table
+
+
+def inspect(artefact: Path, *, json: bool = False) -> None:
+    """Show what an artefact says of itself.
+
+    Args:
+        artefact: A folder or .zip that `headtail export` or `headtail split` wrote.
+        json: Print the manifest with its identifiers as JSON.
+    """
+    opened = open_artefact(artefact)
+    if json:
+        print_json({"id": opened.id, "key": opened.key, "manifest": opened.manifest})
+    else:
+        _print(opened)
+
+
+def _print(artefact: Artefact) -> None:
+    manifest = artefact.manifest
+    engine, calibration, quality = manifest.engine, manifest.calibration, manifest.quality
+    fields: list[tuple[str, object]] = [
+        ("id", artefact.id),
+        ("key on the wire", artefact.key),
+        ("role", manifest.role),
+        ("model", f"{manifest.model.name} (source sha256 {manifest.model.source_sha256[:16]}..)"),
+        ("target", manifest.target),
+        ("precision", manifest.precision),
+        ("engine", f"{engine.name} {engine.built}, optimisation {engine.optimisation}, {engine.threads} thread(s)"),
+        ("written by", f"{manifest.tool.name} {manifest.tool.version}"),
+    ]
+    if calibration is not None:
+        fields.append(("calibration", f"{calibration.method}, {calibration.count} from {calibration.source}"))
+    if quality is not None:
+        fields.append(
+            (
+                "quality",
+                f"{quality.metric}: {quality.this} (reference {quality.reference}), agreement {quality.agreement}, {quality.count} from {quality.data}",
+            )
+        )
+    if manifest.cut is not None:
+        fields.append(("cut", manifest.cut.cut_id or "accepts " + ", ".join(manifest.cut.accepts)))
+    fields += [("fallback", manifest.fallback or "none")]
+    fields += [("licence", f"{one.subject}: {one.spdx}, {one.attribution}") for one in manifest.licences]
+    print_fields(str(artefact.folder), fields)
+    rows = [_tensor("in", spec) for spec in manifest.inputs] + [_tensor("out", spec) for spec in manifest.outputs]
+    print_table("Tensors", ("", "name", "dtype", "shape", "layout", "meaning", "scale, zero point"), rows)
+    print_table(
+        "Files",
+        ("path", "size", "sha256"),
+        [(f.path, format_bytes(f.size), f.sha256[:16] + "..") for f in manifest.files],
+    )
+
+
+def _tensor(direction: str, spec: TensorSpec) -> tuple[object, ...]:
+    quantisation = f"{spec.quantisation.scale:.6g}, {spec.quantisation.zero_point}" if spec.quantisation else None
+    return direction, spec.name, spec.dtype, "x".join(map(str, spec.shape)), spec.layout, spec.semantic, quantisation

@@ -1,0 +1,46 @@
+"""How commands speak: JSON for programs, rich tables for people."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+
+def print_json(value: Any) -> None:  # noqa: ANN401 - any msgspec-encodable value
+    """One JSON document on standard output."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table on standard output; null prints as a dash."""
+    table = Table(title=title, title_justify="left")
+    for index, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=index == 0)  # the first column is what users copy
+    for row in rows:
+        table.add_row(*["-" if cell is None else str(cell) for cell in row])
+    Console().print(table)
+
+
+def print_fields(title: str, fields: Sequence[tuple[str, object]]) -> None:
+    """Names and values, one a line; null prints as "unknown"."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in fields:
+        table.add_row(name, "unknown" if value is None else str(value))
+    Console().print(table)
+
+
+def format_bytes(count: int | None) -> str | None:
+    """Bytes with a binary prefix for people; exact below 10 KiB."""
+    if count is None:
+        return None
+    size = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 10_240 or unit == "GiB":
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}".replace(".0 ", " ")
+        size /= 1024
+    raise AssertionError("unreachable")
