@@ -51,13 +51,8 @@ def centre_crop(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     Raises:
         ImageError: The picture is smaller than the crop.
     """
+    image = resize_short_side(image, preprocessing)
     height, width = image.shape[:2]
-    short = preprocessing.resize_short
-    if short is not None and min(height, width) != short:
-        scale = short / min(height, width)
-        size = (max(short, round(width * scale)), max(short, round(height * scale)))
-        image = _resize(image, size, preprocessing.interpolation)
-        height, width = image.shape[:2]
     crop_height, crop_width = preprocessing.crop
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
     if top < 0 or left < 0:
@@ -65,6 +60,17 @@ def centre_crop(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
             f"Wanted a picture of at least {preprocessing.crop}, found {(height, width)}. Set resize_short."
         )
     return image[top : top + crop_height, left : left + crop_width]
+
+
+def resize_short_side(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Resize so that the short side has the pixels that the manifest wants; uint8 (height, width, 3)."""
+    height, width = image.shape[:2]
+    short = preprocessing.resize_short
+    if short is None or min(height, width) == short:
+        return image
+    scale = short / min(height, width)
+    size = (max(short, round(width * scale)), max(short, round(height * scale)))
+    return _resize(image, size, preprocessing.interpolation)
 
 
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
