@@ -94,6 +94,13 @@ def break_even_bits_per_s(local: Row, remote: Row, delay_ms: float) -> float | N
     return None if spare_ms <= 0 else 8 * remote.payload_bytes / (spare_ms / 1000)
 
 
+def total_at_rate_ms(row: Row, bits_per_s: float, delay_ms: float) -> float:
+    """What one picture would take on a link of this rate: measured parts, plus twice the delay and the bytes' time."""
+    if row.payload_bytes == 0:
+        return row.total_ms
+    return row.device_ms + row.host_ms + row.broker_ms + 2 * delay_ms + 8000 * row.payload_bytes / bits_per_s
+
+
 def verdict(rows: Sequence[Row], delay_ms: float, link: str) -> str:
     """One sentence: who wins on this link and why, with the break-even rate."""
     best = min(rows, key=lambda row: row.total_ms)

@@ -1,0 +1,56 @@
+"""`headtail demo`: the main job, start to end, on this machine."""
+
+import sys
+import time
+from pathlib import Path
+
+from orchestrator.commands.output import print_json, print_table
+from orchestrator.demo.photos import class_name
+from orchestrator.demo.story import DemoOptions, Outcome, run_story
+
+
+def demo(*, link: str = "5mbit/20ms", out: Path = Path("demo"), rounds: int = 5, json: bool = False) -> None:
+    """Export, cut, deploy and run EfficientNet-Lite0 on photographs; write a report.
+
+    Args:
+        link: Emulated link of the device, rate/one-way delay, or "none".
+        out: Folder for everything that the demo writes.
+        rounds: How often each photograph is classified in each way.
+        json: Print the table as JSON.
+    """
+    begun = time.monotonic()
+
+    def say(line: str) -> None:
+        if not json:
+            sys.stdout.write(f"[{time.monotonic() - begun:5.1f} s] {line}\n")
+            sys.stdout.flush()
+
+    outcome = run_story(DemoOptions(folder=out, link=link, rounds=rounds), say)
+    if json:
+        print_json({"link": link, "rows": outcome.rows, "verdict": outcome.verdict})
+        return
+    _print(outcome, link)
+    say("Done")
+
+
+def _print(outcome: Outcome, link: str) -> None:
+    labels = [(name, class_name(top1), f"{100 * share:.0f} %") for name, top1, share in outcome.labels]
+    print_table("What the photographs show (fp32 model)", ("photograph", "label", "probability"), labels)
+    rows = [
+        (
+            row.name,
+            f"{row.payload_bytes:,}",
+            *(f"{value:.1f}" for value in (row.device_ms, row.host_ms, row.broker_ms, row.link_ms, row.total_ms)),
+            f"{100 * row.agreement:.0f} %",
+        )
+        for row in outcome.rows
+    ]
+    columns = ("way", "bytes", "device ms", "host ms", "broker ms", "link ms", "total ms", "agrees with fp32")
+    print_table(f"One picture, link {link} (rate/one-way delay, emulated)", columns, rows)
+    sys.stdout.write(outcome.verdict + "\n")
+    outage = outcome.outage
+    sys.stdout.write(
+        f"Broker killed while streaming: {len(outage.before)} pictures answered by head and tail before, {len(outage.after)} "
+        f"by the fallback on the device after; {outage.late} missed the deadline of {outage.deadline_ms:.0f} ms.\n"
+        f"Report: {outcome.report}\n"
+    )
