@@ -1,6 +1,7 @@
 """One way to run a model, whichever engine is below it."""
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -58,7 +59,7 @@ _BACKENDS = {
 def open_session(artefact: Artefact, *, threads: int | None = None) -> Session:
     """Open an artefact with the engine that its manifest names.
 
-    A microcontroller's int8 .tflite opens with LiteRT here: close to, but not bit-equal with, the device.
+    A microcontroller's int8 .tflite opens with LiteRT's reference kernels here: those of TensorFlow Lite Micro.
 
     Args:
         artefact: Checked by `open_artefact`.
@@ -85,6 +86,15 @@ def open_session(artefact: Artefact, *, threads: int | None = None) -> Session:
             f"Wanted the engine {engine.name}, found no module {error.name!r}. Install it: pip install 'headtail[{extra}]'."
         ) from error
     return session
+
+
+def available_engines() -> tuple[str, ...]:
+    """Names of the engines whose library is installed here; none of them is imported."""
+    return tuple(
+        name
+        for name, (_, library, _) in _BACKENDS.items()
+        if name != "tflite-micro" and importlib.util.find_spec(library) is not None
+    )
 
 
 def check_inputs(specs: tuple[TensorSpec, ...], arrays: Sequence[np.ndarray]) -> None:

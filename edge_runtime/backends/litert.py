@@ -66,8 +66,13 @@ def open_backend(artefact: Artefact, threads: int) -> LiteRtSession:
         EngineError: The interpreter refuses it, or its tensors are not those of the manifest.
     """
     interpreter_type, version = interpreter_class(artefact.manifest.engine.name)
+    options: dict[str, Any] = {}
+    if artefact.manifest.engine.name == "tflite-micro":
+        # The reference kernels are those of TensorFlow Lite Micro, bit for bit; the fast ones round differently.
+        kinds = importlib.import_module(interpreter_type.__module__).OpResolverType
+        options["experimental_op_resolver_type"] = kinds.BUILTIN_REF
     try:
-        interpreter = interpreter_type(model_path=str(artefact.entry), num_threads=threads)
+        interpreter = interpreter_type(model_path=str(artefact.entry), num_threads=threads, **options)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise EngineError(

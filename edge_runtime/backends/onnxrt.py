@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -51,6 +52,17 @@ def session_options(optimisation: str, threads: int) -> ort.SessionOptions:
     return options
 
 
+@functools.cache
+def _share_arena() -> None:
+    """One memory arena for all sessions of the process.
+
+    It grows by what is asked for; a session's own grows by powers of two and costs 3 MB more with a 5 MB network.
+    """
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    no_limit, same_as_requested, default = 0, 1, -1
+    ort.create_and_register_allocator(memory, ort.OrtArenaCfg(no_limit, same_as_requested, default, default))
+
+
 def open_backend(artefact: Artefact, threads: int) -> OnnxRuntimeSession:
     """Open the artefact's .onnx file.
 
@@ -58,6 +70,8 @@ def open_backend(artefact: Artefact, threads: int) -> OnnxRuntimeSession:
         EngineError: ONNX Runtime refuses it, or its inputs are not those of the manifest.
     """
     options = session_options(artefact.manifest.engine.optimisation, threads)
+    _share_arena()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         session = ort.InferenceSession(str(artefact.entry), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises classes of its own extension module that it does not export

@@ -1,0 +1,225 @@
+"""Write the two artefacts of a cut: head/ for the device and tail/ for the host."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from device_profiles import load_board
+from device_profiles.version import __version__
+from edge_runtime import manifest as manifests
+from edge_runtime.artefact import Artefact, read_raw, write_artefact
+from edge_runtime.manifest import (
+    SCHEMA_VERSION,
+    Engine,
+    Manifest,
+    ModelInfo,
+    Postprocessing,
+    TensorSpec,
+    Tool,
+    make_cut_id,
+)
+from export.cut_check import Arrays, check_cut, kept_inputs, sample_inputs
+from export.cut_golden import latent_rule, make_golden, output_rule
+from export.cut_source import CutSource, open_cut_source
+from split.cut_graph import CutTensor
+from split.cuts import Cut, cut_at
+
+_PACKAGES = {"onnx": ("onnx", "onnxruntime"), "tflite": ("ai-edge-litert",)}
+_LICENCE_WORDS = ("LICENCE", "LICENSE", "NOTICE", "COPYING")
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """Where a pair goes, and for which boards. `fallback` is the id of a whole network that the device holds."""
+
+    out: Path
+    head_target: str
+    tail_target: str
+    fallback: str | None = None
+    samples: tuple[tuple[np.ndarray, ...], ...] = ()  # golden inputs; random ones, or those of the artefact, when empty
+
+
+def write_pair(source: CutSource, cut: Cut, options: PairOptions) -> tuple[Artefact, Artefact]:
+    """Cut, prove that nothing changed on the golden inputs, and write head and tail.
+
+    Args:
+        source: The whole network.
+        cut: One of its cuts.
+        options: Folders `head` and `tail` are made in `options.out`.
+
+    Returns:
+        (head, tail). The head's cut id is what the tail accepts.
+
+    Raises:
+        CutEqualityError: Head + tail gives other bytes than the unsplit network.
+        ArtefactError: The folders hold something else.
+    """
+    pair = source.split(cut)
+    samples = [list(sample) for sample in options.samples] or _golden_inputs(source)
+    results = check_cut(source, cut, pair, samples)
+    keep = kept_inputs(source, cut)
+    given = [[sample[index] for index in keep] for sample in samples]
+    latents = tuple(_latent(source, tensor) for tensor in cut.tensors)
+    head_hash = sha256(pair[0]).hexdigest()
+    cut_id = make_cut_id(head_sha256=head_hash, tensors=latents, codec="raw", tables_sha256=None)
+    head_golden = make_golden(list(zip(given, [found for found, _ in results], strict=True)), latent_rule(source))
+    tail_golden = make_golden(results, output_rule(source))
+    base = _base_manifest(source, latents)
+    head = msgspec.structs.replace(
+        base,
+        target=options.head_target,
+        inputs=tuple(source.inputs[index] for index in keep),
+        golden=head_golden.vectors,
+        fallback=options.fallback,
+        cut=manifests.Cut(cut_id=cut_id, tensors=latents),
+    )
+    tail = msgspec.structs.replace(
+        _tail_manifest(source, base),
+        target=options.tail_target,
+        golden=tail_golden.vectors,
+        cut=manifests.Cut(accepts=(cut_id,), tensors=latents),
+    )
+    carried = _carried_files(source)
+    return (
+        write_artefact(options.out / "head", head, {base.entry: pair[0], **head_golden.files, **carried}),
+        write_artefact(
+            options.out / "tail", tail, {base.entry: pair[1], **tail_golden.files, **carried, **_label_files(source)}
+        ),
+    )
+
+
+def _base_manifest(source: CutSource, latents: tuple[TensorSpec, ...]) -> Manifest:
+    """The head's manifest without what only the caller knows; the tail's is derived from it."""
+    own = source.artefact.manifest if source.artefact else None
+    return Manifest(
+        schema=SCHEMA_VERSION,
+        tool=Tool(name="headtail", version=__version__, packages=_packages(source.kind)),
+        model=own.model if own else ModelInfo(name=source.name, source_sha256=source.sha256),
+        role="head",
+        target="",
+        precision="int8",
+        engine=source.engine,
+        entry=f"model.{source.kind}",
+        inputs=(),
+        outputs=latents,
+        files=(),
+        preprocessing=own.preprocessing if own else None,
+        calibration=own.calibration if own else None,
+        quality=own.quality if own else None,
+        licences=own.licences if own else (),
+    )
+
+
+def _tail_manifest(source: CutSource, head: Manifest) -> Manifest:
+    """The tail's manifest without what only the caller knows."""
+    return msgspec.structs.replace(
+        head,
+        role="tail",
+        engine=_tail_engine(head.engine),
+        inputs=head.outputs,
+        outputs=source.outputs,
+        preprocessing=None,
+        postprocessing=source.artefact.manifest.postprocessing if source.artefact else Postprocessing(),
+    )
+
+
+def cut_network(
+    model: Path | str,
+    at: Sequence[str],
+    *,
+    out: Path | str,
+    fallback: Artefact | None = None,
+    tail_target: str = "this",
+) -> tuple[Artefact, Artefact]:
+    """Cut an int8 network in two: what `headtail split MODEL --at TENSOR` does.
+
+    Args:
+        model: An artefact of a whole int8 network, or an int8 .onnx or .tflite file.
+        at: Names of the tensors to cut at, see `split.cuts.find_cuts`.
+        out: Folder in which head/ and tail/ are written.
+        fallback: A whole network that the device runs when the tail does not answer.
+        tail_target: Board of the tail.
+
+    Returns:
+        (head, tail); head + tail was found equal to the network, bit for bit.
+
+    Raises:
+        CutError: There is no cut at these tensors.
+        EdgeError: A subclass for each other reason, see `open_cut_source` and `write_pair`.
+    """
+    source = open_cut_source(Path(model))
+    options = PairOptions(
+        out=Path(out),
+        head_target=load_board(source.artefact.manifest.target if source.artefact else "this").id,
+        tail_target=load_board(tail_target).id,
+        fallback=fallback.id if fallback is not None else None,
+    )
+    return write_pair(source, cut_at(source.graph, at), options)
+
+
+def _latent(source: CutSource, tensor: CutTensor) -> TensorSpec:
+    layout = None
+    if len(tensor.shape) == 4:
+        layout = "nchw" if source.kind == "onnx" else "nhwc"
+    return TensorSpec(
+        name=tensor.name,
+        engine_name=tensor.name,
+        dtype=tensor.dtype,  # type: ignore[arg-type]  # one of CROSSING_DTYPES, checked by the cut finder
+        shape=tensor.shape,
+        layout=layout,
+        semantic="latent",
+        quantisation=tensor.quantisation,
+    )
+
+
+def _golden_inputs(source: CutSource) -> list[Arrays]:
+    """Up to two golden inputs of the artefact and a random one; two random ones for a bare file."""
+    if source.artefact is None:
+        return sample_inputs(source.inputs, count=2)
+    stored = [
+        [read_raw(source.artefact, name, spec) for name, spec in zip(one.inputs, source.inputs, strict=True)]
+        for one in source.artefact.manifest.golden[:2]
+    ]
+    return stored + sample_inputs(source.inputs, count=1)
+
+
+def _packages(kind: str) -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES[kind]:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # a build from source may carry another name
+            continue
+    return found
+
+
+def _tail_engine(engine: Engine) -> Engine:
+    """The tail runs on a host: what a microcontroller, an old Pi or a Jetson runs has a CPU engine beside it there."""
+    if engine.name in ("tflite-micro", "tflite-runtime"):
+        return Engine(name="litert", built=version("ai-edge-litert"))
+    if engine.name == "tensorrt":
+        return Engine(name="onnxruntime", built=version("onnxruntime"), optimisation="basic")
+    return engine
+
+
+def _carried_files(source: CutSource) -> dict[str, bytes | Path]:
+    """Licence texts of the whole network's artefact."""
+    if source.artefact is None:
+        return {}
+    listed = source.artefact.manifest.files_by_path
+    return {
+        path: source.artefact.path(path)
+        for path in listed
+        if path.rsplit("/", 1)[-1].upper().startswith(_LICENCE_WORDS)
+        or path.upper().startswith(("LICENSES/", "LICENCES/"))
+    }
+
+
+def _label_files(source: CutSource) -> dict[str, bytes | Path]:
+    labels = source.artefact.manifest.postprocessing.labels if source.artefact else None
+    return {labels: source.artefact.path(labels)} if source.artefact and labels else {}
