@@ -1,0 +1,161 @@
+"""A content-addressed cache on disk: the same work is done once.
+
+Entries are named by the sha256 of everything that went in (source, options, calibration data, tool versions), written
+in one step, and checked against their own hash when read. `HEADTAIL_CACHE` names another folder, or is "off".
+"""
+
+import functools
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from device_profiles.errors import EdgeError
+from device_profiles.version import __version__
+from edge_runtime.artefact import Artefact, open_artefact
+from edge_runtime.manifest import canonical_bytes
+
+LIMIT_BYTES = 4 << 30
+_HASH_BYTES = 32
+_LOG = logging.getLogger(__name__)
+# What takes part in an export; a new version of any of them is a new key.
+_PACKAGES = (
+    "torch", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "litert-torch", "litert-converter", "ai-edge-quantizer",
+    "ai-edge-litert", "numpy", "pillow",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The cache folder; null keeps nothing."""
+
+    folder: Path | None
+
+    def blob(self, key: str, make: Callable[[], bytes]) -> bytes:
+        """The bytes under `key`, made and kept when they are not there or damaged.
+
+        Args:
+            key: From `cache_key`.
+            make: Makes the bytes; its errors pass through and nothing is kept.
+        """
+        path = None if self.folder is None else self.folder / "blob" / key
+        if path is not None and path.is_file():
+            data = path.read_bytes()
+            if hashlib.sha256(data[_HASH_BYTES:]).digest() == data[:_HASH_BYTES]:
+                path.touch()
+                return data[_HASH_BYTES:]
+            _LOG.warning("Cache entry %s is damaged; made again.", path)
+        data = make()
+        if path is not None:
+            _write(path, hashlib.sha256(data).digest() + data)
+            _prune(path.parent, LIMIT_BYTES)
+        return data
+
+    def keep(self, path: Path, data: bytes) -> None:
+        """Write a small file of the cache in one step."""
+        _write(path, data)
+
+    def artefact(self, key: str) -> Artefact | None:
+        """The complete artefact under `key`, checked; null when there is none or it is damaged."""
+        folder = self.artefact_folder(key)
+        if folder is None or not folder.is_dir():
+            return None
+        try:
+            return open_artefact(folder)
+        except EdgeError as error:
+            _LOG.warning("Cached artefact %s is damaged (%s); made again.", folder, error)
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
+
+    def prune_artefacts(self, limit: int = LIMIT_BYTES) -> None:
+        """Remove the oldest artefacts until the rest takes at most `limit` bytes; the newest stays."""
+        if self.folder is None:
+            return
+        folders = [one for one in (self.folder / "artefact").iterdir() if one.is_dir() and not one.name.startswith(".")]
+        entries = sorted((one.stat().st_mtime, _folder_size(one), one) for one in folders)
+        total = sum(size for _, size, _ in entries)
+        for _, size, one in entries[:-1]:
+            if total <= limit:
+                return
+            shutil.rmtree(one, ignore_errors=True)
+            total -= size
+
+    def artefact_folder(self, key: str) -> Path | None:
+        """Where the artefact of `key` lies or goes."""
+        return None if self.folder is None else self.folder / "artefact" / key
+
+
+def _folder_size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def open_cache() -> Cache:
+    """The cache that the environment names: `HEADTAIL_CACHE`, else `$XDG_CACHE_HOME/headtail`."""
+    chosen = os.environ.get("HEADTAIL_CACHE")
+    if chosen in ("off", "0"):
+        return Cache(None)
+    if chosen:
+        return Cache(Path(chosen))
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Cache(Path(base) / "headtail")
+
+
+def cache_key(*parts: object) -> str:
+    """64 hex digits for everything given, and for the versions of headtail and the converters.
+
+    Args:
+        parts: msgspec-encodable values, in a fixed order.
+    """
+    return hashlib.sha256(canonical_bytes([tool_versions(), _own_code(), *parts])).hexdigest()
+
+
+@functools.cache
+def _own_code() -> str:
+    """Hash of this package's sources: whoever changes an exporter must not meet what the old one made."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def tool_versions() -> dict[str, str]:
+    """Installed versions of what takes part in an export, by distribution name."""
+    found = {"headtail": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write in one step; a full or read-only disk costs the cache, not the export."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(data)
+            Path(name).replace(path)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        _LOG.warning("Cannot keep %s in the cache: %s.", path, error)
+
+
+def _prune(folder: Path, limit: int) -> None:
+    """Remove the entries that were not used for longest until the folder is below the limit."""
+    entries = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir() if path.is_file())
+    total = sum(size for _, size, _ in entries)
+    for _, size, path in entries[:-1]:
+        if total <= limit:
+            return
+        path.unlink(missing_ok=True)
+        total -= size

@@ -1,0 +1,79 @@
+"""What was asked for, resolved: the model, the board, the route and the data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_profiles import DeviceProfile
+from edge_runtime.manifest import EngineName, Licence, Precision, Preprocessing
+from export.cache import Cache, cache_key
+from export.routes import Route
+from export.samples import SampleSet
+from export.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """How to export. Null lets headtail choose.
+
+    Attributes:
+        precision: int8 for microcontrollers or with calibration data, fp16 for GPUs, else fp32.
+        engine: The first of the board's kind.
+        calibration: A folder of pictures, or an .npz of inputs; needed for int8.
+        data: The same, with class ids: to measure agreement and accuracy on.
+        preprocessing: How pictures become the input; a module's own wins.
+        labels: One name for each class; a module's own win.
+        licences: Of the weights, beside those that the module names.
+        threads: Of the engine on the board.
+    """
+
+    precision: Precision | None = None
+    engine: EngineName | None = None
+    calibration: Path | None = None
+    data: Path | None = None
+    preprocessing: Preprocessing | None = None
+    labels: tuple[str, ...] = ()
+    licences: tuple[Licence, ...] = ()
+    threads: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One export, before any converter is imported."""
+
+    source: Source
+    board: DeviceProfile
+    route: Route
+    options: ExportOptions
+    calibration: SampleSet | None
+    data: SampleSet | None
+    cache: Cache
+    progress: Callable[[str], None]
+
+    @property
+    def key(self) -> str:
+        """The artefact's place in the cache: everything that its bytes depend on."""
+        options = self.options
+        declared = (options.preprocessing, options.labels, options.licences, options.threads)
+        route = self.route
+        steps = (route.source, route.format, route.precision, route.engine, route.scheme)
+        data = [None if one is None else (Path(one.source).name, one.sha256) for one in (self.calibration, self.data)]
+        return cache_key("artefact", self.source.sha256, self.source.name, self.board.id, steps, declared, data)
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """The module's own, else the option's."""
+        model = self.source.model
+        return (model.preprocessing if model is not None else None) or self.options.preprocessing
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The module's own, else the option's."""
+        model = self.source.model
+        return (model.labels if model is not None else ()) or self.options.labels
+
+    @property
+    def licences(self) -> tuple[Licence, ...]:
+        """The module's and the option's."""
+        model = self.source.model
+        return (*(model.licences if model is not None else ()), *self.options.licences)

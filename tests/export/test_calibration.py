@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_runtime.manifest import Preprocessing, TensorSpec
+from export import samples
+from export.calibration import MAX_SAMPLES, decode_calibration, open_calibration, tensors_sha256
+from export.errors import CalibrationError
+from export.samples import open_samples
+
+SPEC = TensorSpec(name="x", engine_name="x", dtype="float32", shape=(1, 3, 8, 8), layout="nchw", semantic="image")
+PICTURES = Preprocessing(resize_short=None, crop=(8, 8), mean=(127.0,) * 3, std=(128.0,) * 3)
+
+
+def _pictures(folder, names):
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pixels = np.full((10, 12, 3), number, np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+
+
+def _decode(path, *, specs=(SPEC,), preprocessing=None):
+    return decode_calibration(open_calibration(path), specs, preprocessing, method="test")
+
+
+def test_none_given_is_an_error_that_says_what_to_give():
+    with pytest.raises(CalibrationError, match="--calibration DIR"):
+        open_calibration(None)
+
+
+def test_pictures_are_read_in_a_fixed_order_and_prepared(tmp_path):
+    _pictures(tmp_path, ["b/2.png", "a/9.png", "a/10.jpg"])
+    data = _decode(tmp_path, preprocessing=PICTURES)
+    assert data.record.count == 3
+    assert data.record.source == tmp_path.name
+    assert data.record.sha256 == tensors_sha256(data.samples)
+    values = [float(arrays[0][0, 0, 0, 0]) * 128 + 127 for arrays in data.samples]
+    assert values == pytest.approx([2, 1, 0], abs=1)  # a/10.jpg, a/9.png, b/2.png
+
+
+def test_more_than_the_limit_is_thinned_evenly(tmp_path):
+    np.savez(
+        tmp_path / "x.npz", x=np.arange(2000, dtype=np.float32)[:, None, None, None] * np.ones((3, 8, 8), np.float32)
+    )
+    data = _decode(tmp_path)
+    firsts = [float(arrays[0][0, 0, 0, 0]) for arrays in data.samples]
+    assert len(firsts) == MAX_SAMPLES
+    steps = np.diff(firsts)
+    assert (firsts[0], steps.min() >= 3, steps.max() <= 4) == (0.0, True, True)
+
+
+def test_class_ids_come_from_folders_named_by_number_or_by_label(tmp_path):
+    _pictures(tmp_path / "numbers", ["3/a.png", "12/b.png"])
+    assert open_samples(tmp_path / "numbers").labels.tolist() == [12, 3]
+    _pictures(tmp_path / "names", ["dog/a.png", "cat/b.png"])
+    assert open_samples(tmp_path / "names").labels is None
+    assert open_samples(tmp_path / "names", labels=["cat", "dog"]).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"x": np.zeros((4, 3, 8, 9), np.float32)}, r"\(3, 8, 9\)"),
+        ({"a": np.zeros((4, 3, 8, 8), np.float32), "b": np.zeros((4, 1), np.float32)}, r"found \['a', 'b'\]"),
+        ({"x": np.full((4, 3, 8, 8), np.nan, np.float32)}, "NaN"),
+        ({"x": np.zeros((0, 3, 8, 8), np.float32)}, "same number"),
+        ({"x": np.zeros((4, 3, 8, 8), np.float32), "labels": np.zeros(3)}, "same number"),
+        ({"x": np.array([{}, {}], object)}, "plain arrays"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_named(tmp_path, arrays, said):
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(CalibrationError, match=said):
+        _decode(tmp_path / "x.npz")
+
+
+def test_an_archive_that_unpacks_to_more_than_the_limit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples, "MAX_ARRAY_BYTES", 1 << 16)
+    np.savez_compressed(tmp_path / "x.npz", x=np.zeros((100, 3, 8, 8), np.float32))
+    with pytest.raises(CalibrationError, match="Wanted at most 65536 B"):
+        open_calibration(tmp_path / "x.npz")
+
+
+def test_pictures_without_preprocessing_say_how_to_give_it(tmp_path):
+    _pictures(tmp_path, ["a.png"])
+    with pytest.raises(CalibrationError, match="--mean and --std"):
+        _decode(tmp_path)
+
+
+def test_a_folder_without_pictures_is_named(tmp_path):
+    with pytest.raises(CalibrationError, match="found 0"):
+        open_calibration(tmp_path)
