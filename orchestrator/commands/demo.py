@@ -50,7 +50,7 @@ def _print(outcome: Outcome, link: str) -> None:
     sys.stdout.write(outcome.verdict + "\n")
     outage = outcome.outage
     sys.stdout.write(
-        f"Broker killed while streaming: {len(outage.before)} pictures answered by head and tail before, {len(outage.after)} "
+        f"Broker stopped while streaming: {len(outage.before)} pictures answered by head and tail before, {len(outage.after)} "
         f"by the fallback on the device after; {outage.late} missed the deadline of {outage.deadline_ms:.0f} ms.\n"
         f"Report: {outcome.report}\n"
     )

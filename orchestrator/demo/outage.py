@@ -1,4 +1,4 @@
-"""The second half's last scene: a real agent streams, the broker is killed, the fallback answers in time."""
+"""The second half's last scene: a real agent streams, the broker is stopped, the fallback answers in time."""
 
 import time
 from collections.abc import Sequence
@@ -64,12 +64,12 @@ def show_outage(
     stream = ["--source", f"dir:{folder / 'pictures'}", "--loop", "--fps", str(FPS), "--deadline-ms", str(deadline_ms)]
     start = ["run", "--device", DEVICE, "--broker", device_url, "--state", str(folder / "device"), "--threads", "1"]
     children.start(
-        "agent", edge_agent("--log-level", "info", *start, *stream, "--results", str(results)), ready="connected"
+        "agent", edge_agent("--log-level", "info", *start, *stream, "--results", str(results)), ready="edge-agent"
     )
     for name, artefact in (("fallback", built.whole_int8), ("head", built.live_pair / "head")):
         children.run(f"deploy-{name}", headtail("deploy", str(artefact), "--to", DEVICE, "--broker", broker_url))
     remote = _wait_for(results, "remote", 3 * FPS)
-    children.stop("broker", kill=True)
+    children.stop("broker")
     _wait_for(results, "local", 3 * FPS, after=len(remote))
     children.stop("agent")
     every = _read(results)

@@ -77,7 +77,7 @@ def run_story(options: DemoOptions, say: Callable[[str], None]) -> Outcome:
             )
             direct = _measure(folder, children, built, url, options.rounds)
             linked = _measure(folder, children, built, proxy.url, options.rounds) if link else direct
-            say("Deploying to an agent that streams, then killing the broker")
+            say("Deploying to an agent that streams, then stopping the broker")
             outage = show_outage(folder, children, built, device_url=proxy.url, broker_url=url, deadline_ms=DEADLINE_MS)
     rows = summarise(built.strategies, direct, linked, built.strategies[0].name)
     return _conclude(options, link, rows, direct, outage)

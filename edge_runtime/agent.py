@@ -1,0 +1,282 @@
+"""The program on a device: says that it is there, takes deployments, runs frames, reports results."""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, Full, Queue
+
+import msgspec
+
+from device_profiles import load_board
+from device_profiles.errors import EdgeError
+from device_profiles.version import __version__
+from edge_runtime.artefact import Artefact
+from edge_runtime.deployments import Deployments
+from edge_runtime.messages import (
+    BLOCK_BYTES,
+    Birth,
+    Death,
+    DeployStart,
+    DeployStatus,
+    Heartbeat,
+    Result,
+    Slots,
+    Topics,
+    decode_block,
+    decode_control,
+    encode_control,
+    parse_topic,
+)
+from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink, Packet
+from edge_runtime.offload import Counters
+from edge_runtime.offloader import OffloadOptions
+from edge_runtime.pipeline import Pipeline
+from edge_runtime.session import available_engines
+from edge_runtime.slots import SlotStore
+from edge_runtime.sources import Frame, Newest
+
+log = logging.getLogger(__name__)
+_POLL_S = 0.2
+
+
+class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Who the device is and how it works."""
+
+    broker: str
+    device: str
+    state: Path
+    board: str = "this"
+    heartbeat_s: float = 5.0
+    offload: OffloadOptions = OffloadOptions()
+    publish_results: bool = True
+
+
+class Agent:
+    """One device.
+
+    Args:
+        options: See `AgentOptions`.
+        source: Frames to run; null only takes deployments.
+        on_result: Called with every result, in the order in which frames ended.
+        head: Run this head, whatever was deployed.
+        whole: Run this whole model, whatever was deployed.
+
+    Raises:
+        EdgeError: The state folder, the board, or an artefact given here.
+    """
+
+    def __init__(
+        self,
+        options: AgentOptions,
+        *,
+        source: Newest | None = None,
+        on_result: Callable[[Result], None] | None = None,
+        head: Artefact | None = None,
+        whole: Artefact | None = None,
+    ) -> None:
+        self._options = options
+        self._source = source
+        self._on_result = on_result
+        self._topics = Topics(options.offload.tenant, options.device)
+        self._board = load_board(options.board).id
+        self._store = SlotStore(options.state)
+        self._given = (head, whole)
+        self.boot = os.urandom(8).hex()
+        self._stop = threading.Event()
+        self._started = time.monotonic()
+        self._inbox: Queue[tuple[str, bytes]] = Queue(maxsize=64)  # what does not fit, the host sends again
+        self._deployments = Deployments(self._store, boot=self.boot, report=self._report, activate=self._activate)
+        self._pipeline: Pipeline | None = None
+        self._next: Pipeline | None = None  # built by a deployment, taken by the main loop
+        self._swap = threading.Lock()
+        self._frames = self._heartbeats = 0
+        subscriptions = ((self._topics.deploy, 1), (self._topics.block("+"), 1))
+        self._death = Packet(self._topics.up("death"), encode_control(Death(boot=self.boot)), 1, retain=True)
+        link_options = LinkOptions(subscriptions=subscriptions, greeting=self._birth, will=self._death)
+        self._link = MqttLink(options.broker, link_options, self._received)
+
+    def run(self, *, frames: int | None = None) -> None:
+        """Work until `stop`, the end of the source, or so many frames.
+
+        Raises:
+            EdgeError: The source broke, or a stored artefact cannot be opened.
+        """
+        threads = [threading.Thread(target=work, daemon=True) for work in (self._take_deployments, self._beat)]
+        self._pipeline = self._build()
+        with self._link:
+            for thread in threads:
+                thread.start()
+            try:
+                self._loop(frames)
+            finally:
+                self._stop.set()
+                for thread in threads:
+                    thread.join(timeout=5)
+                self._say_goodbye()
+                for pipeline in (self._pipeline, self._next):
+                    if pipeline is not None:
+                        pipeline.close()
+
+    def stop(self) -> None:
+        """End `run` soon; from another thread or a signal."""
+        self._stop.set()
+
+    def _loop(self, frames: int | None) -> None:
+        started = False
+        while not self._stop.is_set() and (frames is None or self._frames < frames):
+            self._take_next()
+            if self._pipeline is None or self._source is None:
+                self._stop.wait(_POLL_S)
+                continue
+            if not started:
+                self._source.start()
+                started = True
+            frame = self._source.take(_POLL_S)
+            if frame is not None:
+                self._run_frame(self._pipeline, frame)
+            elif self._source.ended:
+                return
+
+    def _run_frame(self, pipeline: Pipeline, frame: Frame) -> None:
+        self._frames += 1
+        try:
+            outcome = pipeline.run(frame)
+        except EdgeError as error:
+            text = f"{type(error).__name__}: {error}"[:500]
+            result = Result(boot=self.boot, seq=frame.seq, frame=frame.name[:500], source="error", error=text)
+        else:
+            answer = outcome.answer
+            ms = {"prepare_ms": round(outcome.prepare_ms, 3), **answer.breakdown.as_dict()}
+            why = None if answer.why_local is None else answer.why_local[:500]
+            result = Result(
+                boot=self.boot,
+                seq=frame.seq,
+                frame=frame.name[:500],
+                source=answer.source,
+                top=outcome.top,
+                error=why,
+                ms=ms,
+            )
+        if self._on_result is not None:
+            self._on_result(result)
+        if self._options.publish_results:
+            self._publish(Packet(self._topics.up("result"), encode_control(result)))
+
+    def _take_next(self) -> None:
+        with self._swap:
+            following, self._next = self._next, None
+        if following is not None:
+            old, self._pipeline = self._pipeline, following
+            if old is not None:
+                old.close()
+
+    def _build(self) -> Pipeline | None:
+        """The pipeline of what was given or deployed; null when that is nothing."""
+        head = self._given[0] or self._store.open(self._store.active.head)
+        whole = self._given[1] or self._store.open(self._store.active.whole)
+        if head is None and whole is None:
+            return None
+        return Pipeline(
+            self._options.broker, self._options.device, head=head, whole=whole, options=self._options.offload
+        )
+
+    def _activate(self, artefact: Artefact) -> None:
+        """Switch the pointer, build the pipeline; switch back when that fails."""
+        self._store.activate(artefact)
+        try:
+            built = self._build()
+        except EdgeError:
+            self._store.roll_back()
+            raise
+        with self._swap:
+            replaced, self._next = self._next, built
+        if replaced is not None:
+            replaced.close()
+
+    def _received(self, topic: str, payload: bytes, _qos: int) -> None:
+        try:
+            self._inbox.put_nowait((topic, payload))
+        except Full:
+            log.warning("too many messages at once; %s is dropped", topic)
+
+    def _take_deployments(self) -> None:
+        while not self._stop.is_set():
+            try:
+                topic, payload = self._inbox.get(timeout=_POLL_S)
+            except Empty:
+                continue
+            try:
+                rest = parse_topic(topic).rest
+                if rest == ("down", "deploy"):
+                    self._deployments.begin(decode_control(payload, DeployStart))
+                elif rest[:2] == ("down", "blk"):
+                    self._deployments.add(rest[2], decode_block(payload))
+            except EdgeError as error:
+                log.warning("ignored a message: %s", error)
+            except Exception:
+                log.exception("a deployment message could not be handled")
+
+    def _report(self, status: DeployStatus) -> None:
+        self._publish(Packet(self._topics.up("deploy"), encode_control(status), 1))
+
+    def _birth(self) -> list[Packet]:
+        birth = Birth(
+            boot=self.boot,
+            agent=__version__,
+            board=self._board,
+            engines=available_engines(),
+            max_block_bytes=BLOCK_BYTES,
+            slots=self._slots(),
+        )
+        return [Packet(self._topics.up("birth"), encode_control(birth), 1, retain=True)]
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self._options.heartbeat_s):
+            self._publish(self._heartbeat())
+
+    def _say_goodbye(self) -> None:
+        """The last counters, and what the will would say: the broker drops a will when a client leaves in order."""
+        self._publish(self._heartbeat())
+        self._publish(self._death)
+
+    def _heartbeat(self) -> Packet:
+        self._heartbeats += 1
+        pipeline, source = self._pipeline, self._source
+        counters = pipeline.counters if pipeline else Counters()
+        beat = Heartbeat(
+            boot=self.boot,
+            seq=self._heartbeats,
+            uptime_s=time.monotonic() - self._started,
+            frames=self._frames,
+            dropped=source.dropped if source else 0,
+            remote=counters.remote,
+            local=counters.local,
+            failed=counters.failed,
+            late=counters.late,
+            rss_bytes=resident_bytes(),
+            slots=self._slots(),
+        )
+        return Packet(self._topics.up("hb"), encode_control(beat))
+
+    def _slots(self) -> Slots:
+        head, whole = self._given
+        active = self._store.active
+        return Slots(head=head.id if head else active.head, whole=whole.id if whole else active.whole)
+
+    def _publish(self, packet: Packet) -> None:
+        try:
+            self._link.publish(packet)
+        except MqttError as error:
+            log.info("not published: %s", error)
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM; null where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

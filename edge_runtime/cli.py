@@ -1,0 +1,140 @@
+"""`edge-agent`: the command on a device. argparse only, so that a device installs no more than it needs."""
+
+import argparse
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, BinaryIO
+
+from device_profiles.errors import EdgeError
+from device_profiles.version import __version__
+
+if TYPE_CHECKING:
+    from edge_runtime.messages import Result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; exit 0 when done, 1 after a named error, 2 on wrong usage."""
+    parsed = build_parser().parse_args(arguments)
+    logging.basicConfig(level=parsed.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    try:
+        status = parsed.command(parsed)
+    except EdgeError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        status = 1
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader left
+        status = 0
+    sys.exit(status)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="edge-agent", description="Run headtail's artefacts on this device.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run", help="say that the device is there, take deployments, run frames")
+    run.set_defaults(command=_run)
+    run.add_argument("--broker", required=True, metavar="URL", help="mqtt://host:port")
+    run.add_argument("--device", required=True, metavar="NAME", help="this device's name on the wire")
+    run.add_argument("--tenant", default="default")
+    run.add_argument("--state", type=Path, default=Path("/var/lib/headtail"), metavar="DIR", help="deployed artefacts")
+    run.add_argument("--board", default="this", help="board id, as `headtail devices` lists them")
+    run.add_argument("--head", type=Path, metavar="ARTEFACT", help="run this head, whatever was deployed")
+    run.add_argument("--whole", type=Path, metavar="ARTEFACT", help="run this whole model (the head's fallback)")
+    run.add_argument("--source", metavar="SOURCE", help="dir:PATH, stdin, v4l2:DEVICE, rtsp:URL or module:function")
+    run.add_argument("--fps", type=float, help="frames a second; as they come when not given")
+    run.add_argument("--loop", action="store_true", help="begin a folder again when it ends")
+    run.add_argument("--keep-all", action="store_true", help="run every frame instead of the newest")
+    run.add_argument("--frames", type=int, help="stop after so many")
+    run.add_argument("--deadline-ms", type=float, default=1000.0)
+    run.add_argument("--qos", type=int, choices=[0, 1], default=0)
+    run.add_argument("--threads", type=int, help="of the engine; the manifest's number when not given")
+    run.add_argument("--results", metavar="FILE|-", help="write results as JSON lines")
+    verify = commands.add_parser("verify", help="check an artefact and run its golden vectors here")
+    verify.set_defaults(command=_verify)
+    verify.add_argument("artefact", type=Path)
+    verify.add_argument("--json", action="store_true")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from edge_runtime.agent import Agent, AgentOptions
+    from edge_runtime.artefact import open_artefact
+    from edge_runtime.offloader import OffloadOptions
+    from edge_runtime.sources import Newest, open_source
+
+    offload = OffloadOptions(
+        tenant=arguments.tenant, qos=arguments.qos, deadline_ms=arguments.deadline_ms, threads=arguments.threads
+    )
+    source = None
+    if arguments.source is not None:
+        frames = open_source(arguments.source, loop=arguments.loop)
+        source = Newest(frames, fps=arguments.fps, keep_all=arguments.keep_all)
+    write, close = _open_results(arguments.results)
+    try:
+        agent = Agent(
+            AgentOptions(
+                broker=arguments.broker,
+                device=arguments.device,
+                state=arguments.state,
+                board=arguments.board,
+                offload=offload,
+            ),
+            source=source,
+            on_result=write,
+            head=open_artefact(arguments.head) if arguments.head else None,
+            whole=open_artefact(arguments.whole) if arguments.whole else None,
+        )
+
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            agent.stop()
+
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        sys.stderr.write(f"edge-agent {arguments.device} runs; broker {arguments.broker}\n")
+        sys.stderr.flush()
+        agent.run(frames=arguments.frames)
+    finally:
+        close()
+    return 0
+
+
+def _open_results(target: str | None) -> "tuple[Callable[[Result], None] | None, Callable[[], None]]":
+    """Where results go: a function that writes one, and one that closes."""
+    if target is None:
+        return None, lambda: None
+    import msgspec
+
+    stream: BinaryIO = sys.stdout.buffer if target == "-" else Path(target).open("ab")  # noqa: SIM115 - closed by the caller
+
+    def write(result: "Result") -> None:
+        stream.write(msgspec.json.encode(result) + b"\n")
+        stream.flush()
+
+    return write, (lambda: None) if target == "-" else stream.close
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    import msgspec
+
+    from edge_runtime.artefact import open_artefact
+    from edge_runtime.places import LocalPlace
+
+    report = LocalPlace().verify(open_artefact(arguments.artefact))
+    if arguments.json:
+        sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    else:
+        sys.stdout.write(f"{report.artefact}  {report.engine}  opened in {report.load_ms:.0f} ms\n")
+        for check in report.checks:
+            word = "ok" if check.passed else "DIFFERS"
+            sys.stdout.write(
+                f"{word}  {', '.join(check.inputs)}  {check.compare}, worst {check.worst:g}, {check.ms:.1f} ms\n"
+            )
+        if not report.checks:
+            sys.stdout.write("no golden vectors: only hashes and the engine were checked\n")
+    return 0 if report.passed else 1

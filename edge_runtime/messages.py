@@ -1,0 +1,268 @@
+"""Every MQTT topic and control payload of headtail, on one screen.
+
+Topics: ht/v1/<tenant>/<device>/<lane>/...; up = device to host, down = host to device, off = offloaded requests.
+
+| topic | payload | QoS, retain |
+| --- | --- | --- |
+| up/birth, up/death (will) | Birth, Death | 1, retained |
+| up/hb | Heartbeat | 0 |
+| up/result | Result | 0 |
+| up/deploy | DeployStatus | 1 |
+| down/deploy | DeployStart | 1 |
+| down/blk/<transfer> | block (binary, below) | 1 |
+| off/req/<key>/<boot> | request (wire.py) | 0 or 1 |
+| off/rep/<boot> | reply (wire.py) | as the request |
+"""
+
+import hashlib
+import re
+import struct
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from device_profiles.errors import EdgeError
+
+PREFIX = "ht/v1"
+MAX_CONTROL_BYTES = 16 << 10
+BLOCK_BYTES = 64 << 10  # content of one block
+MAX_TRANSFER_BYTES = 2 << 30
+MAX_BLOCKS = MAX_TRANSFER_BYTES // BLOCK_BYTES
+BLOCK_HEADER_BYTES = 44
+
+_SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}\Z")
+_BLOCK = struct.Struct("<2sBBII32s")  # magic, version, reserved, index, length, sha256 of the content
+_BLOCK_MAGIC = b"HB"
+
+Text = Annotated[str, msgspec.Meta(max_length=500)]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")]
+Boot = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class MessageError(EdgeError):
+    """A topic or control message that this module does not declare."""
+
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every control message; `boot` is new each time that an agent starts."""
+
+    v: Literal[1] = 1
+    boot: Boot
+
+
+class Slots(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Artefact ids that a device runs: a head with its tail on the host, a whole model, or both."""
+
+    head: Sha256 | None = None
+    whole: Sha256 | None = None
+
+
+class Birth(_Message, frozen=True, kw_only=True):
+    """A device is there: what it is and what it takes."""
+
+    agent: Text  # version
+    board: Text
+    engines: Annotated[tuple[Text, ...], msgspec.Meta(max_length=16)]
+    max_block_bytes: Count
+    slots: Slots
+
+
+class Death(_Message, frozen=True, kw_only=True):
+    """The will: published by the broker when the device is gone. Ignored when `boot` is not the current one."""
+
+
+class Heartbeat(_Message, frozen=True, kw_only=True):
+    """Every few seconds while the device runs; counters start at the boot."""
+
+    seq: Count
+    uptime_s: float
+    frames: Count
+    dropped: Count  # frames that a newer one replaced
+    remote: Count
+    local: Count
+    failed: Count
+    late: Count  # answers that came after their request had ended
+    rss_bytes: Count | None
+    slots: Slots
+
+
+class Ranked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One class of an answer."""
+
+    index: Count
+    score: float  # probability where the outputs are real numbers, the stored value otherwise
+    label: Text | None = None
+
+
+class Result(_Message, frozen=True, kw_only=True):
+    """What became of one frame."""
+
+    seq: Count
+    frame: Text  # name of the file, or number of the frame
+    source: Literal["remote", "local", "error"]
+    top: Annotated[tuple[Ranked, ...], msgspec.Meta(max_length=20)] = ()
+    error: Text | None = None
+    ms: dict[Name, float] = {}  # where the time went, by stage
+
+
+class DeployStart(_Message, frozen=True, kw_only=True):
+    """An artefact's .zip comes in blocks. `boot` is the sender's. Sent again to ask for the bitmap."""
+
+    transfer: Boot
+    artefact: Sha256
+    zip_sha256: Sha256
+    size: Annotated[int, msgspec.Meta(ge=1, le=MAX_TRANSFER_BYTES)]
+
+
+class DeployStatus(_Message, frozen=True, kw_only=True):
+    """How far a transfer is; `have` is the bitmap of blocks received, bit 0 of byte 0 first."""
+
+    transfer: Boot
+    state: Literal["receiving", "verifying", "active", "failed"]
+    have: Annotated[bytes, msgspec.Meta(max_length=MAX_BLOCKS // 8)] = b""
+    error: Text | None = None
+
+
+Control = TypeVar("Control", bound=_Message)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One piece of a transfer; every block but the last holds `BLOCK_BYTES`."""
+
+    index: int
+    content: bytes | memoryview
+
+
+def encode_control(message: msgspec.Struct) -> bytes:
+    """Encode a control message as JSON.
+
+    Raises:
+        MessageError: Longer than `MAX_CONTROL_BYTES`.
+    """
+    data = msgspec.json.encode(message)
+    if len(data) > MAX_CONTROL_BYTES:
+        raise MessageError(f"Wanted {type(message).__name__} within {MAX_CONTROL_BYTES} B, found {len(data)} B.")
+    return data
+
+
+def decode_control(data: bytes, kind: type[Control]) -> Control:
+    """Decode and check a control message.
+
+    Raises:
+        MessageError: Too long, not JSON, an unknown field, or a value out of range.
+    """
+    if len(data) > MAX_CONTROL_BYTES:
+        raise MessageError(f"Wanted {kind.__name__} within {MAX_CONTROL_BYTES} B, found {len(data)} B.")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise MessageError(f"Wanted a {kind.__name__} message, found: {error}.") from error
+
+
+def encode_block(block: Block) -> bytes:
+    """44 bytes of header, then the content."""
+    digest = hashlib.sha256(block.content).digest()
+    header = _BLOCK.pack(_BLOCK_MAGIC, 1, 0, block.index, len(block.content), digest)
+    return b"".join((header, block.content))
+
+
+def decode_block(data: bytes) -> Block:
+    """Take a block apart and check its hash.
+
+    Raises:
+        MessageError: Not a block, of another length than it says, or damaged.
+    """
+    if not BLOCK_HEADER_BYTES < len(data) <= BLOCK_HEADER_BYTES + BLOCK_BYTES:
+        raise MessageError(f"Wanted a block of at most {BLOCK_BYTES} B and its header, found {len(data)} B.")
+    magic, version, reserved, index, length, digest = _BLOCK.unpack_from(data)
+    content = memoryview(data)[BLOCK_HEADER_BYTES:]
+    if magic != _BLOCK_MAGIC or version != 1 or reserved or index >= MAX_BLOCKS or length != len(content):
+        raise MessageError(f"Wanted a block header, found {magic!r} version {version}, index {index}, {length} B.")
+    if hashlib.sha256(content).digest() != digest:
+        raise MessageError(f"Wanted block {index} with its sha256, found other content: damaged on its way.")
+    return Block(index, content)
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics of one device.
+
+    Raises:
+        MessageError: A tenant or device that is not 1 to 64 letters, digits, `_`, `-` or inner `.`.
+    """
+
+    tenant: str
+    device: str
+
+    def __post_init__(self) -> None:
+        check_segment("tenant", self.tenant)
+        check_segment("device", self.device)
+
+    def up(self, kind: Literal["birth", "death", "hb", "result", "deploy"]) -> str:
+        """From the device to the host."""
+        return f"{PREFIX}/{self.tenant}/{self.device}/up/{kind}"
+
+    @property
+    def deploy(self) -> str:
+        """Announces a transfer to the device."""
+        return f"{PREFIX}/{self.tenant}/{self.device}/down/deploy"
+
+    def block(self, transfer: str) -> str:
+        """Carries the blocks of a transfer; `+` as the transfer subscribes to all."""
+        return f"{PREFIX}/{self.tenant}/{self.device}/down/blk/{transfer if transfer == '+' else check_segment('transfer', transfer)}"
+
+    def request(self, key: str, boot: str) -> str:
+        """Carries requests for the artefact with this route key."""
+        return f"{PREFIX}/{self.tenant}/{self.device}/off/req/{check_segment('key', key)}/{check_segment('boot', boot)}"
+
+    def reply(self, boot: str) -> str:
+        """Carries the replies."""
+        return f"{PREFIX}/{self.tenant}/{self.device}/off/rep/{check_segment('boot', boot)}"
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A topic taken apart: `rest` is what follows the device, such as ("off", "req", key, boot)."""
+
+    topics: Topics
+    rest: tuple[str, ...]
+
+
+def parse_topic(topic: str) -> Topic:
+    """Take a topic apart and check every segment; a host trusts the device named here, never one in a payload.
+
+    Raises:
+        MessageError: Not one of headtail's topics.
+    """
+    parts = topic.split("/")
+    if (
+        len(topic) > 400
+        or not 6 <= len(parts) <= 8
+        or parts[:2] != ["ht", "v1"]
+        or parts[4] not in ("up", "down", "off")
+    ):
+        raise MessageError(f"Wanted a topic {PREFIX}/<tenant>/<device>/up|down|off/.., found {topic[:100]!r}.")
+    for part in parts[4:]:
+        check_segment("topic", part)
+    return Topic(Topics(parts[2], parts[3]), tuple(parts[4:]))
+
+
+def requests_filter(key: str, *, group: str | None = "tails") -> str:
+    """The subscription of a tail for one route key; workers with the same group share the requests."""
+    plain = f"{PREFIX}/+/+/off/req/{check_segment('key', key)}/+"
+    return plain if group is None else f"$share/{check_segment('group', group)}/{plain}"
+
+
+def check_segment(what: str, value: str) -> str:
+    """Return a topic segment, or refuse it: no wildcard, no slash, no `$`, no control character.
+
+    Raises:
+        MessageError: With the value.
+    """
+    if not _SEGMENT.match(value):
+        raise MessageError(f"Wanted a {what} of 1 to 64 letters, digits, '_', '-' or inner '.', found {value[:80]!r}.")
+    return value

@@ -1,0 +1,261 @@
+"""The network loop below `MqttLink`: paho's functions for external loops, driven by our thread or by a waiting caller.
+
+paho's own `loop_start` hands every packet from thread to thread, which costs more than the packet. Here whoever
+publishes also writes to the socket, and a caller that waits for one answer reads the socket itself meanwhile.
+"""
+
+import contextlib
+import logging
+import os
+import random
+import select
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import paho.mqtt.client as paho
+
+log = logging.getLogger(__name__)
+MAX_REST_BYTES = 8 << 20  # of packets that wait for the socket
+_FIRST_PAUSE_S = 0.25
+_MISC_EVERY_S = 0.5  # keepalive
+_LINGER_S = 0.05  # how long the thread leaves the socket alone after a caller has read it: the next one comes soon
+
+
+class NetworkLoop:
+    """Connects, reads and writes for one paho client until stopped.
+
+    Args:
+        client: Configured, with `connect_async` done.
+        deliver: Called after every read, to hand over what was received.
+        name: Of the broker, for the log.
+        reconnect_max_s: The pause before the next attempt doubles up to this.
+    """
+
+    def __init__(self, client: paho.Client, deliver: Callable[[], None], *, name: str, reconnect_max_s: float) -> None:
+        keep_heap()
+        self._client = client
+        self._deliver = deliver
+        self._name = name
+        self._reconnect_max_s = reconnect_max_s
+        client.on_socket_register_write = _written_by_us
+        self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._write_lock = threading.Lock()
+        self._rest: deque[memoryview] = deque()  # of packets that `send` could not write at once
+        self._rest_begun = False  # the first of them is partly written: nothing else may go before it
+        self._reader = threading.Lock()  # held by whoever waits for the socket
+        self._driver = threading.Lock()  # held by the caller that reads in the thread's place
+        self._waiting = 0  # callers that wait for that caller or the thread
+        self._resume = threading.Event()
+        self._last_driven = 0.0
+        self._last_misc = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write what is queued, end the thread."""
+        self._stop.set()
+        self.flush()
+        self._resume.set()
+        self._wake()
+        if self._thread.is_alive():
+            self._thread.join(timeout=10)
+        if not self._thread.is_alive():
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+
+    def flush(self) -> None:
+        """Write what waits, in the calling thread; what the socket does not take, the reader writes later."""
+        with self._write_lock:
+            self._write()
+        if self.wants_to_write:
+            self._wake()
+
+    def send(self, pieces: Sequence[bytes | memoryview], sock: object) -> bool:
+        """Write a whole packet of QoS 0 without copying it, past paho's queue.
+
+        Args:
+            pieces: The packet's bytes.
+            sock: The socket on which the session was made.
+
+        Returns:
+            False when the packets that wait already fill `MAX_REST_BYTES`.
+
+        Raises:
+            ConnectionError: That socket is gone.
+        """
+        with self._write_lock:
+            if sock is None or self._client.socket() is not sock:
+                raise ConnectionError("the connection was lost")
+            if self.wants_to_write:
+                self._write()
+            writer: Any = sock  # paho's socket type knows no sendmsg
+            sent, total = 0, sum([len(piece) for piece in pieces])
+            if not self.wants_to_write:
+                with contextlib.suppress(BlockingIOError):
+                    sent = writer.sendmsg(pieces)
+                if sent == total:
+                    return True
+            elif sum(map(len, self._rest)) + total > MAX_REST_BYTES:
+                return False
+            self._rest_begun = self._rest_begun or sent > 0
+            self._rest.append(memoryview(b"".join(pieces))[sent:])
+        self._wake()
+        return True
+
+    @property
+    def wants_to_write(self) -> bool:
+        """Whether something waits for the socket."""
+        return bool(self._rest) or self._client.want_write()
+
+    def _write(self) -> None:
+        """Write until the socket is full; packets never mix. Under the write lock."""
+        if not self._rest_begun:
+            self._client.loop_write()
+        sock: Any = self._client.socket()
+        while self._rest and sock is not None and (self._rest_begun or not self._client.want_write()):
+            try:
+                sent = sock.send(self._rest[0])
+            except BlockingIOError:
+                return
+            except OSError:  # the reader will find the socket broken
+                self._rest.clear()
+                return
+            self._rest_begun = sent < len(self._rest[0])
+            if self._rest_begun:
+                self._rest[0] = self._rest[0][sent:]
+            else:
+                self._rest.popleft()
+        if not self._rest:
+            self._client.loop_write()
+
+    def wait_for(self, ended: threading.Lock, timeout_s: float) -> bool:
+        """Wait until `ended` is released and take it; read the socket meanwhile unless someone does already.
+
+        Returns:
+            False when the time is over.
+        """
+        deadline = time.monotonic() + timeout_s
+        if self._driver.acquire(blocking=False):
+            try:
+                if self._drive(ended, deadline):
+                    return True
+            finally:
+                self._last_driven = time.monotonic()
+                self._driver.release()
+                if self._waiting:
+                    self._resume.set()
+        self._waiting += 1  # only ever read as a hint
+        try:
+            return ended.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        finally:
+            self._waiting -= 1
+
+    def _drive(self, ended: threading.Lock, deadline: float) -> bool:
+        """Read the socket until `ended`; False when the time is over or the connection is gone."""
+        if not self._reader.acquire(blocking=False):
+            self._wake()  # the thread waits for the socket: ask for its place
+            if not self._reader.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                return ended.acquire(blocking=False)
+        try:
+            while not ended.acquire(blocking=False):
+                left = deadline - time.monotonic()
+                if left <= 0 or self._client.socket() is None:
+                    return False
+                self._step(left, ended)
+            return True
+        finally:
+            self._reader.release()
+
+    def _run(self) -> None:
+        """The thread: connect, serve the connection, wait longer and longer, again."""
+        pause_s = _FIRST_PAUSE_S
+        while not self._stop.is_set():
+            try:
+                with self._write_lock:
+                    self._rest.clear()
+                    self._rest_begun = False
+                with self._reader:
+                    self._client.reconnect()
+                if self._serve_connection():
+                    pause_s = _FIRST_PAUSE_S
+            except OSError as error:
+                log.info("no broker at %s: %s", self._name, error)
+            except Exception:
+                log.exception("the connection to %s broke", self._name)
+            # Spread out, so that a fleet does not come back all at once.
+            self._stop.wait(pause_s * random.uniform(0.5, 1.0))
+            pause_s = min(2 * pause_s, self._reconnect_max_s)
+
+    def _serve_connection(self) -> bool:
+        """Until the socket is gone; whether the broker had accepted the connection."""
+        accepted = False
+        while self._client.socket() is not None:
+            with self._reader:
+                self._step(1.0)
+            accepted = accepted or self._client.is_connected()
+            if self._driver.locked():
+                self._stand_back()
+        return accepted
+
+    def _stand_back(self) -> None:
+        """Leave the socket to a caller, and for a moment to the next one."""
+        while not self._stop.is_set():
+            self._resume.wait(_LINGER_S)
+            self._resume.clear()
+            recently = time.monotonic() < self._last_driven + _LINGER_S
+            if not self._driver.locked() and (self._waiting or not recently or self._client.socket() is None):
+                return
+
+    def _step(self, timeout_s: float, ended: "threading.Lock | None" = None) -> None:
+        """Wait for the socket once, and read, hand over and write what there is.
+
+        A caller whose wait has ended by it goes on at once: an acknowledgement is written with its next packet, or by
+        the thread when it takes over again.
+        """
+        sock = self._client.socket()
+        if sock is None:
+            return
+        descriptor = sock.fileno()
+        waiting_to_write = [descriptor] if self.wants_to_write else []
+        try:
+            readable, _, _ = select.select([descriptor, self._wake_read], waiting_to_write, [], timeout_s)
+        except (OSError, ValueError):  # closed by a writer that found it broken
+            return
+        if self._wake_read in readable:
+            os.read(self._wake_read, 4096)
+        if descriptor in readable:
+            self._client.loop_read()
+        now = time.monotonic()
+        if now - self._last_misc >= _MISC_EVERY_S:
+            self._last_misc = now
+            self._client.loop_misc()
+        # Late, so that this thread soon lets go of the interpreter for the one that a message wakes.
+        self._deliver()
+        if self.wants_to_write and (ended is None or ended.locked()):
+            with self._write_lock:
+                self._write()
+
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # a full pipe wakes as well; a closed one has nobody to wake
+            os.write(self._wake_write, b"w")
+
+
+def keep_heap(block_bytes: int = 16 << 20) -> None:
+    """Make glibc keep the memory of message buffers instead of giving each one back to the kernel.
+
+    Freeing one large block raises malloc's thresholds for as long as the process lives (mallopt(3), M_MMAP_THRESHOLD);
+    its pages are never touched. Without it, every 100 KB buffer costs page faults.
+    """
+    del_me = bytes(block_bytes)
+    del del_me
+
+
+def _written_by_us(_client: paho.Client, _userdata: object, _sock: object) -> None:
+    """Tells paho that the loop is not its own; `flush` writes."""

@@ -1,0 +1,396 @@
+"""Run a head here and its tail on the host, with a deadline for every request and a local fallback.
+
+Every call of `Offloader.infer` ends once: with the tail's answer, the local model's, or a named error.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from edge_runtime.artefact import Artefact
+from edge_runtime.messages import Topics
+from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink
+from edge_runtime.offload import (
+    Breaker,
+    Counters,
+    DeadlineError,
+    Estimate,
+    OffloadError,
+    Pending,
+    TailError,
+    TailUnavailableError,
+    Ticket,
+    remote_wait_s,
+)
+from edge_runtime.session import Session, open_session
+from edge_runtime.wire import (
+    REPLY_BYTES,
+    Envelope,
+    Limits,
+    Status,
+    WireError,
+    decode_frame,
+    decode_tensors,
+    encode_image_file,
+    encode_tensors,
+    pack_envelope,
+    unpack_reply,
+)
+
+log = logging.getLogger(__name__)
+_MAX_MARGIN_S = 0.01  # to wake up and start the fallback
+_GRACE_S = 0.01  # a fallback's answer may be so late
+# A raw reply is never copied, so a packet's size bounds it.
+_REPLY_LIMITS = Limits(payload_bytes=64 << 20, tensor_bytes=64 << 20)
+
+
+class Breakdown(msgspec.Struct, frozen=True):
+    """Where the time of one request went, in ms; what is measured nowhere else is `link_ms`: broker, network, threads."""
+
+    head_ms: float = 0.0
+    encode_ms: float = 0.0
+    link_ms: float = 0.0
+    queue_ms: float = 0.0  # at the tail, before its turn
+    decode_ms: float = 0.0
+    tail_ms: float = 0.0
+    local_ms: float = 0.0  # the fallback
+    total_ms: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """The stages by name, rounded to microseconds."""
+        return {name: round(value, 3) for name, value in msgspec.structs.asdict(self).items()}
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Outputs of one request and who computed them. `bytes_sent` is the payload published, 0 when none was."""
+
+    outputs: list[np.ndarray]
+    source: Literal["remote", "local"]
+    breakdown: Breakdown
+    bytes_sent: int = 0
+    why_local: str | None = None
+
+
+@dataclass(frozen=True)
+class OffloadOptions:
+    """How to offload. QoS 0 is enough where a deadline covers every request."""
+
+    tenant: str = "default"
+    qos: int = 0
+    deadline_ms: float = 1000.0
+    in_flight: int = 8
+    threads: int | None = None
+    nodelay: bool = True
+    breaker_failures: int = 3
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One request under way."""
+
+    started: float
+    deadline: float
+    head_ms: float = 0.0
+    encode_ms: float = 0.0
+    bytes_sent: int = 0
+
+
+class Offloader:
+    """Head here, tail there.
+
+    Args:
+        broker_url: mqtt://host:port.
+        device: This device's name on the wire.
+        head: The head artefact; None sends the input itself to a whole model on the host.
+        fallback: A whole model that answers when the tail cannot.
+        key: Route key of the whole model on the host, when there is no head.
+        options: See `OffloadOptions`.
+
+    Raises:
+        OffloadError: Neither head nor key, or an artefact of another role.
+    """
+
+    def __init__(
+        self,
+        broker_url: str,
+        device: str,
+        *,
+        head: Artefact | None = None,
+        fallback: Artefact | None = None,
+        key: str | None = None,
+        options: OffloadOptions | None = None,
+    ) -> None:
+        self._options = options or OffloadOptions()
+        _check_roles(head, fallback, key)
+        self.key = head.key if head is not None else str(key)
+        self._cut_id = bytes.fromhex(self.key)
+        self._head = open_session(head, threads=self._options.threads) if head else None
+        self._fallback = open_session(fallback, threads=self._options.threads) if fallback else None
+        self._head_lock, self._fallback_lock = threading.Lock(), threading.Lock()
+        self._local_time = Estimate(_time_once(self._fallback)) if self._fallback else None
+        self._lock = threading.Lock()  # guards what follows and the estimate; never held while publishing
+        self._pending = Pending(self._options.in_flight)
+        self._breaker = Breaker(failures=self._options.breaker_failures)
+        self._counters = Counters()
+        self.boot = os.urandom(8).hex()
+        self._id_prefix, self._next_id = os.urandom(8), 0
+        topics = Topics(self._options.tenant, device)
+        self._request_topic = topics.request(self.key, self.boot)
+        subscriptions = ((topics.reply(self.boot), self._options.qos),)
+        link_options = LinkOptions(subscriptions=subscriptions, nodelay=self._options.nodelay, on_lost=self._on_lost)
+        self._link = MqttLink(broker_url, link_options, self._on_reply).start()
+
+    def wait_connected(self, timeout_s: float = 10.0) -> None:
+        """Wait for the broker; without it, requests go to the fallback at once.
+
+        Raises:
+            NotConnectedError: Not within the time.
+        """
+        self._link.wait_connected(timeout_s)
+
+    def infer(self, *arrays: np.ndarray, deadline_ms: float | None = None) -> Answer:
+        """Run one request to its end.
+
+        Args:
+            arrays: The model's inputs, as the head's (or whole model's) manifest says, batch 1.
+            deadline_ms: From now; the options' deadline when null.
+
+        Raises:
+            DeadlineError: No answer in time and no fallback that could give one.
+            TailUnavailableError: The tail cannot be asked now, and there is no fallback.
+            TailError: The tail answered with an error, and there is no fallback.
+            EngineError: Inputs that do not match, or the head failed.
+        """
+        attempt = self._begin(deadline_ms)
+        try:
+            pieces = self._run_head(arrays, attempt)
+            return self._finish(attempt, pieces, arrays)
+        except Exception:
+            self._count(failed=1)
+            raise
+
+    def infer_image(self, data: bytes, *arrays: np.ndarray, deadline_ms: float | None = None) -> Answer:
+        """Send an encoded picture (JPEG, PNG, WebP file) to a whole model on the host; `arrays` are for the fallback.
+
+        Raises:
+            OffloadError: As `infer`; also when this offloader has a head.
+        """
+        if self._head is not None:
+            raise OffloadError("Wanted an offloader without a head for whole pictures, found one with a head.")
+        attempt = self._begin(deadline_ms)
+        try:
+            begun = time.perf_counter()
+            pieces = encode_image_file(data, cut_id=self._cut_id)
+            attempt.encode_ms = _ms_since(begun)
+            return self._finish(attempt, pieces, arrays)
+        except Exception:
+            self._count(failed=1)
+            raise
+
+    @property
+    def counters(self) -> Counters:
+        """How requests ended so far."""
+        with self._lock:
+            return replace(self._counters, late=self._pending.late)
+
+    @property
+    def open_requests(self) -> int:
+        """Requests that wait for the tail now."""
+        return len(self._pending)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection to the broker."""
+        return self._link.connected
+
+    def close(self) -> None:
+        """Disconnect and free the engines."""
+        self._link.close()
+        for session in (self._head, self._fallback):
+            if session is not None:
+                session.close()
+
+    def __enter__(self) -> "Offloader":
+        """Nothing more to start."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def _begin(self, deadline_ms: float | None) -> _Attempt:
+        now = time.perf_counter()
+        budget_ms = self._options.deadline_ms if deadline_ms is None else deadline_ms
+        return _Attempt(now, now + budget_ms / 1000)
+
+    def _run_head(self, arrays: Sequence[np.ndarray], attempt: _Attempt) -> list[bytes | memoryview]:
+        outputs: Sequence[np.ndarray] = arrays
+        begun = time.perf_counter()
+        if self._head is not None:
+            with self._head_lock:
+                outputs = self._head.run(arrays)
+            attempt.head_ms = _ms_since(begun)
+            begun = time.perf_counter()
+        pieces = encode_tensors(outputs, cut_id=self._cut_id)
+        attempt.encode_ms = _ms_since(begun)
+        return pieces
+
+    def _finish(self, attempt: _Attempt, pieces: list[bytes | memoryview], arrays: Sequence[np.ndarray]) -> Answer:
+        try:
+            answer = self._ask_tail(attempt, pieces)
+        except (OffloadError, MqttError, WireError) as error:
+            if not arrays or not self._fallback_fits(attempt.deadline):
+                raise
+            answer = self._answer_locally(attempt, arrays, error)
+            self._count(local=1)
+            return answer
+        self._count(remote=1)
+        return answer
+
+    def _reserve_s(self, deadline: float) -> float | None:
+        """What to keep back for the fallback; None when it could not end before the deadline even if begun now."""
+        if self._local_time is None:
+            return None
+        with self._lock:
+            time_left = deadline - time.perf_counter()
+            if self._local_time.mean_s > time_left:
+                return None
+            return min(self._local_time.upper_s, max(self._local_time.mean_s, time_left / 2))
+
+    def _fallback_fits(self, deadline: float) -> bool:
+        with self._lock:
+            if self._local_time is None:
+                return False
+            fits = time.perf_counter() + self._local_time.mean_s <= deadline + _GRACE_S
+            if not fits:
+                self._local_time.relax()
+            return fits
+
+    def _ask_tail(self, attempt: _Attempt, pieces: list[bytes | memoryview]) -> Answer:
+        now = time.perf_counter()
+        margin_s = min(_MAX_MARGIN_S, 0.05 * (attempt.deadline - attempt.started))
+        wait_s = remote_wait_s(now, attempt.deadline, self._reserve_s(attempt.deadline), margin_s=margin_s)
+        if wait_s <= 0:
+            raise DeadlineError(
+                f"Wanted time for the tail before the deadline, found {1000 * (attempt.deadline - now):.1f} ms left."
+            )
+        ended = threading.Lock()
+        ended.acquire()
+        ticket = self._open(attempt.deadline, ended, now)
+        try:
+            budget_ms = max(1, int(1000 * wait_s))
+            envelope = pack_envelope(Envelope(ticket.request_id, budget_ms))
+            attempt.bytes_sent = self._link.publish_pieces(self._request_topic, (envelope, *pieces), self._options.qos)
+        except MqttError:
+            self._abandon(ticket)
+            raise
+        left_s = wait_s - (time.perf_counter() - now)
+        if not self._link.wait_for(ended, max(0.0, left_s)) and self._abandon(ticket):
+            raise DeadlineError(
+                f"Wanted the tail's answer within {1000 * wait_s:.0f} ms, found none. "
+                "Is `headtail tail serve` running with this model, and the link fast enough?"
+            )
+        return self._read_answer(ticket, attempt, now)
+
+    def _open(self, deadline: float, ended: threading.Lock, now: float) -> Ticket:
+        with self._lock:
+            if not self._breaker.allow(now):
+                raise TailUnavailableError(
+                    "Wanted the tail, found that the last requests went without an answer; it is asked again soon."
+                )
+            self._next_id += 1
+            ticket = Ticket(self._id_prefix + self._next_id.to_bytes(8, "little"), deadline, ended.release)
+            if not self._pending.add(ticket):
+                self._breaker.released()
+                raise TailUnavailableError(
+                    f"Wanted fewer than {self._options.in_flight} open requests, found as many. Call less often."
+                )
+            return ticket
+
+    def _abandon(self, ticket: Ticket) -> bool:
+        """End a request without an answer; False when its answer came at the last moment."""
+        with self._lock:
+            ours = self._pending.give_up(ticket.request_id)
+            if ours:
+                self._breaker.failed(time.perf_counter())
+            return ours
+
+    def _on_reply(self, _topic: str, payload: bytes, _qos: int) -> None:
+        view = memoryview(payload)
+        reply = unpack_reply(view)
+        with self._lock:
+            if self._pending.answer(reply, view[REPLY_BYTES:], time.perf_counter()):
+                self._breaker.succeeded()
+
+    def _on_lost(self) -> None:
+        with self._lock:
+            self._pending.give_up_all()  # their answers go to a session that is no more
+
+    def _read_answer(self, ticket: Ticket, attempt: _Attempt, sent_at: float) -> Answer:
+        reply = ticket.reply
+        if reply is None or ticket.body is None:
+            raise TailUnavailableError(
+                "Wanted the tail's answer, found that the connection to the broker was lost meanwhile."
+            )
+        if reply.status is not Status.OK:
+            text = bytes(ticket.body[:500]).decode("utf-8", "replace")
+            raise TailError(f"Wanted an answer of the tail, found {reply.status.name.lower()}: {text}")
+        outputs = decode_tensors(decode_frame(ticket.body, _REPLY_LIMITS))
+        queue_ms, decode_ms, tail_ms = reply.queue_us / 1000, reply.decode_us / 1000, reply.tail_us / 1000
+        now = time.perf_counter()
+        link_ms = max(0.0, 1000 * (now - sent_at) - queue_ms - decode_ms - tail_ms)
+        total_ms = 1000 * (now - attempt.started)
+        stages = (attempt.head_ms, attempt.encode_ms, link_ms, queue_ms, decode_ms, tail_ms, 0.0, total_ms)
+        return Answer(outputs, "remote", Breakdown(*stages), attempt.bytes_sent)
+
+    def _answer_locally(self, attempt: _Attempt, arrays: Sequence[np.ndarray], why: Exception) -> Answer:
+        if self._fallback is None or self._local_time is None:
+            raise OffloadError("Wanted a fallback, found none.") from why
+        begun = time.perf_counter()
+        with self._fallback_lock:
+            locked = time.perf_counter()
+            outputs = self._fallback.run(arrays)
+            with self._lock:
+                self._local_time.add(time.perf_counter() - locked)
+        now = time.perf_counter()
+        breakdown = Breakdown(
+            head_ms=attempt.head_ms,
+            encode_ms=attempt.encode_ms,
+            local_ms=1000 * (now - begun),
+            total_ms=1000 * (now - attempt.started),
+        )
+        return Answer(outputs, "local", breakdown, attempt.bytes_sent, str(why))
+
+    def _count(self, *, remote: int = 0, local: int = 0, failed: int = 0) -> None:
+        with self._lock:
+            self._counters.remote += remote
+            self._counters.local += local
+            self._counters.failed += failed
+
+
+def _check_roles(head: Artefact | None, fallback: Artefact | None, key: str | None) -> None:
+    if (head is None) == (key is None):
+        raise OffloadError("Wanted a head, or the key of a whole model on the host, found both or neither.")
+    for artefact, role in ((head, "head"), (fallback, "whole")):
+        if artefact is not None and artefact.manifest.role != role:
+            raise OffloadError(f"Wanted a {role} artefact, found a {artefact.manifest.role} in {artefact.folder}.")
+
+
+def _time_once(session: Session) -> float:
+    """Seconds of the second run on zeros; the first one warms the engine up."""
+    zeros = [np.zeros(spec.shape, spec.dtype) for spec in session.inputs]
+    session.run(zeros)
+    begun = time.perf_counter()
+    session.run(zeros)
+    return time.perf_counter() - begun
+
+
+def _ms_since(begun: float) -> float:
+    return 1000 * (time.perf_counter() - begun)

@@ -1,0 +1,141 @@
+"""From a frame to an answer: prepare the picture, run head and tail or the whole model, rank the classes."""
+
+import time
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from edge_runtime.artefact import Artefact
+from edge_runtime.manifest import Manifest, TensorSpec
+from edge_runtime.messages import Ranked
+from edge_runtime.offload import Counters
+from edge_runtime.offloader import Answer, Breakdown, Offloader, OffloadOptions
+from edge_runtime.preprocess import prepare
+from edge_runtime.session import Session, open_session
+from edge_runtime.sources import Frame
+
+_MAX_LABEL_BYTES = 1 << 20
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """An answer with the classes that it ranks highest."""
+
+    answer: Answer
+    top: tuple[Ranked, ...]
+    prepare_ms: float
+
+
+class Pipeline:
+    """What a device runs: a head with its tail on the host, a whole model here, or the first backed by the second.
+
+    Args:
+        broker_url: For the head's requests.
+        device: This device's name.
+        head: Null runs the whole model alone.
+        whole: Null leaves the head without a fallback; so does a whole model of another network.
+        options: Of the offloader; its deadline is that of every frame.
+
+    Raises:
+        EdgeError: As the engines say.
+    """
+
+    def __init__(
+        self, broker_url: str, device: str, *, head: Artefact | None, whole: Artefact | None, options: OffloadOptions
+    ) -> None:
+        first = head or whole
+        if first is None:
+            raise ValueError("a pipeline needs a head or a whole model")
+        self._manifest: Manifest = first.manifest
+        self._offloader: Offloader | None = None
+        self._session: Session | None = None
+        self._counters = Counters()
+        fallback = whole if head is None or whole is None or backs(head.manifest, whole) else None
+        if head is not None:
+            self._offloader = Offloader(broker_url, device, head=head, fallback=fallback, options=options)
+        elif whole is not None:
+            self._session = open_session(whole, threads=options.threads)
+        self._outputs = fallback.manifest.outputs if fallback is not None else ()
+        self._labels = next((found for found in map(read_labels, (head, fallback)) if found), ())
+        kinds = [one.manifest.postprocessing.kind for one in (head, fallback) if one is not None]
+        self._softmax = "softmax-top-k" in kinds
+
+    def run(self, frame: Frame) -> Outcome:
+        """Answer one frame.
+
+        Raises:
+            ImageError: The picture cannot be decoded or prepared.
+            OffloadError: No answer in time and no fallback.
+            EngineError: The engine failed.
+        """
+        begun = time.perf_counter()
+        array = frame.array()
+        if self._manifest.preprocessing is not None:
+            array = prepare(array, self._manifest.inputs[0], self._manifest.preprocessing)
+        prepare_ms = 1000 * (time.perf_counter() - begun)
+        answer = self._offloader.infer(array) if self._offloader else self._run_here(array)
+        return Outcome(answer, rank(answer.outputs, self._outputs, self._labels, softmax=self._softmax), prepare_ms)
+
+    @property
+    def counters(self) -> Counters:
+        """How frames ended so far."""
+        return self._offloader.counters if self._offloader else self._counters
+
+    def close(self) -> None:
+        """Disconnect and free the engines."""
+        if self._offloader is not None:
+            self._offloader.close()
+        if self._session is not None:
+            self._session.close()
+
+    def _run_here(self, array: np.ndarray) -> Answer:
+        if self._session is None:
+            raise ValueError("no session")
+        begun = time.perf_counter()
+        outputs = self._session.run([array])
+        local_ms = 1000 * (time.perf_counter() - begun)
+        self._counters.local += 1
+        return Answer(outputs, "local", Breakdown(local_ms=local_ms, total_ms=local_ms), 0, "no head is deployed")
+
+
+def backs(head: Manifest, whole: Artefact) -> bool:
+    """Whether a whole model may answer in place of the head and its tail: named by the head, or the same network."""
+    if head.fallback is not None:
+        return head.fallback == whole.id
+    return head.model == whole.manifest.model
+
+
+def read_labels(artefact: Artefact | None) -> tuple[str, ...]:
+    """The artefact's class names, if it has any."""
+    if artefact is None or artefact.manifest.postprocessing.labels is None:
+        return ()
+    with artefact.path(artefact.manifest.postprocessing.labels).open(encoding="utf-8") as stream:
+        return tuple(stream.read(_MAX_LABEL_BYTES).splitlines())
+
+
+def rank(
+    outputs: Sequence[np.ndarray], specs: Sequence[TensorSpec], labels: Sequence[str], *, softmax: bool, count: int = 5
+) -> tuple[Ranked, ...]:
+    """The classes with the highest scores in the first output.
+
+    Args:
+        outputs: Of the model; ranked only when the first is (1, classes) with at least two classes.
+        specs: Of the outputs when they are known here; stored integers become real numbers with them.
+        labels: Class names, or none.
+        softmax: Make probabilities of real numbers; integers without known quantisation stay what they are.
+        count: How many.
+    """
+    if not outputs or outputs[0].size < 2 or outputs[0].size != outputs[0].shape[-1]:
+        return ()
+    scores = outputs[0].reshape(-1).astype(np.float64)
+    real = outputs[0].dtype.kind == "f"
+    if not real and specs and specs[0].quantisation is not None and specs[0].dtype == outputs[0].dtype.name:
+        scores = (scores - specs[0].quantisation.zero_point) * specs[0].quantisation.scale
+        real = True
+    if real and softmax:
+        powers = np.exp(scores - scores.max())
+        scores = powers / powers.sum()
+    best = np.argsort(-scores, kind="stable")[:count]
+    return tuple(
+        Ranked(index=int(i), score=float(scores[i]), label=labels[i][:500] if i < len(labels) else None) for i in best
+    )

@@ -1,0 +1,121 @@
+"""Receive an artefact in blocks: which are there, which are missing, and the file that they make up.
+
+A transfer that is interrupted, by either side, goes on where it stopped: the blocks and their bitmap are files.
+"""
+
+import contextlib
+import shutil
+from pathlib import Path
+
+from device_profiles.errors import EdgeError
+from edge_runtime.artefact import file_sha256
+from edge_runtime.messages import BLOCK_BYTES, Block, DeployStart
+
+_SPARE_BYTES = 16 << 20
+
+
+class TransferError(EdgeError):
+    """Blocks that do not make up what was announced, or no room for them."""
+
+
+def block_count(size: int) -> int:
+    """How many blocks a file of `size` bytes takes."""
+    return -(-size // BLOCK_BYTES)
+
+
+def block_length(size: int, index: int) -> int:
+    """Bytes in one block of a file of `size` bytes."""
+    return min(BLOCK_BYTES, size - index * BLOCK_BYTES)
+
+
+def missing_blocks(have: bytes, count: int) -> list[int]:
+    """Indices below `count` whose bit is not set; bit 0 of byte 0 is block 0. A short bitmap counts as zeros."""
+    padded = have.ljust((count + 7) // 8, b"\0")
+    return [index for index in range(count) if not padded[index // 8] >> (index % 8) & 1]
+
+
+class IncomingFile:
+    """One file on its way. Only one transfer uses the folder; what an earlier one left is removed.
+
+    Args:
+        folder: For the part file and the bitmap.
+        start: The announcement.
+
+    Raises:
+        TransferError: Not enough room.
+    """
+
+    def __init__(self, folder: Path, start: DeployStart) -> None:
+        self.start = start
+        self.count = block_count(start.size)
+        folder.mkdir(parents=True, exist_ok=True)
+        self._part = folder / f"{start.zip_sha256}.part"
+        self._map = folder / f"{start.zip_sha256}.have"
+        for path in folder.iterdir():
+            if path not in (self._part, self._map):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        free = shutil.disk_usage(folder).free
+        if free < 2 * start.size + _SPARE_BYTES:  # the .zip and its content
+            raise TransferError(f"Wanted {2 * start.size + _SPARE_BYTES} B of room in {folder}, found {free} B free.")
+        self._have = bytearray((self.count + 7) // 8)
+        if self._part.is_file() and self._map.is_file() and self._part.stat().st_size == start.size:
+            self._have[:] = self._map.read_bytes()[: len(self._have)].ljust(len(self._have), b"\0")
+        else:
+            with self._part.open("wb") as stream:
+                stream.truncate(start.size)
+
+    @property
+    def have(self) -> bytes:
+        """The bitmap."""
+        return bytes(self._have)
+
+    @property
+    def complete(self) -> bool:
+        """Whether no block is missing."""
+        return not missing_blocks(self.have, self.count)
+
+    def add(self, block: Block) -> bool:
+        """Store a block whose hash was checked; False when it was there already.
+
+        Raises:
+            TransferError: An index or length that is not part of this file.
+        """
+        if block.index >= self.count or len(block.content) != block_length(self.start.size, block.index):
+            raise TransferError(
+                f"Wanted blocks of a file of {self.start.size} B, found block {block.index} with {len(block.content)} B."
+            )
+        if self._have[block.index // 8] >> (block.index % 8) & 1:
+            return False
+        with self._part.open("r+b") as stream:
+            stream.seek(block.index * BLOCK_BYTES)
+            stream.write(block.content)
+        self._have[block.index // 8] |= 1 << (block.index % 8)
+        self._map.write_bytes(self._have)
+        return True
+
+    def finish(self) -> Path:
+        """The complete .zip, its hash checked.
+
+        Raises:
+            TransferError: Blocks are missing, or the whole differs from what was announced; then it starts over.
+        """
+        missing = missing_blocks(self.have, self.count)
+        if missing:
+            raise TransferError(f"Wanted all {self.count} blocks, found {len(missing)} missing.")
+        digest = file_sha256(self._part)
+        if digest != self.start.zip_sha256:
+            self.discard()
+            raise TransferError(
+                f"Wanted sha256 {self.start.zip_sha256[:16]}.., found {digest[:16]}.. of the whole. Deploy it again."
+            )
+        archive = self._part.with_suffix(".zip")
+        self._part.rename(archive)
+        self._map.unlink(missing_ok=True)
+        return archive
+
+    def discard(self) -> None:
+        """Forget what was received."""
+        with contextlib.suppress(FileNotFoundError):
+            self._part.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            self._map.unlink()

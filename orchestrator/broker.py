@@ -1,0 +1,259 @@
+"""A broker for the fleet: mosquitto with a generated configuration, the embedded one, or any by URL."""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from device_profiles.errors import EdgeError
+
+log = logging.getLogger(__name__)
+_START_TIMEOUT_S = 10.0
+EMBEDDED_WARNING = (
+    "the embedded broker (iotcore) delays small QoS 1 messages by 44 ms and knows no access rules: "
+    "use QoS 0 for offload, or install mosquitto (apt install mosquitto)"
+)
+
+
+class BrokerError(EdgeError):
+    """No broker could be started."""
+
+
+@dataclass(frozen=True)
+class BrokerOptions:
+    """How the broker listens. Loopback by default; `port` 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: int = 1883
+    max_packet_bytes: int = 4 << 20
+    max_inflight_messages: int = 1000
+    nodelay: bool = True
+    persistence: Path | None = None  # folder for mosquitto's own snapshot, every second; none kept when null
+
+
+def mosquitto_configuration(options: BrokerOptions, port: int) -> str:
+    """The text of a mosquitto 2.x configuration file."""
+    lines = [
+        f"listener {port} {options.host}",
+        "allow_anonymous true",
+        # Without it, QoS 1 waits 40 ms for the peer's delayed acknowledgement (Nagle).
+        f"set_tcp_nodelay {'true' if options.nodelay else 'false'}",
+        f"max_packet_size {options.max_packet_bytes}",
+        f"max_inflight_messages {options.max_inflight_messages}",
+        "max_queued_messages 10000",
+        "log_dest stderr",
+        "log_type error",
+        "log_type warning",
+    ]
+    if options.persistence is None:
+        lines.append("persistence false")
+    else:
+        lines += ["persistence true", f"persistence_location {options.persistence}/", "autosave_interval 1"]
+    return "\n".join(lines) + "\n"
+
+
+def find_mosquitto() -> str | None:
+    """Path of the mosquitto program; Debian puts it where a user's PATH often does not look."""
+    return shutil.which("mosquitto", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"]))
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+class MosquittoBroker:
+    """A mosquitto process with a configuration in a folder of its own; both end with `close`.
+
+    Raises:
+        BrokerError: mosquitto is not installed, or does not listen within 10 s.
+    """
+
+    def __init__(self, options: BrokerOptions | None = None) -> None:
+        self._options = options or BrokerOptions()
+        program = find_mosquitto()
+        if program is None:
+            raise BrokerError("Wanted mosquitto, found none. Install it (apt install mosquitto) or use --embedded.")
+        self.port = self._options.port or free_port(self._options.host)
+        self._folder = Path(tempfile.mkdtemp(prefix="headtail-broker."))
+        self._folder.chmod(0o755)  # mosquitto gives up root and must still read its configuration
+        self._program = program
+        self._process: subprocess.Popen[bytes] | None = None
+        try:
+            self.start()
+        except BrokerError:
+            self.close()
+            raise
+
+    @property
+    def url(self) -> str:
+        """Where clients on this machine connect."""
+        host = "127.0.0.1" if self._options.host in ("0.0.0.0", "") else self._options.host
+        return f"mqtt://{host}:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id while it runs."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start, or start again after `stop`, on the same port.
+
+        Raises:
+            BrokerError: It ended at once, or does not listen.
+        """
+        configuration = self._folder / "mosquitto.conf"
+        configuration.write_text(mosquitto_configuration(self._options, self.port))
+        with (self._folder / "log").open("ab") as output:
+            self._process = subprocess.Popen(
+                [self._program, "-c", str(configuration)],
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C ends its owner, which then ends it in order
+            )
+        _wait_listening(self._options.host, self.port, self._process, self._folder / "log")
+
+    def stop(self, *, kill: bool = False) -> None:
+        """End the process; with `kill` as a crash would."""
+        if self._process is None:
+            return
+        self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def wait(self) -> int:
+        """Wait for the process to end; its exit status."""
+        return self._process.wait() if self._process else 0
+
+    def close(self) -> None:
+        """End the process and remove its folder."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> "MosquittoBroker":
+        """Runs already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+def embedded_configuration(options: BrokerOptions, port: int) -> str:
+    """The text of a rumqttd configuration file with one MQTT 5 listener."""
+    return f"""id = 0
+[router]
+id = 0
+max_connections = 10000
+max_outgoing_packet_count = 200
+max_segment_size = 104857600
+max_segment_count = 10
+[v5.1]
+name = "headtail"
+listen = "{options.host}:{port}"
+next_connection_delay_ms = 1
+[v5.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = {options.max_packet_bytes}
+max_inflight_count = {min(options.max_inflight_messages, 500)}
+dynamic_filters = true
+"""
+
+
+class EmbeddedBroker:
+    """rumqttd out of the package iotcore, in a child process that ends with this one or with `close`.
+
+    Raises:
+        BrokerError: iotcore is not installed, or it does not listen.
+    """
+
+    def __init__(self, options: BrokerOptions | None = None) -> None:
+        options = options or BrokerOptions()
+        try:
+            import iotcore
+        except ModuleNotFoundError as error:
+            raise BrokerError(
+                "Wanted the embedded broker, found no iotcore. Install it (pip install iotcore) or mosquitto."
+            ) from error
+        log.warning("%s", EMBEDDED_WARNING)
+        self.port = options.port or free_port(options.host)
+        self._ended = threading.Event()
+        self._folder = Path(tempfile.mkdtemp(prefix="headtail-broker."))
+        configuration = self._folder / "rumqttd.toml"
+        configuration.write_text(embedded_configuration(options, self.port))
+        self._broker: Any = iotcore.Broker(config_path=str(configuration))
+        try:
+            self._broker.start(timeout=_START_TIMEOUT_S)
+        except (OSError, RuntimeError) as error:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise BrokerError(
+                f"Wanted the embedded broker on port {self.port}, found: {error}. Try --port 0."
+            ) from error
+
+    @property
+    def url(self) -> str:
+        """Where clients on this machine connect."""
+        return f"mqtt://127.0.0.1:{self.port}"
+
+    def wait(self) -> int:
+        """Wait until closed or interrupted."""
+        self._ended.wait()
+        return 0
+
+    def close(self) -> None:
+        """End the process and remove its folder."""
+        self._ended.set()
+        self._broker.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> "EmbeddedBroker":
+        """Runs already."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+
+def start_broker(options: BrokerOptions | None = None, *, embedded: bool = False) -> MosquittoBroker | EmbeddedBroker:
+    """Mosquitto where it is installed, else the embedded broker with a warning.
+
+    Raises:
+        BrokerError: Neither could be started.
+    """
+    if embedded or find_mosquitto() is None:
+        return EmbeddedBroker(options)
+    return MosquittoBroker(options)
+
+
+def _wait_listening(host: str, port: int, process: subprocess.Popen[bytes], output: Path) -> None:
+    deadline = time.monotonic() + _START_TIMEOUT_S
+    address = "127.0.0.1" if host in ("0.0.0.0", "") else host
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            socket.create_connection((address, port), timeout=0.2).close()
+            return
+        except OSError:
+            time.sleep(0.01)
+    found = output.read_text(errors="replace").strip().splitlines()[-3:]
+    raise BrokerError(
+        f"Wanted mosquitto to listen on {host}:{port}, found: {' | '.join(found) or 'nothing'}. "
+        "Is the port taken? Try --port 0."
+    )

@@ -1,0 +1,162 @@
+import os
+import queue
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from edge_runtime.mqtt import (
+    BrokerUrl,
+    LinkBusyError,
+    LinkOptions,
+    MqttLink,
+    NotConnectedError,
+    Packet,
+    PacketTooLargeError,
+    UrlError,
+    parse_url,
+)
+
+
+class Inbox:
+    """What a link received, in order."""
+
+    def __init__(self):
+        self._queue = queue.Queue()
+
+    def __call__(self, topic, payload, qos):
+        self._queue.put((topic, bytes(payload), qos))
+
+    def next(self, timeout=10):
+        return self._queue.get(timeout=timeout)
+
+
+def connected(url, inbox=None, **options):
+    link = MqttLink(url, LinkOptions(**options), inbox or Inbox()).start()
+    link.wait_connected(10)
+    return link
+
+
+def publish_many(link, count):
+    for _ in range(count):
+        link.publish(Packet("t", bytes(200_000), qos=0))
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+@pytest.mark.parametrize("fixture", ["broker", "embedded_broker"])
+def test_messages_arrive_in_order_with_both_brokers(request, fixture, qos):
+    url, inbox = request.getfixturevalue(fixture), Inbox()
+    topic = f"ht/v1/order/{fixture}/up/{qos}"
+    with connected(url, inbox, subscriptions=((topic, 1),)) as link:
+        for index in range(20):
+            link.publish(Packet(topic, bytes([index]) * (1 + 1000 * index), qos))
+        for index in range(20):
+            assert inbox.next()[:2] == (topic, bytes([index]) * (1 + 1000 * index))
+
+
+def test_a_packet_that_the_broker_would_refuse_is_named_and_the_connection_lives(own_broker):
+    inbox = Inbox()
+    with connected(own_broker.url, inbox, subscriptions=(("big", 1),)) as link:
+        with pytest.raises(PacketTooLargeError, match="at most 300000 B"):
+            link.publish(Packet("big", bytes(400_000), qos=1))
+        link.publish(Packet("big", bytes(299_900), qos=1))
+        assert len(inbox.next()[1]) == 299_900
+        assert link.connects == 1
+
+
+def test_after_a_loss_the_link_comes_back_greets_and_subscribes_again(own_broker):
+    inbox, lost = Inbox(), queue.Queue()
+    greeting = Packet("birth", b"hello", qos=1, retain=True)
+    options = {"subscriptions": (("news", 1),), "greeting": lambda: [greeting], "on_lost": lambda: lost.put(True)}
+    with connected(own_broker.url, inbox, **options) as link:
+        own_broker.stop(kill=True)
+        lost.get(timeout=10)
+        with pytest.raises(NotConnectedError):
+            link.publish(Packet("news", b"x"))
+        own_broker.start()
+        link.wait_connected(10)
+        link.publish(Packet("news", b"again", qos=1))
+        assert inbox.next()[1] == b"again"
+        other = Inbox()
+        with connected(own_broker.url, other, subscriptions=(("birth", 1),)):
+            assert other.next() == ("birth", b"hello", 1)
+
+
+def test_a_killed_client_leaves_its_will(broker):
+    code = (
+        "import sys\n"
+        "from edge_runtime.mqtt import *\n"
+        "will = Packet('ht/v1/t/gone/up/death', b'dead', 1)\n"
+        f"link = MqttLink({broker!r}, LinkOptions(will=will), lambda *_: None).start()\n"
+        "link.wait_connected(10); print('up', flush=True); sys.stdin.read()\n"
+    )
+    inbox = Inbox()
+    with connected(broker, inbox, subscriptions=(("ht/v1/t/gone/up/death", 1),)):
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"up\n"
+        process.kill()
+        process.wait()
+        assert inbox.next()[1] == b"dead"
+
+
+def test_a_stalled_broker_makes_publish_refuse_instead_of_filling_memory(own_broker):
+    with connected(own_broker.url) as link:
+        os.kill(own_broker.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(LinkBusyError):
+                publish_many(link, 200)
+        finally:
+            os.kill(own_broker.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_pieces_and_whole_packets_of_all_sizes_keep_their_order(broker, qos):
+    inbox, topic = Inbox(), f"ht/v1/pieces/{qos}/up/x"
+    with connected(broker, inbox, subscriptions=((topic, 1),)) as link:
+        wanted = []
+        for index, size in enumerate([0, 1, 120, 121, 122, 127, 128, 16_380, 16_384, 600_000, 5, 2_000_000, 7]):
+            parts = [bytes([index]) * (size // 2), memoryview(bytes([100 + index]) * (size - size // 2))]
+            wanted.append(b"".join(parts))
+            if index % 3 == 2:
+                link.publish(Packet(topic, wanted[-1], qos))
+            else:
+                assert link.publish_pieces(topic, parts, qos) == size
+        assert [inbox.next()[1] for _ in wanted] == wanted
+
+
+def test_pieces_to_a_stalled_broker_are_kept_whole_up_to_a_limit(own_broker):
+    inbox, sent = Inbox(), []
+
+    def fill(link):
+        for index in range(200):
+            link.publish_pieces("t", [bytes([index]) * 200_000], 0)
+            sent.append(index)
+
+    with connected(own_broker.url, inbox, subscriptions=(("t", 0),)) as link:
+        os.kill(own_broker.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(LinkBusyError, match="waiting"):
+                fill(link)
+        finally:
+            os.kill(own_broker.pid, signal.SIGCONT)
+        for index in sent:
+            assert inbox.next()[1] == bytes([index]) * 200_000
+        with pytest.raises(PacketTooLargeError):
+            link.publish_pieces("t", [bytes(300_000)], 0)
+
+
+def test_no_broker_is_a_named_error():
+    link = MqttLink("mqtt://127.0.0.1:1", LinkOptions(), Inbox()).start()
+    with pytest.raises(NotConnectedError, match="headtail broker"):
+        link.wait_connected(0.2)
+    link.close()
+    link.close()
+
+
+def test_urls():
+    assert parse_url("host") == BrokerUrl("host", 1883)
+    assert parse_url("mqtt://u:p@[::1]:99") == BrokerUrl("::1", 99, "u", "p")
+    for bad in ("http://x", "mqtt://", "mqtt://h:99999", "mqtts://h", "mqtt://h/path", ""):
+        with pytest.raises(UrlError):
+            parse_url(bad)

@@ -1,0 +1,200 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge_runtime.agent import Agent, AgentOptions
+from edge_runtime.artefact import IntegrityError, write_artefact
+from edge_runtime.manifest import Engine
+from edge_runtime.messages import BLOCK_BYTES, Slots
+from edge_runtime.offloader import OffloadOptions
+from edge_runtime.slots import SlotStore
+from edge_runtime.sources import Frame, Newest
+from orchestrator.deploy import (
+    DeployError,
+    DeployOptions,
+    EngineMismatchError,
+    RejectedError,
+    UnknownDeviceError,
+    Window,
+    check_engine,
+    deploy,
+)
+from orchestrator.tail_server import TailServer, serve_artefact
+
+
+class Running:
+    """An agent in a thread, with the results that it gave."""
+
+    def __init__(self, url, name, state, source=None, **given):
+        self.results, self.enough = [], threading.Event()
+        options = AgentOptions(
+            broker=url, device=name, state=state, heartbeat_s=0.05, offload=OffloadOptions(deadline_ms=600)
+        )
+        self.agent = Agent(options, source=source, on_result=self._take, **given)
+        self._thread = threading.Thread(target=self.agent.run, daemon=True)
+
+    def _take(self, result):
+        self.results.append(result)
+        if len(self.results) >= 5:
+            self.enough.set()
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.agent.stop()
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+
+
+def endless(x):
+    number = 0
+    while True:
+        yield Frame(number, f"frame-{number}", x)
+        number += 1
+
+
+def test_a_deployed_head_runs_with_its_tail_and_survives_a_restart(broker, network, tmp_path):
+    source = Newest(endless(network.x), fps=200)
+    with TailServer(broker, [serve_artefact(network.tail)]), Running(broker, "dep1", tmp_path, source) as device:
+        deploy(broker, "dep1", network.whole)
+        seen = []
+        status = deploy(broker, "dep1", network.head, progress=lambda done, total: seen.append((done, total)))
+        assert status.state == "active"
+        assert seen[-1][0] == seen[-1][1]
+        device.enough.wait(20)
+        while device.results[-1].source != "remote":
+            device.enough.wait(0.01)
+        assert device.results[-1].top[0].index == 7
+        assert device.results[-1].top[0].score == float(network.y[0, 7])
+        assert "tail_ms" in device.results[-1].ms
+        assert deploy(broker, "dep1", network.head).state == "active", "what runs already is not sent again"
+    store = SlotStore(tmp_path)
+    assert store.active == Slots(head=network.head.id, whole=network.whole.id)
+    assert store.previous == Slots(whole=network.whole.id)
+    with Running(broker, "dep1", tmp_path, Newest(endless(network.x), fps=200)) as device:
+        assert device.enough.wait(20)
+        assert {result.source for result in device.results} == {"local"}, "no tail runs now"
+    store.roll_back()
+    assert SlotStore(tmp_path).active == Slots(whole=network.whole.id)
+
+
+def large_artefact(network, folder, **changes):
+    """The whole model with some ballast, so that it takes several blocks."""
+    manifest = msgspec.structs.replace(network.whole.manifest, files=(), **changes)
+    files = {path: network.whole.path(path).read_bytes() for path in network.whole.manifest.files_by_path}
+    ballast = np.random.default_rng(1).bytes(9 * BLOCK_BYTES + 7)
+    return write_artefact(folder, manifest, {**files, "ballast": ballast})
+
+
+def test_an_interrupted_transfer_goes_on_and_an_edited_artefact_never_runs(broker, network, tmp_path):
+    artefact = large_artefact(network, tmp_path / "large")
+    sent = []
+    with Running(broker, "dep2", tmp_path / "state"):
+        with pytest.raises(_Interrupted):
+            deploy(broker, "dep2", artefact, options=DeployOptions(window=4), progress=_interrupt_at(4 * BLOCK_BYTES))
+        deploy(broker, "dep2", artefact, progress=lambda done, _total: sent.append(done))
+    assert sent[0] >= 4 * BLOCK_BYTES, "blocks that had arrived are not sent again"
+    store = SlotStore(tmp_path / "state")
+    assert store.active.whole == artefact.id
+    ballast = store.folder / "artefacts" / artefact.id / "ballast"
+    ballast.write_bytes(b"x" + ballast.read_bytes()[1:])
+    with pytest.raises(IntegrityError, match="edited"):
+        Running(broker, "dep2", tmp_path / "state").agent.run(frames=1)
+
+
+class _Interrupted(Exception):
+    pass
+
+
+def _interrupt_at(size):
+    def progress(done, _total):
+        if done >= size:
+            raise _Interrupted
+
+    return progress
+
+
+def test_a_model_that_fails_its_golden_vectors_is_rejected_and_the_old_one_stays(broker, network, tmp_path):
+    files = {path: network.whole.path(path).read_bytes() for path in network.whole.manifest.files_by_path}
+    files["golden/o"] = bytes(32)
+    wrong = write_artefact(tmp_path / "wrong", msgspec.structs.replace(network.whole.manifest, files=()), files)
+    with Running(broker, "dep3", tmp_path / "state"):
+        deploy(broker, "dep3", network.whole)
+        with pytest.raises(RejectedError, match="golden"):
+            deploy(broker, "dep3", wrong)
+    store = SlotStore(tmp_path / "state")
+    assert store.active.whole == network.whole.id
+    assert [path.name for path in (store.folder / "artefacts").iterdir()] == [network.whole.id]
+
+
+def test_devices_that_are_not_there_or_cannot_run_it_are_named(broker, network, tmp_path):
+    with pytest.raises(UnknownDeviceError, match="edge-agent run"):
+        deploy(broker, "nobody", network.whole, options=DeployOptions(hello_timeout_s=0.2))
+    with Running(broker, "left", tmp_path / "left") as device:
+        device.agent._link.wait_connected(10)
+    with pytest.raises(UnknownDeviceError, match="has left"):
+        deploy(broker, "left", network.whole, options=DeployOptions(hello_timeout_s=0.5))
+    with pytest.raises(DeployError, match="tail"):
+        deploy(broker, "nobody", network.tail)
+    engine = Engine(name="tensorrt", built="10.3")
+    tensorrt = large_artefact(network, tmp_path / "trt", engine=engine)
+    with pytest.raises(EngineMismatchError, match="JetPack 4 and 5"):
+        check_engine(tensorrt, "jetson-nano", ("tensorrt",))
+    with pytest.raises(EngineMismatchError, match="onnxruntime"):
+        check_engine(network.whole, "rpi-5", ("litert",))
+    check_engine(network.whole, "a-board-of-the-future", ("onnxruntime",))
+
+
+def test_the_window_sends_what_is_missing_and_never_more_than_its_size():
+    window = Window(10, 4)
+    assert window.take() == [0, 1, 2, 3]
+    assert window.take() == []
+    assert window.confirm(bytes([0b0101]), again=False)
+    assert window.take() == [4, 5]
+    assert not window.confirm(bytes([0b0101]), again=True), "asked again: what was not confirmed is lost"
+    assert window.take() == [1, 3, 4, 5]
+    assert window.confirm(b"\xff\x03", again=False)
+    assert window.take() == []
+    assert window.confirmed == 10
+
+
+def test_the_agent_command_runs_a_folder_and_writes_results(broker, network, tmp_path):
+    (tmp_path / "counted_frames.py").write_text(
+        "import numpy\ndef frames():\n    for i in range(3):\n        yield numpy.full((1, 8), i, numpy.float32)\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        "from edge_runtime.cli import main; main()",
+        "run",
+        "--broker",
+        broker,
+        "--device",
+        "cli",
+    ]
+    command += [
+        "--state",
+        str(tmp_path / "state"),
+        "--whole",
+        str(network.whole.folder),
+        "--source",
+        "counted_frames:frames",
+    ]
+    command += ["--keep-all", "--results", "-"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(row["seq"], row["source"], row["top"][0]["score"]) for row in rows] == [
+        (i, "local", 2.0 * i + 1) for i in range(3)
+    ]
+    shutil.rmtree(tmp_path / "state")
