@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.entropy.baked import U8, U16, Baked
+from edge_runtime.entropy.baked import I64, U8, U16, Baked
 from edge_runtime.entropy.errors import EntropyCorruptError, EntropyTrailingError, EntropyTruncatedError
 from edge_runtime.entropy.tables import SCALE
 
@@ -18,8 +18,6 @@ SYMBOLS_PER_LANE = 1024
 MODE_STORED, MODE_CODED, MODE_ESCAPES = 0, 1, 2
 _LOWER = 1 << 16
 _RAW = 16  # frequency of each raw code behind an escape
-
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -205,27 +203,28 @@ class _Reader:
 
     def read(self, tables: I64, widths: I64, *, escapes: bool) -> U8:
         """One row of codes for each table number; `widths` lanes of it are used."""
-        frequency, bias = self._baked.slot & 0xFFF, self._baked.slot >> 12 & 0xFFF
-        frequency, bias = frequency.astype(np.int64), bias.astype(np.int64)
-        symbol = (self._baked.slot >> 24).astype(np.uint8)
+        baked = self._baked
+        frequency, bias, symbol = baked.slot_frequency, baked.slot_bias, baked.slot_symbol
         slots = np.zeros((len(tables), self._layout.lanes), np.int64)
         raw: list[tuple[int, I64, I64]] = []
         for row, (table, width) in enumerate(zip(tables.tolist(), widths.tolist(), strict=True)):
-            x, slot = self._x[:width], slots[row, :width]
+            x, slot = self._x, slots[row]
+            if width < self._layout.lanes:
+                x, slot = x[:width], slot[:width]
             np.bitwise_and(x, SCALE - 1, out=slot)
             np.right_shift(x, 12, out=x)
             np.multiply(x, frequency[table].take(slot), out=x)
             np.add(x, bias[table].take(slot), out=x)
             self._refill(x)
             if escapes:
-                lanes = np.flatnonzero(symbol[table].take(slot) == self._baked.count[table])
+                lanes = np.flatnonzero(symbol[table].take(slot) == baked.count[table])
                 if lanes.size:
                     raw.append((row, lanes, self._read_raw(lanes)))
         found = symbol[tables[:, None], slots]
         used = np.arange(self._layout.lanes) < widths[:, None]
-        if not escapes and bool(((found == self._baked.count[tables][:, None]) & used).any()):
+        if not escapes and bool(((found == baked.count[tables][:, None]) & used).any()):
             raise EntropyCorruptError("Wanted no escapes in this part of a layer, found one.")
-        codes: U8 = found + self._baked.low[tables][:, None]
+        codes: U8 = found + baked.low[tables][:, None]
         for row, lanes, values in raw:
             codes[row, lanes] = values
         return codes
@@ -251,7 +250,7 @@ class _Reader:
         return codes
 
     def _refill(self, x: I64) -> None:
-        low = np.flatnonzero(x < _LOWER)
+        low = (x < _LOWER).nonzero()[0]
         if low.size:
             end = self._at + low.size
             if end > len(self._words):
