@@ -27,7 +27,7 @@ from export.cut_check import Arrays, check_cut, kept_inputs, sample_inputs
 from export.cut_golden import latent_rule, make_golden, output_rule
 from export.cut_source import CutSource, open_cut_source
 from split.cut_graph import CutTensor
-from split.cuts import Cut, cut_at
+from split.cuts import Cut, CutList, cut_at, find_cuts
 
 _PACKAGES = {"onnx": ("onnx", "onnxruntime"), "tflite": ("ai-edge-litert",)}
 _LICENCE_WORDS = ("LICENCE", "LICENSE", "NOTICE", "COPYING")
@@ -126,6 +126,18 @@ def _tail_manifest(source: CutSource, head: Manifest) -> Manifest:
         preprocessing=None,
         postprocessing=source.artefact.manifest.postprocessing if source.artefact else Postprocessing(),
     )
+
+
+def list_cuts(model: Path | str) -> CutList:
+    """Every legal cut of an int8 network: what `headtail split MODEL --list` shows.
+
+    Args:
+        model: An artefact of a whole int8 network, or an int8 .onnx or .tflite file.
+
+    Raises:
+        EdgeError: A subclass for each reason, see `open_cut_source`.
+    """
+    return find_cuts(open_cut_source(Path(model)).graph)
 
 
 def cut_network(

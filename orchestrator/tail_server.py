@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
 
 from device_profiles.errors import EdgeError
-from edge_runtime.artefact import Artefact
+from edge_runtime.artefact import Artefact, open_artefact
 from edge_runtime.manifest import Manifest
 from edge_runtime.messages import MessageError, parse_topic, requests_filter
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink
@@ -278,6 +279,20 @@ class TailServer:
             self._link.publish_pieces(request.reply_topic, pieces, request.qos)
         except MqttError as error:  # the device has its own deadline
             log.warning("a reply on %s was not sent: %s", request.reply_topic, error)
+
+
+def serve_tail(broker_url: str, *artefacts: Path | str, options: ServerOptions | None = None) -> TailServer:
+    """Open tails and whole models; the returned server answers in a `with` block, or from `start` to `close`.
+
+    Args:
+        broker_url: mqtt://host:port.
+        artefacts: Folders or .zip files.
+        options: See `ServerOptions`.
+
+    Raises:
+        EdgeError: An artefact is refused, or two answer to one key.
+    """
+    return TailServer(broker_url, [serve_artefact(open_artefact(path)) for path in artefacts], options)
 
 
 def _by_key(models: Sequence[Served]) -> Mapping[str, Served]:

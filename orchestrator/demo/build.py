@@ -78,7 +78,7 @@ def choose_cuts(cuts: tuple[ListedCut, ...]) -> list[tuple[str, ListedCut]]:
         if not inside:
             raise CutChoiceError(f"Wanted a cut between {low:.0%} and {high:.0%} of the network, found none.")
         best = min(inside, key=lambda cut: (cut.payload_bytes, cut.head_macs))
-        chosen.append((f"{name} cut ({best.share:.0%} on the device)", best))
+        chosen.append((f"{name} cut at {best.share:.0%}", best))
     return chosen
 
 
