@@ -119,7 +119,8 @@ def build(folder: Path, children: Children) -> Built:
     pairs = []
     for number, (name, cut) in enumerate(choose_cuts(cuts)):
         pair = folder / "cuts" / str(number)
-        children.run(f"split-{number}", headtail("split", str(int8), "--at", cut.at, "--out", str(pair)))
+        coder = ["--codec", "rans", "--calibration", str(calibration)] if cut.head_macs else []  # raw pixels stay raw
+        children.run(f"split-{number}", headtail("split", str(int8), "--at", cut.at, "--out", str(pair), *coder))
         pairs.append(pair)
         strategies.append(Strategy(name=name, kind="cut", artefact=str(pair / "head")))
     strategies += [
