@@ -59,10 +59,22 @@ def _checked(model: Any, where: str) -> Any:  # noqa: ANN401 - onnx.ModelProto
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _fix_batch(model, where)
+    _name_nodes(model)
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     clean(model)
     check_model(model, where=where)
     return model
+
+
+def _name_nodes(model: Any) -> None:  # noqa: ANN401 - onnx.ModelProto
+    """Names are optional in ONNX, and need not differ; layers are told apart by them here."""
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{index}"
+            while node.name in seen:
+                node.name += "_"
+        seen.add(node.name)
 
 
 def parse(data: bytes) -> Any:  # noqa: ANN401 - onnx.ModelProto

@@ -148,6 +148,7 @@ def deploy(
     Raises:
         UnknownDeviceError: The device has not said that it is there.
         EngineMismatchError: It cannot run this.
+        DeployRefusedError: The artefact's own board is too old for the device package (JetPack 4 and 5).
         RejectedError: It refused the artefact, with its reason.
         DeployError: A tail, or no progress within the timeout.
     """
@@ -156,6 +157,7 @@ def deploy(
         raise DeployError(
             f"Wanted a head or a whole model for {device}, found the tail {artefact.folder}. Serve it here."
         )
+    check_deploy(artefact.manifest)
     topics = Topics(options.tenant, device)
     inbox: SimpleQueue[Birth | Death | DeployStatus] = SimpleQueue()
     subscriptions = ((topics.up("birth"), 1), (topics.up("death"), 1), (topics.up("deploy"), 1))
