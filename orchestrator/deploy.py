@@ -16,6 +16,7 @@ import msgspec
 from device_profiles import BoardError, load_board
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, file_sha256, pack_artefact
+from edge_runtime.backends.trt_boards import check_deploy
 from edge_runtime.messages import (
     BLOCK_BYTES,
     Birth,
