@@ -53,6 +53,18 @@ def test_a_failed_write_leaves_nothing(tmp_path, draft):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
+def test_a_zip_with_damaged_or_unusual_compression_is_named(add_one, tmp_path, method):
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w", method) as bundle:
+        bundle.writestr("manifest.json", (add_one.folder / "manifest.json").read_bytes())
+    data = bytearray(archive.read_bytes())
+    data[60:90] = bytes(30)  # inside of the compressed member
+    archive.write_bytes(data)
+    with pytest.raises(ArtefactError, match=r"a\.zip"):
+        open_artefact(archive)
+
+
 def test_an_edited_byte_is_refused(add_one):
     data = bytearray(add_one.entry.read_bytes())
     data[len(data) // 2] ^= 1
