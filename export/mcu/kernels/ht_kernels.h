@@ -26,6 +26,9 @@
 extern "C" {
 #endif
 
+/* Largest kernel height of CONV_2D and DEPTHWISE_CONV_2D. */
+#define HT_MAX_KERNEL 16
+
 /* Requantisation of four neighbouring output channels (20 bytes). */
 typedef struct ht_rq4 {
   int32_t mult[4]; /* Q0.31 multiplier, in [2^30, 2^31) or 0 */

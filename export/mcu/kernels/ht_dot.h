@@ -1,0 +1,156 @@
+/*
+ * ht_dot.h - dot products of one input run with four output channels; internal to CONV_2D and FULLY_CONNECTED.
+ * Weight order: see ht_conv in ht_kernels.h.
+ */
+#ifndef HT_DOT_H
+#define HT_DOT_H
+
+#include "ht_internal.h"
+
+#if HT_DSP && !HT_MVE
+
+/* Eight taps of four channels: input at x + XO, weights of channel i at w + WO + i * WS. */
+#define HT_DOT8_CHANNEL(ACC, OFFSET)                \
+  "ldrd %[w0], %[w1], [%[w], #" OFFSET "]\n\t"      \
+  "sxtb16 %[t], %[w0]\n\t"                          \
+  "smlad " ACC ", %[x0], %[t], " ACC "\n\t"         \
+  "sxtb16 %[t], %[w0], ror #8\n\t"                  \
+  "smlad " ACC ", %[x1], %[t], " ACC "\n\t"         \
+  "sxtb16 %[t], %[w1]\n\t"                          \
+  "smlad " ACC ", %[x2], %[t], " ACC "\n\t"         \
+  "sxtb16 %[t], %[w1], ror #8\n\t"                  \
+  "smlad " ACC ", %[x3], %[t], " ACC "\n\t"
+#define HT_DOT8(O0, O1, O2, O3)                                                 \
+  "ldrd %[x1], %[x3], [%[x]], #8\n\t"                                           \
+  "sxtb16 %[x0], %[x1]\n\t"                                                     \
+  "sxtb16 %[x1], %[x1], ror #8\n\t"                                             \
+  "sxtb16 %[x2], %[x3]\n\t"                                                     \
+  "sxtb16 %[x3], %[x3], ror #8\n\t" HT_DOT8_CHANNEL("%[a0]", O0) HT_DOT8_CHANNEL("%[a1]", O1) \
+      HT_DOT8_CHANNEL("%[a2]", O2) HT_DOT8_CHANNEL("%[a3]", O3)
+#define HT_DOT4_CHANNEL(ACC, OFFSET)                \
+  "ldr %[w0], [%[w], #" OFFSET "]\n\t"              \
+  "sxtb16 %[t], %[w0]\n\t"                          \
+  "smlad " ACC ", %[x0], %[t], " ACC "\n\t"         \
+  "sxtb16 %[t], %[w0], ror #8\n\t"                  \
+  "smlad " ACC ", %[x1], %[t], " ACC "\n\t"
+#define HT_DOT4(O0, O1, O2, O3)                                                 \
+  "ldr %[x1], [%[x]], #4\n\t"                                                   \
+  "sxtb16 %[x0], %[x1]\n\t"                                                     \
+  "sxtb16 %[x1], %[x1], ror #8\n\t" HT_DOT4_CHANNEL("%[a0]", O0) HT_DOT4_CHANNEL("%[a1]", O1) \
+      HT_DOT4_CHANNEL("%[a2]", O2) HT_DOT4_CHANNEL("%[a3]", O3)
+#define HT_DOT_OPERANDS                                                                                             \
+  [a0] "+r"(a0), [a1] "+r"(a1), [a2] "+r"(a2), [a3] "+r"(a3), [x] "+r"(x), [w] "+r"(w), [x0] "=&r"(x0), [x1] "=&r"(x1), \
+      [w0] "=&r"(w0), [t] "=&r"(t)
+#define HT_DOT_OPERANDS8 HT_DOT_OPERANDS, [x2] "=&r"(x2), [x3] "=&r"(x3), [w1] "=&r"(w1)
+
+/* acc[i] += x . w_i over n taps (a multiple of 4); returns the weights that follow. x is 4-byte aligned. */
+static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t n, int32_t acc[4]) {
+  int32_t a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
+  int32_t x0, x1, x2, x3, w0, w1, t;
+  int32_t groups = n >> 4;
+  if (groups > 0) {
+    __asm__ volatile(
+        "1:\n\t" HT_DOT8("0", "16", "32", "48") HT_DOT8("8", "24", "40", "56")
+        "adds %[w], %[w], #64\n\t"
+        "subs %[n], %[n], #1\n\t"
+        "bne 1b"
+        : HT_DOT_OPERANDS8, [n] "+r"(groups)
+        :
+        : "cc", "memory");
+  }
+  switch (n & 12) {
+    case 4:
+      __asm__ volatile(HT_DOT4("0", "4", "8", "12") : HT_DOT_OPERANDS : : "memory");
+      w += 16;
+      break;
+    case 8:
+      __asm__ volatile(HT_DOT8("0", "8", "16", "24") : HT_DOT_OPERANDS8 : : "memory");
+      w += 32;
+      break;
+    case 12:
+      __asm__ volatile(HT_DOT8("0", "12", "24", "36") HT_DOT4("8", "20", "32", "44") : HT_DOT_OPERANDS8 : : "memory");
+      w += 48;
+      break;
+    default:
+      break;
+  }
+  acc[0] = a0;
+  acc[1] = a1;
+  acc[2] = a2;
+  acc[3] = a3;
+  return w;
+}
+
+#elif HT_MVE
+
+static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t n, int32_t acc[4]) {
+  int32_t a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
+  for (int32_t groups = n >> 4; groups > 0; --groups) {
+    const int8x16_t v = vldrbq_s8(x);
+    a0 = vmladavaq_s8(a0, v, vldrbq_s8(w));
+    a1 = vmladavaq_s8(a1, v, vldrbq_s8(w + 16));
+    a2 = vmladavaq_s8(a2, v, vldrbq_s8(w + 32));
+    a3 = vmladavaq_s8(a3, v, vldrbq_s8(w + 48));
+    x += 16;
+    w += 64;
+  }
+  const int32_t tail = n & 15;
+  if (tail > 0) {
+    const mve_pred16_t p = vctp8q((uint32_t)tail);
+    const int8x16_t v = vldrbq_z_s8(x, p);
+    a0 = vmladavaq_s8(a0, v, vldrbq_z_s8(w, p));
+    a1 = vmladavaq_s8(a1, v, vldrbq_z_s8(w + tail, p));
+    a2 = vmladavaq_s8(a2, v, vldrbq_z_s8(w + 2 * tail, p));
+    a3 = vmladavaq_s8(a3, v, vldrbq_z_s8(w + 3 * tail, p));
+    w += 4 * tail;
+  }
+  acc[0] = a0;
+  acc[1] = a1;
+  acc[2] = a2;
+  acc[3] = a3;
+  return w;
+}
+
+#else
+
+static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t n, int32_t acc[4]) {
+  while (n > 0) {
+    const int32_t group = n < 16 ? n : 16;
+    for (int32_t i = 0; i < 4; ++i, w += group) {
+      int32_t sum = 0;
+      for (int32_t k = 0; k < group; ++k) {
+        sum += x[k] * w[k];
+      }
+      acc[i] += sum;
+    }
+    x += group;
+    n -= group;
+  }
+  return w;
+}
+
+#endif
+
+/*
+ * All output channels of one position. segments[s] is the address of input run s; each has n taps.
+ */
+static inline void ht_conv_point(const ht_conv *op, const int8_t *const *segments, int32_t count, int32_t n,
+                                 int8_t *out) {
+  const int8_t *w = op->weights;
+  const ht_rq4 *rq = op->rq;
+  const int32_t zero2 = 2 * op->out_zero + 1;
+  const unsigned general = op->flags & HT_RQ_GENERAL;
+  for (int32_t left = op->out_channels; left > 0; left -= 4) {
+    int32_t acc[4];
+    memcpy(acc, w, 16);
+    w += 16;
+    for (int32_t s = 0; s < count; ++s) {
+      w = ht_dot_run(segments[s], w, n, acc);
+    }
+    ht_store4(acc, rq, general, zero2, left, out);
+    rq += op->rq_step;
+    out += 4;
+  }
+}
+
+#endif
