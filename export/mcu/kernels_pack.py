@@ -112,7 +112,7 @@ def _conv_blocks(runs: Int8s) -> list[bytes]:
     padded = np.pad(runs, ((0, -out % BLOCK), (0, 0), (0, -taps % 4)))
     blocks = []
     for c in range(0, padded.shape[0], BLOCK):
-        parts = []
+        parts: list[bytes] = []
         for segment in range(padded.shape[1]):
             run = padded[c : c + BLOCK, segment]  # (4, taps)
             parts.extend(run[:, k : k + GROUP].tobytes() for k in range(0, run.shape[1], GROUP))
