@@ -6,6 +6,7 @@ between RAM and MACs, ``check_plan(plan)`` re-executes a plan row by row and rai
 
 from __future__ import annotations
 
+from split.patch_check import PlanError, check_plan
 from split.patch_graph import PatchGraph, PatchGraphError, PatchInput, PatchOp, PatchTensor, Window
 from split.patch_plan import (
     Accumulator,
@@ -22,6 +23,7 @@ from split.patch_plan import (
     Step,
     StepKind,
 )
+from split.patch_planner import pareto_front, plan
 
 __all__ = [
     "Accumulator",
@@ -38,9 +40,13 @@ __all__ = [
     "PatchOp",
     "PatchTensor",
     "Plan",
+    "PlanError",
     "PlanRequest",
     "Segment",
     "Step",
     "StepKind",
     "Window",
+    "check_plan",
+    "pareto_front",
+    "plan",
 ]

@@ -1,8 +1,8 @@
 """What the patch planner is told about a network: tensors of rows, and operators that read windows of rows.
 
-Every tensor is int8 in NHWC with batch 1, so it is ``height`` rows of ``width * channels`` bytes. Every operator says, per
-input, which input rows one output row reads and which input columns one output column reads (:class:`Window`); nothing
-else about an operator matters to a schedule. Pure data: no model format, no torch.
+Every tensor is int8 in NHWC with batch 1, so it is ``height`` rows of ``width * channels`` bytes. Every operator says,
+per input, which input rows one output row reads and which input columns one output column reads (:class:`Window`);
+nothing else about an operator matters to a schedule. Pure data: no model format, no torch.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ class PatchGraphError(EdgeError):
 class Window:
     """Which input positions one output position reads along one axis.
 
-    Output position ``y`` reads input positions ``lo .. lo + size - 1`` with ``lo = y * stride // divide - before``, clipped
-    to the input. Convolution and pooling: kernel, stride, padding before. Element-wise: the default. A broadcast input:
-    ``size`` 1, ``stride`` 0. The whole axis (dense, reduce): ``size`` = extent, ``stride`` 0. Nearest resize:
-    ``stride`` = input extent, ``divide`` = output extent. Concatenation along the axis: ``before`` = offset of the part.
+    Output position ``y`` reads input positions ``lo .. lo + size - 1`` with ``lo = y * stride // divide - before``,
+    clipped to the input. Convolution and pooling: kernel, stride, padding before. Element-wise: the default. A
+    broadcast input: ``size`` 1, ``stride`` 0. The whole axis (dense, reduce): ``size`` = extent, ``stride`` 0. Nearest
+    resize: ``stride`` = input extent, ``divide`` = output extent. Concatenation along the axis: ``before`` = offset of
+    the part.
     """
 
     size: int = 1
@@ -32,7 +33,7 @@ class Window:
     divide: int = 1
 
     def reads(self, position: int, extent: int) -> tuple[int, int]:
-        """Return the half-open input range [lo, hi) read for one output position; empty (lo >= hi) outside the input."""
+        """Return the half-open input range [lo, hi) read for one output position; empty (lo >= hi) if outside."""
         lo = position * self.stride // self.divide - self.before
         return max(lo, 0), min(lo + self.size, extent)
 
@@ -83,10 +84,11 @@ class PatchOp:
         output: Index of the output tensor.
         macs: Multiply-accumulates of the whole operator (padding taps included, as is usual).
         scratch_bytes: Kernel scratch that must exist while a row of this operator runs.
-        reduces: Global pooling over height and width: input rows are added to an accumulator one by one, then the output
-            (height 1, width 1) is written. The accumulator takes ``accumulator_bytes`` (int32: 4 * channels).
+        reduces: Global pooling over height and width: input rows are added to an accumulator one by one, then the
+            output (height 1, width 1) is written. The accumulator takes ``accumulator_bytes`` (int32: 4 * channels).
         accumulator_bytes: See ``reduces``; 0 otherwise.
-        in_place: The kernel may write an output row exactly over a row of ``inputs[in_place_input]`` (same row bytes).
+        in_place: Element-wise: the kernel may write an output row exactly over the same row of an input that has the
+            output's shape.
         whole_rows: A row can only be computed at full width (softmax over the row, transpose ...): never tiled.
     """
 

@@ -6,9 +6,9 @@ An element (tensor t, row r, column x, channel c) of a buffer lies at
     arena + buffer.offset + (r % buffer.rows) * buffer.row_bytes + (x - base) * channels + c
 
 where ``base`` is 0 for a buffer of full width and the pass's ``Extent.x0`` of that tensor for a ``local`` one. A row
-outside [0, height) is a border (NULL). Buffers of one segment may share addresses: the planner proves (and ``check_plan``
-re-checks by executing the steps) that no step writes over bytes that a later step, or the step itself, still reads;
-the one exception is an exact in-place row (``PatchOp.in_place``), where output row and input row have the same address.
+outside [0, height) is a border (NULL). Buffers of one segment may share addresses: the planner proves (and
+``check_plan`` re-checks by executing the steps) that no step writes over bytes that a later step, or the step itself,
+still reads; the one exception is an exact in-place row (``PatchOp.in_place``): same address for output and input row.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Step:
 
     ROWS: compute output rows of ops[op] at columns [x0, x1) of the pass's extent of its output tensor.
     PULL: the callback fills rows of tensor graph.inputs[0] (op is -1); always full width.
-    ACCUMULATE: add *input* rows, columns [x0, x1) of the pass's extent of the input tensor, to the accumulator of ops[op].
+    ACCUMULATE: add *input* rows, columns [x0, x1) of the pass's extent of the input tensor, to ops[op]'s accumulator.
     FINISH: write the output of the reducing ops[op] from its accumulator (row 0, count 1).
     """
 
@@ -93,9 +93,7 @@ class Buffer:
     """Storage of one tensor in one segment: a ring of ``rows`` rows (rows = height: a plain tensor)."""
 
     tensor: int
-    offset: (
-        int  # bytes from the arena start; -1: outside the arena (InputMode.EXTERNAL), base pointer given by the caller
-    )
+    offset: int  # bytes from the arena start; -1: the caller's own memory (InputMode.EXTERNAL)
     rows: int
     row_bytes: int  # distance between rows
     local: bool = False  # addresses start at the pass's x0, not at column 0

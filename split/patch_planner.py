@@ -1,0 +1,160 @@
+"""From a PatchGraph and a PlanRequest to a Plan: enumerate edges, search, choose, place, explain a misfit."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+from device_profiles.errors import FitError
+from split.arena import Placement, place
+from split.patch_edges import Block, EdgeContext, build_block, possible_grids
+from split.patch_graph import PatchGraph, PatchGraphError
+from split.patch_layout import lay_out
+from split.patch_plan import EdgeKind, FrontPoint, Plan, PlanRequest
+from split.patch_reads import study
+from split.patch_search import Edge, Path, search, tidy
+
+SCHEDULES = {
+    "layer": (EdgeKind.LAYER,),
+    "patch": (EdgeKind.LAYER, EdgeKind.PATCH),
+    "stream": (EdgeKind.LAYER, EdgeKind.STREAM),
+    "auto": (EdgeKind.LAYER, EdgeKind.STREAM, EdgeKind.TILE, EdgeKind.PATCH),
+}
+
+
+def plan(graph: PatchGraph, request: PlanRequest | None = None) -> Plan:
+    """Schedule a network and give every buffer an address.
+
+    Args:
+        graph: The network.
+        request: What is wanted; the default is the least RAM without recomputation.
+
+    Returns:
+        The chosen plan, laid out in one arena.
+
+    Raises:
+        PatchGraphError: The graph contradicts itself or the request names no schedule.
+        FitError: No schedule of the space meets the request; the message names the missing bytes and the layer.
+    """
+    return _Planner(graph, request or PlanRequest()).plan()
+
+
+def pareto_front(graph: PatchGraph, request: PlanRequest | None = None) -> tuple[FrontPoint, ...]:
+    """Return every schedule that nothing beats in both RAM and MACs, ascending in RAM; limits are ignored."""
+    planner = _Planner(graph, request or PlanRequest())
+    return tuple(FrontPoint(p.arena_bytes, p.macs, _factor(p.macs, graph)) for p in planner.paths())
+
+
+def _factor(macs: int, graph: PatchGraph) -> float:
+    return macs / graph.macs if graph.macs else 1.0
+
+
+class _Planner:
+    """Caches blocks and placements of one planning run."""
+
+    def __init__(self, graph: PatchGraph, request: PlanRequest) -> None:
+        if request.schedule not in SCHEDULES:
+            raise PatchGraphError(f"Schedule {request.schedule!r} is unknown; take one of {', '.join(SCHEDULES)}.")
+        if not graph.ops:
+            raise PatchGraphError(f"{graph.name} has no operators to schedule.")
+        self.graph = graph
+        self.request = request
+        self.context = EdgeContext(study(graph), request.input_mode)
+        self.blocks: dict[Edge, Block] = {}
+        self.placements: dict[Edge, Placement] = {}
+
+    def edges(self) -> list[Edge]:
+        """Every edge of the request's schedule."""
+        count = len(self.graph.ops)
+        single = [len(self.context.facts.live_at(i)) == 1 for i in range(count)] + [True]
+        found = []
+        for first in range(count):
+            for stop in range(first + 1, count + 1):
+                if self.context.allows(first, stop) and (stop == first + 1 or (single[first] and single[stop])):
+                    found += self._edges_between(first, stop)
+        return found
+
+    def _edges_between(self, first: int, stop: int) -> list[Edge]:
+        kinds = SCHEDULES[self.request.schedule]
+        found = []
+        for kind, grid in possible_grids(self.context, first, stop):
+            if kind not in kinds:
+                continue
+            block = build_block(self.context, kind, first, stop, grid)
+            if block is None:
+                continue
+            edge = Edge(kind, first, stop, grid, block.live_bound(), block.macs, len(block.passes[0].steps))
+            found.append(edge)
+        return found
+
+    def block(self, edge: Edge) -> Block:
+        """Return the block of an edge."""
+        if edge not in self.blocks:
+            block = build_block(self.context, edge.kind, edge.first, edge.stop, edge.grid)
+            assert block is not None
+            self.blocks[edge] = block
+        return self.blocks[edge]
+
+    def refine(self, edge: Edge, enough: int) -> int:
+        """Place an edge; see :func:`split.patch_search.search`."""
+        known = self.placements.get(edge)
+        if known is None or known.size_bytes > enough:
+            found = place(self.block(edge).items(), self.request.alignment, enough=enough)
+            if known is None or found.size_bytes < known.size_bytes:
+                self.placements[edge] = found
+        return self.placements[edge].size_bytes
+
+    def paths(self) -> list[Path]:
+        """The Pareto front."""
+        self.all_edges = self.edges()
+        return search(self.all_edges, len(self.graph.ops), self.refine)
+
+    def plan(self) -> Plan:
+        """Choose, lay out and describe."""
+        paths = self.paths()
+        chosen = self._choose(paths)
+        chosen = tidy(self.all_edges, len(self.graph.ops), chosen, self.refine)
+        placements = [self.placements[edge] for edge in chosen.edges]
+        blocks = [self.block(edge) for edge in chosen.edges]
+        segments = lay_out(self.graph, blocks, placements, self.request.alignment)
+        arena = max(segment.arena_bytes for segment in segments)
+        bound = max(edge.bound_bytes for edge in chosen.edges)
+        exact = all(p.exact for p in placements if p.size_bytes == arena)
+        certificate = "live-bound" if arena - bound < self.request.alignment else "exhaustive" if exact else "greedy"
+        return Plan(
+            graph=self.graph,
+            input_mode=self.request.input_mode,
+            segments=tuple(segments),
+            arena_bytes=arena,
+            live_bound_bytes=bound,
+            certificate=certificate,
+            macs=chosen.macs,
+            mac_factor=_factor(chosen.macs, self.graph),
+        )
+
+    def _choose(self, paths: list[Path]) -> Path:
+        request = self.request
+        most = None if request.max_mac_factor is None else Fraction(request.max_mac_factor) * self.graph.macs
+        cheap = [p for p in paths if most is None or p.macs <= most]
+        if not cheap:
+            least = paths[-1].macs
+            raise FitError(
+                f"{self.graph.name}: schedule {request.schedule!r} needs at least {least} MACs, a factor of "
+                f"{_factor(least, self.graph):.3f}, but {request.max_mac_factor} is the limit. Raise --max-macs-factor."
+            )
+        fitting = [p for p in cheap if request.max_ram_bytes is None or p.arena_bytes <= request.max_ram_bytes]
+        if not fitting:
+            raise FitError(self._misfit(cheap[0], paths[0]))
+        return fitting[0] if request.optimise == "ram" else fitting[-1]
+
+    def _misfit(self, best: Path, least: Path) -> str:
+        assert self.request.max_ram_bytes is not None
+        worst = max(best.edges, key=lambda edge: self.placements[edge].size_bytes)
+        layer, held = self.block(worst).peak(self.graph)
+        over = best.arena_bytes - self.request.max_ram_bytes
+        advice = "Try --schedule auto, a row-by-row input, a smaller resolution or a larger board."
+        if least.arena_bytes <= self.request.max_ram_bytes:
+            advice = f"It fits with --max-macs-factor {_factor(least.macs, self.graph):.2f}."
+        return (
+            f"{self.graph.name} needs {best.arena_bytes} B of RAM but {self.request.max_ram_bytes} B are allowed "
+            f"({over} B over). They are held at layer {layer} by {held}. {advice}"
+        )
