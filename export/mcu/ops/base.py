@@ -12,7 +12,7 @@ from export.mcu.errors import ModelFileError
 from export.mcu.fixedpoint import round_half_away
 from export.mcu.reader import Node
 from export.mcu.values import Quant, Value
-from split.patch import PatchInput, Window
+from split.patch_graph import PatchInput, Window
 
 Values = Mapping[int, Value]
 
