@@ -1,8 +1,8 @@
 """Give the blocks of a schedule their addresses: one arena for all, tensors that cross a border stay put or are moved.
 
-Each block alone needs at least its own placement; the arena is the largest of these. A tensor that crosses from one block
-into the next keeps its address if the next block can be placed around it, otherwise a memmove brings it where that block
-wants it, so the arena never has to be larger than the worst block.
+Each block alone needs at least its own placement; the arena is the largest of these. A tensor that crosses from one
+block into the next keeps its address if the next block can be placed around it, otherwise a memmove brings it to where
+that block wants it, so the arena never has to be larger than the worst block.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from split.arena import Placement, place_around
-from split.patch_edges import ACCUMULATOR, SCRATCH, Block
+from split.patch_block import ACCUMULATOR, SCRATCH, Block
 from split.patch_graph import PatchGraph
 from split.patch_plan import Accumulator, Buffer, Move, Segment
 

@@ -6,7 +6,8 @@ from fractions import Fraction
 
 from device_profiles.errors import FitError
 from split.arena import Placement, place
-from split.patch_edges import Block, EdgeContext, build_block, possible_grids
+from split.patch_block import Block, EdgeContext
+from split.patch_edges import build_block, possible_grids
 from split.patch_graph import PatchGraph, PatchGraphError
 from split.patch_layout import lay_out
 from split.patch_plan import EdgeKind, FrontPoint, Plan, PlanRequest
@@ -74,17 +75,35 @@ class _Planner:
         return found
 
     def _edges_between(self, first: int, stop: int) -> list[Edge]:
-        kinds = SCHEDULES[self.request.schedule]
-        found = []
-        for kind, grid in possible_grids(self.context, first, stop):
-            if kind not in kinds:
-                continue
+        """Edges over ops[first:stop]; passes that need no less than one pass, or too many MACs, are left out."""
+        found: list[Edge] = []
+        whole = self._whole_bytes(first, stop)
+        enough = 1 << 62
+        spare = self._spare_macs() + sum(op.macs for op in self.graph.ops[first:stop])
+        for kind, grid in possible_grids(self.context, first, stop, SCHEDULES[self.request.schedule]):
+            passes = kind in (EdgeKind.TILE, EdgeKind.PATCH)
+            if passes and whole >= enough:
+                break
             block = build_block(self.context, kind, first, stop, grid)
-            if block is None:
+            if block is None or (passes and block.macs > spare):
                 continue
-            edge = Edge(kind, first, stop, grid, block.live_bound(), block.macs, len(block.passes[0].steps))
-            found.append(edge)
+            bound = block.live_bound()
+            if not passes:
+                enough = bound
+            if not passes or bound < enough:
+                found.append(Edge(kind, first, stop, grid, bound, block.macs, len(block.passes[0].steps)))
         return found
+
+    def _whole_bytes(self, first: int, stop: int) -> int:
+        """Bytes that exist through all passes of a tiled block."""
+        facts = self.context.facts
+        whole = set(facts.live_at(first)) | set(facts.live_at(stop))
+        return sum(self.graph.tensors[t].size_bytes for t in whole if not self.context.external(t))
+
+    def _spare_macs(self) -> int:
+        """MACs that a plan within the request's factor may spend on recomputation."""
+        factor = self.request.max_mac_factor
+        return 1 << 62 if factor is None else int(Fraction(factor - 1) * self.graph.macs)
 
     def block(self, edge: Edge) -> Block:
         """Return the block of an edge."""
