@@ -28,6 +28,6 @@ def fully_connected_scratch_bytes(in_features: int) -> int:
     return (in_features + 3) // 4 * 4 if needs_gather(in_features) else 0
 
 
-def depthwise_scratch_bytes() -> int:
-    """Scratch of ``ht_depthwise_row``: none. Other kernels have no scratch argument."""
-    return 0
+def depthwise_scratch_bytes(kernel_h: int, kernel_w: int) -> int:
+    """Scratch of ``ht_depthwise_row``: two gathered kernel rows and the int16 taps of four channels."""
+    return 8 * kernel_w + 8 * kernel_h * kernel_w

@@ -1,53 +1,116 @@
 /* DEPTHWISE_CONV_2D, one output row. */
-#include "ht_internal.h"
+#include "ht_dw.h"
 
-typedef struct position {
-  const int8_t *const *rows;
-  int32_t offset;     /* of the window's first column in a row, bytes (may be negative at a border) */
-  int32_t first, end; /* kernel columns inside of the image */
-} position;
-
-/* Four channels of one position, any border: taps outside of the image read the zero point. */
-static inline void border4(const ht_dwconv *op, const position *at, const int32_t source[4], const int8_t *w,
-                           int32_t acc[4]) {
-  const int32_t channels = op->in_channels;
-  for (int32_t ky = 0; ky < op->kernel_h; ++ky) {
-    for (int32_t kx = 0; kx < op->kernel_w; ++kx, w += 4) {
-      const int inside = at->rows[ky] != NULL && kx >= at->first && kx < at->end;
-      const int8_t *x = inside ? at->rows[ky] + at->offset + kx * channels : NULL;
-      for (int32_t i = 0; i < 4; ++i) {
-        acc[i] += (inside ? x[source[i]] : op->in_zero) * w[i];
+/* Taps of one position, any border and any multiplier: taps outside of the image read the zero point. */
+static void any_point(const ht_dwconv *op, const ht_cols *cols, const int8_t *const *rows, int32_t x, int8_t *out) {
+  const int32_t channels = op->in_channels, outputs = op->out_channels;
+  const int8_t *w = op->weights;
+  const ht_rq4 *rq = op->rq;
+  for (int32_t c = 0; c < outputs; c += 4, rq += op->rq_step) {
+    int32_t acc[4], source[4];
+    memcpy(acc, w, 16);
+    w += 16;
+    for (int32_t k = 0; k < 4; ++k) {
+      source[k] = (c + k < outputs ? c + k : c) / op->multiplier;
+    }
+    for (int32_t ky = 0; ky < op->kernel_h; ++ky) {
+      for (int32_t kx = 0; kx < op->kernel_w; ++kx, w += 4) {
+        const int inside = rows[ky] != NULL && x + kx >= cols->in_x0 && x + kx < cols->in_x1;
+        const int8_t *from = inside ? rows[ky] + (x + kx - cols->in_x0) * channels : NULL;
+        for (int32_t k = 0; k < 4; ++k) {
+          acc[k] += (inside ? from[source[k]] : op->in_zero) * w[k];
+        }
       }
     }
+    ht_store4(acc, rq, op->flags & HT_RQ_GENERAL, 2 * op->out_zero + 1, outputs - c, out + c);
   }
 }
 
-void ht_depthwise_row(const ht_dwconv *op, const ht_cols *cols, const int8_t *const *rows, int8_t *out,
-                      void *scratch) {
-  const int32_t taps = op->kernel_h * op->kernel_w;
+#if HT_DSP || HT_MVE
+
+/* One kernel row (or two) at a border, gathered as words of four channels; missing taps become the zero point. */
+static void gather_row(const ht_dwconv *op, const ht_cols *cols, const int8_t *row, int32_t x, int32_t *window) {
+  const int32_t fill = (int32_t)((uint32_t)(uint8_t)op->in_zero * 0x01010101u);
+  for (int32_t kx = 0; kx < op->kernel_w; ++kx, ++x) {
+    int32_t v = fill;
+    if (row != NULL && x >= cols->in_x0 && x < cols->in_x1) {
+      memcpy(&v, row + (x - cols->in_x0) * op->in_channels, 4);
+    }
+    window[kx] = v;
+  }
+}
+
+static void border_point(const ht_dwconv *op, const ht_cols *cols, const int8_t *const *rows, int32_t x, int32_t c,
+                         const int8_t *taps, int32_t *window, int32_t acc[4]) {
+  const int32_t width = op->kernel_w;
+  int32_t ky = 0;
+  for (; ky + 2 <= op->kernel_h; ky += 2) {
+    gather_row(op, cols, rows[ky] == NULL ? NULL : rows[ky] + c, x, window);
+    gather_row(op, cols, rows[ky + 1] == NULL ? NULL : rows[ky + 1] + c, x, window + width);
+    taps = ht_dw_rows2((const int8_t *)window, (const int8_t *)(window + width), 4, width, taps, acc);
+  }
+  if (ky < op->kernel_h) {
+    gather_row(op, cols, rows[ky] == NULL ? NULL : rows[ky] + c, x, window);
+    ht_dw_rows1((const int8_t *)window, 4, width, taps, acc);
+  }
+}
+
+/* Four channels of the whole row. */
+static void block_row(const ht_dwconv *op, const ht_cols *cols, const int8_t *const *rows, int32_t c,
+                      const ht_rq4 *rq, const int8_t *w, int32_t *scratch, int8_t *out) {
+  const int32_t height = op->kernel_h, width = op->kernel_w, channels = op->in_channels, step = op->stride_w;
   const int32_t zero2 = 2 * op->out_zero + 1;
   const unsigned general = op->flags & HT_RQ_GENERAL;
-  int8_t *const row = out;
-  int32_t x = cols->out_x0 * op->stride_w - op->pad_left;
-  (void)scratch;
-  for (int32_t i = cols->out_x0; i < cols->out_x1; ++i, x += op->stride_w, out += op->out_channels) {
-    const position at = {rows, (x - cols->in_x0) * op->in_channels, cols->in_x0 - x, cols->in_x1 - x};
+  int32_t bias[4], acc[4];
+  int complete = 1;
+  for (int32_t k = 0; k < height; ++k) {
+    complete &= rows[k] != NULL;
+  }
+  memcpy(bias, w, 16);
+  const int8_t *const taps = ht_dw_prepare(w + 16, height, width, scratch + 2 * width);
+  int32_t x = cols->out_x0 * step - op->pad_left;
+  for (int32_t n = cols->out_x1 - cols->out_x0; n > 0; --n, x += step, out += op->out_channels) {
+    memcpy(acc, bias, 16);
+    if (complete && x >= cols->in_x0 && x + width <= cols->in_x1) {
+      const int32_t offset = (x - cols->in_x0) * channels + c;
+      const int8_t *t = taps;
+      int32_t ky = 0;
+      for (; ky + 2 <= height; ky += 2) {
+        t = ht_dw_rows2(rows[ky] + offset, rows[ky + 1] + offset, channels, width, t, acc);
+      }
+      if (ky < height) {
+        ht_dw_rows1(rows[ky] + offset, channels, width, t, acc);
+      }
+    } else {
+      border_point(op, cols, rows, x, c, taps, scratch, acc);
+    }
+    ht_store4(acc, rq, general, zero2, 4, out);
+  }
+}
+
+#endif
+
+void ht_depthwise_row(const ht_dwconv *op, const ht_cols *cols, const int8_t *const *rows, int8_t *out,
+                      void *scratch) {
+  const int32_t outputs = op->out_channels;
+  const int32_t count = cols->out_x1 - cols->out_x0;
+#if HT_DSP || HT_MVE
+  if (op->multiplier == 1 && (outputs & 3) == 0) {
     const int8_t *w = op->weights;
     const ht_rq4 *rq = op->rq;
-    for (int32_t c = 0; c < op->out_channels; c += 4, rq += op->rq_step) {
-      int32_t acc[4], source[4];
-      memcpy(acc, w, 16);
-      w += 16;
-      for (int32_t k = 0; k < 4; ++k) {
-        const int32_t channel = c + k < op->out_channels ? c + k : c;
-        source[k] = channel / op->multiplier;
-      }
-      border4(op, &at, source, w, acc);
-      w += 4 * taps;
-      ht_store4(acc, rq, general, zero2, op->out_channels - c, out + c);
+    for (int32_t c = 0; c < outputs; c += 4, rq += op->rq_step) {
+      block_row(op, cols, rows, c, rq, w, (int32_t *)scratch, out + c);
+      w += 16 + 4 * op->kernel_h * op->kernel_w;
+    }
+  } else
+#endif
+  {
+    for (int32_t i = 0; i < count; ++i) {
+      any_point(op, cols, rows, (cols->out_x0 + i) * op->stride_w - op->pad_left, out + i * outputs);
     }
   }
+  (void)scratch;
   if (op->flags & HT_CLAMP) {
-    ht_clamp_run(row, (int32_t)(out - row), op->act_min, op->act_max);
+    ht_clamp_run(out, count * outputs, op->act_min, op->act_max);
   }
 }

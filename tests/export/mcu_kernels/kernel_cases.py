@@ -125,7 +125,7 @@ def depthwise_case(rng, kernel=None, channels=None, stride=None, multiplier=None
     rows, r, lo, hi = row_payload(rng, image, pad, stride, (kh, kw), out_shape, whole=bool(rng.integers(0, 2)))
     fields = (packed.rq_step, channels, out, kh, kw, stride[1], pad[1], multiplier, packed.flags, *zeros, *clamp)
     payload = block(packed.weights) + block(rq_bytes(packed)) + words(*fields) + rows
-    payload += words(scratch.depthwise_scratch_bytes())
+    payload += words(scratch.depthwise_scratch_bytes(kh, kw))
     want = ref.depthwise(image, weights, bias, mult, shift, zeros, stride, pad, clamp, out_shape)
     name = f"depthwise {kh}x{kw} channels {channels}x{multiplier} stride {stride} pad {pad} of {size}"
     return Case(name, 3, payload, want[r, lo:hi].tobytes())
