@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from split.arena import Placement, place_around
+from split.arena import Item, Placement, align_up, place_around
 from split.patch_block import ACCUMULATOR, SCRATCH, Block
 from split.patch_graph import PatchGraph
 from split.patch_plan import Accumulator, Buffer, Move, Segment
+from split.patch_reads import Range
 
 BEAM = 4  # partial layouts kept per block border
+GROWTH = 50  # the arena grows by 1/GROWTH while the blocks cannot be joined
 
 
 @dataclass(frozen=True)
@@ -31,33 +33,53 @@ class _State:
 def lay_out(
     graph: PatchGraph, blocks: Sequence[Block], placements: Sequence[Placement], alignment: int
 ) -> list[Segment]:
-    """Place all blocks in one arena of max(placement sizes) bytes with few moves.
+    """Place all blocks in one arena of max(placement sizes) bytes with few moved bytes.
 
     Args:
         graph: The network.
         blocks: The schedule.
-        placements: Each block's own placement; only its size and, if a move is needed, its offsets count.
+        placements: Each block's own placement.
         alignment: Offsets are multiples of it.
+
+    Returns:
+        One segment per block. If tensors would have to change places without room to do so, the arena grows a little.
     """
     limit = max(p.size_bytes for p in placements)
+    while True:
+        best = _lay_out_within(graph, list(zip(blocks, placements, strict=True)), limit, alignment)
+        if best is not None:
+            rows = zip(blocks, best.placements, best.moves, strict=True)
+            return [_segment(graph, block, placement, moves) for block, placement, moves in rows]
+        limit = align_up(limit + limit // GROWTH + 1, alignment)
+
+
+def _lay_out_within(
+    graph: PatchGraph, steps: Sequence[tuple[Block, Placement]], limit: int, alignment: int
+) -> _State | None:
+    """Beam search over the block borders."""
     states = [_State(0, {}, (), ())]
-    for number, (block, alone) in enumerate(zip(blocks, placements, strict=True)):
-        after = _crossing(blocks[number + 1]) if number + 1 < len(blocks) else []
+    for number, (block, alone) in enumerate(steps):
+        after = _crossing(steps[number + 1][0]) if number + 1 < len(steps) else []
+        roots = {s.tensor: s.shares for s in block.stores}
         grown: list[_State] = []
         for state in states:
             for candidate in _candidates(block, alone, state, limit, (alignment, after)):
-                moves = _moves(graph, block, state.offsets, candidate)
+                moves = _moves(graph, block, state.offsets, candidate, (limit, alignment))
                 if moves is None:
                     continue
                 moved = state.moved_bytes + sum(m.size_bytes for m in moves)
-                roots = {s.tensor: s.shares for s in block.stores}
                 offsets = {t: candidate.offsets[roots[t]] for t in after if t in roots}
                 grown.append(_State(moved, offsets, (*state.placements, candidate), (*state.moves, tuple(moves))))
-        grown.sort(key=lambda s: s.moved_bytes)
-        states = grown[:BEAM]
-    best = states[0]
-    rows = zip(blocks, best.placements, best.moves, strict=True)
-    return [_segment(graph, block, placement, moves) for block, placement, moves in rows]
+        states = _distinct(grown)[:BEAM]
+    return states[0] if states else None
+
+
+def _distinct(states: list[_State]) -> list[_State]:
+    """Sort by bytes moved and keep one state per set of offsets."""
+    kept: dict[tuple[tuple[int, int], ...], _State] = {}
+    for state in sorted(states, key=lambda s: s.moved_bytes):
+        kept.setdefault(tuple(sorted(state.offsets.items())), state)
+    return list(kept.values())
 
 
 def _crossing(block: Block) -> list[int]:
@@ -68,25 +90,38 @@ def _crossing(block: Block) -> list[int]:
 def _candidates(
     block: Block, alone: Placement, state: _State, limit: int, wanted: tuple[int, list[int]]
 ) -> list[Placement]:
+    """Placements around what exists, then around part of it, then free; the rest has to move."""
     alignment, after = wanted
     items = block.items()
     fixed = {t: state.offsets[t] for t in _crossing(block) if t in state.offsets}
     roots = {s.tensor: s.shares for s in block.stores}
     ends = [roots[t] for t in after if t in roots and roots[t] not in fixed]
-    found: list[Placement] = []
-    for high in ((), ends):
-        around = place_around(items, fixed, limit, alignment=alignment, high=high)
-        if around is not None:
-            found.append(around)
-    if not found or fixed:
-        found.append(alone)
-    return found
+    found = _around(items, fixed, limit, alignment, [(), ends])
+    if found or not fixed:
+        return found or [alone]
+    if len(fixed) > 1:
+        for tensor, offset in fixed.items():
+            others = [t for t in fixed if t != tensor]
+            found += _around(items, {tensor: offset}, limit, alignment, [(), ends, others])
+    return [*found, alone, *_around(items, {}, limit, alignment, [list(fixed), ends])]
 
 
-def _moves(graph: PatchGraph, block: Block, before: dict[int, int], placement: Placement) -> list[Move] | None:
-    """Order the memmoves so that none clobbers a tensor that still has to move or has arrived; None if impossible."""
-    pending = []
-    settled: list[tuple[int, int]] = []
+def _around(
+    items: Sequence[Item], fixed: dict[int, int], limit: int, alignment: int, highs: Sequence[Sequence[int]]
+) -> list[Placement]:
+    found = [place_around(items, fixed, limit, alignment=alignment, high=high) for high in highs]
+    return [placement for placement in found if placement is not None]
+
+
+def _moves(
+    graph: PatchGraph, block: Block, before: dict[int, int], placement: Placement, room: tuple[int, int]
+) -> list[Move] | None:
+    """Order the memmoves so that none clobbers a tensor that still has to move or has arrived; None if impossible.
+
+    Tensors that must change places go through a free gap of the arena; ``room`` is its size and the alignment.
+    """
+    pending: list[Move] = []
+    settled: list[Range] = []
     for tensor in _crossing(block):
         size = graph.tensors[tensor].size_bytes
         target = placement.offsets[tensor]
@@ -96,18 +131,39 @@ def _moves(graph: PatchGraph, block: Block, before: dict[int, int], placement: P
             settled.append((target, target + size))
     ordered: list[Move] = []
     while pending:
-        ready = next((m for m in pending if _clear(m, pending, settled)), None)
-        if ready is None:
+        ready = next((m for m in pending if _is_clear(m.target, m, pending, settled)), None)
+        if ready is not None:
+            pending.remove(ready)
+            settled.append((ready.target, ready.target + ready.size_bytes))
+            ordered.append(ready)
+            continue
+        step_aside = _step_aside(pending, settled, room)
+        if step_aside is None or len(ordered) > 2 * len(before):
             return None
-        pending.remove(ready)
-        settled.append((ready.target, ready.target + ready.size_bytes))
-        ordered.append(ready)
+        move, gap = step_aside
+        ordered.append(Move(move.tensor, move.source, gap, move.size_bytes))
+        pending[pending.index(move)] = Move(move.tensor, gap, move.target, move.size_bytes)
     return ordered
 
 
-def _clear(move: Move, pending: list[Move], settled: list[tuple[int, int]]) -> bool:
-    occupied = [(m.source, m.source + m.size_bytes) for m in pending if m is not move] + settled
-    return all(move.target + move.size_bytes <= low or high <= move.target for low, high in occupied)
+def _step_aside(pending: list[Move], settled: list[Range], room: tuple[int, int]) -> tuple[Move, int] | None:
+    """Find a tensor and a gap outside of every source and target."""
+    limit, alignment = room
+    goals = [(m.target, m.target + m.size_bytes) for m in pending]
+    for move in sorted(pending, key=lambda m: m.size_bytes):
+        for gap in sorted({0, *(align_up(high, alignment) for _, high in settled + goals + _sources(pending))}):
+            if gap + move.size_bytes <= limit and _is_clear(gap, move, pending, settled + goals):
+                return move, gap
+    return None
+
+
+def _sources(moves: list[Move]) -> list[Range]:
+    return [(m.source, m.source + m.size_bytes) for m in moves]
+
+
+def _is_clear(target: int, move: Move, pending: list[Move], settled: list[Range]) -> bool:
+    occupied = _sources([m for m in pending if m is not move]) + settled
+    return all(target + move.size_bytes <= low or high <= target for low, high in occupied)
 
 
 def _segment(graph: PatchGraph, block: Block, placement: Placement, moves: tuple[Move, ...]) -> Segment:

@@ -1,8 +1,8 @@
 """Blocks in several passes: column tiles that stream their rows, and MCUNetV2's p x q patches.
 
 The tensor at the end of the block is cut into equal parts; each pass computes one part from exactly the rows and
-columns it needs (clipped at the true border), so neighbouring passes compute their halos twice, which is counted. If the block
-ends in a global pool, the pool's input is cut and every pass adds its part to the accumulator.
+columns it needs (clipped at the true border), so neighbouring passes compute their halos twice, which is counted. If
+the block ends in a global pool, the pool's input is cut and every pass adds its part to the accumulator.
 
 Source: MCUNetV2 (arXiv:2110.15352), section 3, with exact instead of uniform ranges; column tiles as in StreamNet
 (NeurIPS 2023) without its column cache.
