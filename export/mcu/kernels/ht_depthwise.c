@@ -22,7 +22,8 @@ static void any_point(const ht_dwconv *op, const ht_cols *cols, const int8_t *co
         }
       }
     }
-    ht_store4(acc, rq, op->flags & HT_RQ_GENERAL, 2 * op->out_zero + 1, outputs - c, out + c);
+    const ht_sum4 sum = {acc[0], acc[1], acc[2], acc[3]};
+    ht_store_any(sum, rq, op->flags & HT_RQ_GENERAL, 2 * op->out_zero + 1, outputs - c, out + c);
   }
 }
 
@@ -41,7 +42,7 @@ static void gather_row(const ht_dwconv *op, const ht_cols *cols, const int8_t *r
 }
 
 static void border_point(const ht_dwconv *op, const ht_cols *cols, const int8_t *const *rows, int32_t x, int32_t c,
-                         const int8_t *taps, int32_t *window, int32_t acc[4]) {
+                         const int8_t *taps, int32_t *window, ht_sum4 *acc) {
   const int32_t width = op->kernel_w;
   int32_t ky = 0;
   for (; ky + 2 <= op->kernel_h; ky += 2) {
@@ -61,30 +62,32 @@ static void block_row(const ht_dwconv *op, const ht_cols *cols, const int8_t *co
   const int32_t height = op->kernel_h, width = op->kernel_w, channels = op->in_channels, step = op->stride_w;
   const int32_t zero2 = 2 * op->out_zero + 1;
   const unsigned general = op->flags & HT_RQ_GENERAL;
-  int32_t bias[4], acc[4];
   int complete = 1;
   for (int32_t k = 0; k < height; ++k) {
     complete &= rows[k] != NULL;
   }
-  memcpy(bias, w, 16);
   const int8_t *const taps = ht_dw_prepare(w + 16, height, width, scratch + 2 * width);
   int32_t x = cols->out_x0 * step - op->pad_left;
   for (int32_t n = cols->out_x1 - cols->out_x0; n > 0; --n, x += step, out += op->out_channels) {
-    memcpy(acc, bias, 16);
+    ht_sum4 acc = ht_load4(w);
     if (complete && x >= cols->in_x0 && x + width <= cols->in_x1) {
       const int32_t offset = (x - cols->in_x0) * channels + c;
       const int8_t *t = taps;
       int32_t ky = 0;
       for (; ky + 2 <= height; ky += 2) {
-        t = ht_dw_rows2(rows[ky] + offset, rows[ky + 1] + offset, channels, width, t, acc);
+        t = ht_dw_rows2(rows[ky] + offset, rows[ky + 1] + offset, channels, width, t, &acc);
       }
       if (ky < height) {
-        ht_dw_rows1(rows[ky] + offset, channels, width, t, acc);
+        ht_dw_rows1(rows[ky] + offset, channels, width, t, &acc);
       }
     } else {
-      border_point(op, cols, rows, x, c, taps, scratch, acc);
+      border_point(op, cols, rows, x, c, taps, scratch, &acc);
     }
-    ht_store4(acc, rq, general, zero2, 4, out);
+    if (general) {
+      ht_store_any(acc, rq, general, zero2, 4, out);
+    } else {
+      ht_store4(acc, rq, zero2, out);
+    }
   }
 }
 

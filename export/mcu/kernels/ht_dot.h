@@ -43,9 +43,9 @@
       [w0] "=&r"(w0), [t] "=&r"(t)
 #define HT_DOT_OPERANDS8 HT_DOT_OPERANDS, [x2] "=&r"(x2), [x3] "=&r"(x3), [w1] "=&r"(w1)
 
-/* acc[i] += x . w_i over n taps (a multiple of 4); returns the weights that follow. x is 4-byte aligned. */
-static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t n, int32_t acc[4]) {
-  int32_t a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
+/* acc += x . w_i over n taps (a multiple of 4); returns the weights that follow. x is 4-byte aligned. */
+HT_INLINE const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_sum4 *acc) {
+  int32_t a0 = acc->a, a1 = acc->b, a2 = acc->c, a3 = acc->d;
   int32_t x0, x1, x2, x3, w0, w1, t;
   int32_t groups = n >> 4;
   if (groups > 0) {
@@ -74,17 +74,17 @@ static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t
     default:
       break;
   }
-  acc[0] = a0;
-  acc[1] = a1;
-  acc[2] = a2;
-  acc[3] = a3;
+  acc->a = a0;
+  acc->b = a1;
+  acc->c = a2;
+  acc->d = a3;
   return w;
 }
 
 #elif HT_MVE
 
-static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t n, int32_t acc[4]) {
-  int32_t a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
+HT_INLINE const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_sum4 *acc) {
+  int32_t a0 = acc->a, a1 = acc->b, a2 = acc->c, a3 = acc->d;
   for (int32_t groups = n >> 4; groups > 0; --groups) {
     const int8x16_t v = vldrbq_s8(x);
     a0 = vmladavaq_s8(a0, v, vldrbq_s8(w));
@@ -104,16 +104,17 @@ static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t
     a3 = vmladavaq_s8(a3, v, vldrbq_z_s8(w + 3 * tail, p));
     w += 4 * tail;
   }
-  acc[0] = a0;
-  acc[1] = a1;
-  acc[2] = a2;
-  acc[3] = a3;
+  acc->a = a0;
+  acc->b = a1;
+  acc->c = a2;
+  acc->d = a3;
   return w;
 }
 
 #else
 
-static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t n, int32_t acc[4]) {
+static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_sum4 *acc) {
+  int32_t *const sums[4] = {&acc->a, &acc->b, &acc->c, &acc->d};
   while (n > 0) {
     const int32_t group = n < 16 ? n : 16;
     for (int32_t i = 0; i < 4; ++i, w += group) {
@@ -121,7 +122,7 @@ static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t
       for (int32_t k = 0; k < group; ++k) {
         sum += x[k] * w[k];
       }
-      acc[i] += sum;
+      *sums[i] += sum;
     }
     x += group;
     n -= group;
@@ -134,22 +135,25 @@ static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t
 /*
  * All output channels of one position. segments[s] is the address of input run s; each has n taps.
  */
-static inline void ht_conv_point(const ht_conv *op, const int8_t *const *segments, int32_t count, int32_t n,
-                                 int8_t *out) {
+HT_INLINE void ht_conv_point(const ht_conv *op, const int8_t *const *segments, int32_t count, int32_t n, int8_t *out) {
   const int8_t *w = op->weights;
   const ht_rq4 *rq = op->rq;
+  const int32_t step = op->rq_step;
   const int32_t zero2 = 2 * op->out_zero + 1;
   const unsigned general = op->flags & HT_RQ_GENERAL;
-  for (int32_t left = op->out_channels; left > 0; left -= 4) {
-    int32_t acc[4];
-    memcpy(acc, w, 16);
+  for (int32_t left = op->out_channels; left > 0; left -= 4, rq += step, out += 4) {
+    ht_sum4 acc = ht_load4(w);
+    const int8_t *const *segment = segments;
+    const int8_t *const *const end = segments + count;
     w += 16;
-    for (int32_t s = 0; s < count; ++s) {
-      w = ht_dot_run(segments[s], w, n, acc);
+    do {
+      w = ht_dot_run(*segment++, w, n, &acc);
+    } while (segment != end);
+    if (general || left < 4) {
+      ht_store_any(acc, rq, general, zero2, left, out);
+    } else {
+      ht_store4(acc, rq, zero2, out);
     }
-    ht_store4(acc, rq, general, zero2, left, out);
-    rq += op->rq_step;
-    out += 4;
   }
 }
 

@@ -59,9 +59,9 @@
   __asm__ volatile(BODY : HT_DW_ACC, [q] "+r"(q), [t] "=&r"(t), HT_DW_TEMP : [s] "r"(step) : "memory")
 #define HT_DW_ASM1(BODY) __asm__ volatile(BODY : HT_DW_ACC, HT_DW_TEMP : [s] "r"(step) : "memory")
 
-static inline const int8_t *ht_dw_rows2(const int8_t *p, const int8_t *q, int32_t step, int32_t width,
-                                        const int8_t *w, int32_t acc[4]) {
-  int32_t a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
+HT_INLINE const int8_t *ht_dw_rows2(const int8_t *p, const int8_t *q, int32_t step, int32_t width,
+                                        const int8_t *w, ht_sum4 *acc) {
+  int32_t a0 = acc->a, a1 = acc->b, a2 = acc->c, a3 = acc->d;
   int32_t xa, xb, t, w0, w1;
   if (width == 3) {
     HT_DW_ASM2(HT_DW_PAIR2);
@@ -74,16 +74,16 @@ static inline const int8_t *ht_dw_rows2(const int8_t *p, const int8_t *q, int32_
       HT_DW_ASM2(HT_DW_PAIR0);
     }
   }
-  acc[0] = a0;
-  acc[1] = a1;
-  acc[2] = a2;
-  acc[3] = a3;
+  acc->a = a0;
+  acc->b = a1;
+  acc->c = a2;
+  acc->d = a3;
   return w;
 }
 
-static inline const int8_t *ht_dw_rows1(const int8_t *p, int32_t step, int32_t width, const int8_t *w,
-                                        int32_t acc[4]) {
-  int32_t a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
+HT_INLINE const int8_t *ht_dw_rows1(const int8_t *p, int32_t step, int32_t width, const int8_t *w,
+                                        ht_sum4 *acc) {
+  int32_t a0 = acc->a, a1 = acc->b, a2 = acc->c, a3 = acc->d;
   int32_t xa, xb, w0, w1;
   if (width == 3) {
     HT_DW_ASM1(HT_DW_ONE2);
@@ -96,14 +96,14 @@ static inline const int8_t *ht_dw_rows1(const int8_t *p, int32_t step, int32_t w
       HT_DW_ASM1(HT_DW_ONE0);
     }
   }
-  acc[0] = a0;
-  acc[1] = a1;
-  acc[2] = a2;
-  acc[3] = a3;
+  acc->a = a0;
+  acc->b = a1;
+  acc->c = a2;
+  acc->d = a3;
   return w;
 }
 
-static inline const int8_t *ht_dw_prepare(const int8_t *w, int32_t height, int32_t width, int32_t *to) {
+HT_INLINE const int8_t *ht_dw_prepare(const int8_t *w, int32_t height, int32_t width, int32_t *to) {
   const int8_t *const made = (const int8_t *)to;
   const int32_t pitch = 4 * width;
   int32_t xa, xb, t;
@@ -140,23 +140,23 @@ static inline const int8_t *ht_dw_prepare(const int8_t *w, int32_t height, int32
 
 #elif HT_MVE
 
-static inline const int8_t *ht_dw_rows1(const int8_t *p, int32_t step, int32_t width, const int8_t *w,
-                                        int32_t acc[4]) {
-  int32x4_t sum = vldrwq_s32(acc);
+HT_INLINE const int8_t *ht_dw_rows1(const int8_t *p, int32_t step, int32_t width, const int8_t *w,
+                                        ht_sum4 *acc) {
+  int32x4_t sum = vldrwq_s32(&acc->a);
   for (; width > 0; --width, p += step, w += 4) {
     sum = vaddq_s32(sum, vmulq_s32(vldrbq_s32(p), vldrbq_s32(w)));
   }
-  vstrwq_s32(acc, sum);
+  vstrwq_s32(&acc->a, sum);
   return w;
 }
 
-static inline const int8_t *ht_dw_rows2(const int8_t *p, const int8_t *q, int32_t step, int32_t width,
-                                        const int8_t *w, int32_t acc[4]) {
+HT_INLINE const int8_t *ht_dw_rows2(const int8_t *p, const int8_t *q, int32_t step, int32_t width,
+                                        const int8_t *w, ht_sum4 *acc) {
   w = ht_dw_rows1(p, step, width, w, acc);
   return ht_dw_rows1(q, step, width, w, acc);
 }
 
-static inline const int8_t *ht_dw_prepare(const int8_t *w, int32_t height, int32_t width, int32_t *to) {
+HT_INLINE const int8_t *ht_dw_prepare(const int8_t *w, int32_t height, int32_t width, int32_t *to) {
   (void)height;
   (void)width;
   (void)to;

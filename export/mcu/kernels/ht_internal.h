@@ -13,15 +13,21 @@
 #else
 #define HT_MVE 0
 #endif
-#if !defined(HT_PORTABLE) && defined(__ARM_FEATURE_DSP) && defined(__thumb2__)
-#define HT_DSP 1
+#if !defined(HT_PORTABLE) && defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__OPTIMIZE__)
+#define HT_DSP 1 /* the assembly needs all registers, so an unoptimised build is plain C */
 #else
 #define HT_DSP 0
 #endif
 
+#if defined(__GNUC__)
+#define HT_INLINE static inline __attribute__((always_inline))
+#else
+#define HT_INLINE static inline
+#endif
+
 /* floor((a * b + 2^30) / 2^31): gemmlowp's SaturatingRoundingDoublingHighMul for b >= 0 (its nudge and truncation
  * amount to this for either sign of a). */
-static inline int32_t ht_high_mul(int32_t a, int32_t b) {
+HT_INLINE int32_t ht_high_mul(int32_t a, int32_t b) {
   return (int32_t)(((int64_t)a * b + ((int64_t)1 << 30)) >> 31);
 }
 
@@ -45,17 +51,19 @@ static inline int32_t ht_clamp(int32_t x, int32_t low, int32_t high) {
  * Fast form of requantise, add the zero point, saturate to int8: shift1 = right - 1 with right in [1, 31], zero2 =
  * 2 * zero point + 1, |acc| < 2^30. (h - (h < 0) + 2^(right-1)) >> right in two floors, of which ssat does the last.
  */
-static inline int32_t ht_requant_s8(int32_t acc, int32_t mult, int32_t shift1, int32_t zero2) {
 #if HT_DSP
-  __asm__("lsl %0, %0, #1\n\t"
-          "smmulr %0, %0, %1\n\t"
-          "add %0, %0, %0, asr #31\n\t"
-          "asr %0, %0, %2\n\t"
-          "add %0, %0, %3\n\t"
-          "ssat %0, #8, %0, asr #1"
-          : "+r"(acc)
-          : "r"(mult), "r"(shift1), "r"(zero2)
-          : "cc");
+#define HT_REQUANT_ASM(ACC, MULT, SHIFT1, ZERO2) \
+  "lsl " ACC ", " ACC ", #1\n\t"                 \
+  "smmulr " ACC ", " ACC ", " MULT "\n\t"        \
+  "add " ACC ", " ACC ", " ACC ", asr #31\n\t"   \
+  "asr " ACC ", " ACC ", " SHIFT1 "\n\t"         \
+  "add " ACC ", " ACC ", " ZERO2 "\n\t"          \
+  "ssat " ACC ", #8, " ACC ", asr #1\n\t"
+#endif
+
+HT_INLINE int32_t ht_requant_s8(int32_t acc, int32_t mult, int32_t shift1, int32_t zero2) {
+#if HT_DSP
+  __asm__(HT_REQUANT_ASM("%0", "%1", "%2", "%3") : "+r"(acc) : "r"(mult), "r"(shift1), "r"(zero2) : "cc");
   return acc;
 #else
   int32_t h = ht_high_mul(acc, mult);
@@ -64,38 +72,65 @@ static inline int32_t ht_requant_s8(int32_t acc, int32_t mult, int32_t shift1, i
 #endif
 }
 
-/* Requantises four accumulators and stores the first `count`. zero2 as above. */
-static inline void ht_store4(const int32_t acc[4], const ht_rq4 *rq, unsigned general, int32_t zero2, int count,
-                             int8_t *out) {
-  int32_t y[4];
-  if (general) {
-    for (int i = 0; i < 4; ++i) {
-      y[i] = ht_clamp(ht_requant(acc[i], rq->mult[i], rq->shift[i]) + (zero2 >> 1), -128, 127);
-    }
-  } else {
+/* Four sums of neighbouring channels; scalars, so that they live in registers. */
+typedef struct ht_sum4 {
+  int32_t a, b, c, d;
+} ht_sum4;
+
+HT_INLINE ht_sum4 ht_load4(const int8_t *p) { /* 4-byte aligned */
+  ht_sum4 s;
 #if HT_DSP
-    uint32_t shifts; /* only the low byte of a register counts in a shift by register */
-    memcpy(&shifts, rq->shift, 4);
-    y[0] = ht_requant_s8(acc[0], rq->mult[0], (int32_t)shifts, zero2);
-    y[1] = ht_requant_s8(acc[1], rq->mult[1], (int32_t)(shifts >> 8), zero2);
-    y[2] = ht_requant_s8(acc[2], rq->mult[2], (int32_t)(shifts >> 16), zero2);
-    y[3] = ht_requant_s8(acc[3], rq->mult[3], (int32_t)(shifts >> 24), zero2);
+  __asm__("ldrd %0, %1, [%4]\n\tldrd %2, %3, [%4, #8]"
+          : "=&r"(s.a), "=&r"(s.b), "=&r"(s.c), "=&r"(s.d)
+          : "r"(p), "m"(*(const int8_t(*)[16])p));
 #else
-    for (int i = 0; i < 4; ++i) {
-      y[i] = ht_requant_s8(acc[i], rq->mult[i], rq->shift[i], zero2);
-    }
+  memcpy(&s, p, sizeof s);
 #endif
+  return s;
+}
+
+/* The form for any exponent, and for fewer than four channels. */
+static inline void ht_store_any(ht_sum4 s, const ht_rq4 *rq, unsigned general, int32_t zero2, int32_t count,
+                                int8_t *out) {
+  const int32_t acc[4] = {s.a, s.b, s.c, s.d};
+  for (int32_t i = 0; i < 4 && i < count; ++i) {
+    out[i] = (int8_t)(general ? ht_clamp(ht_requant(acc[i], rq->mult[i], rq->shift[i]) + (zero2 >> 1), -128, 127)
+                              : ht_requant_s8(acc[i], rq->mult[i], rq->shift[i], zero2));
   }
-  out[0] = (int8_t)y[0];
-  if (count >= 4) {
-    out[1] = (int8_t)y[1];
-    out[2] = (int8_t)y[2];
-    out[3] = (int8_t)y[3];
-  } else {
-    for (int i = 1; i < count; ++i) {
-      out[i] = (int8_t)y[i];
-    }
-  }
+}
+
+/* Requantises four sums and stores them as int8; zero2 as above. */
+HT_INLINE void ht_store4(ht_sum4 s, const ht_rq4 *rq, int32_t zero2, int8_t *out) {
+#if HT_MVE
+  int32x4_t h = vdupq_n_s32(s.a);
+  h = vsetq_lane_s32(s.b, h, 1);
+  h = vsetq_lane_s32(s.c, h, 2);
+  h = vsetq_lane_s32(s.d, h, 3);
+  h = vqrdmulhq_s32(h, vldrwq_s32(rq->mult));
+  h = vaddq_s32(h, vshrq_n_s32(h, 31));
+  h = vrshlq_s32(h, vmvnq_s32(vldrbq_s32(rq->shift)));
+  h = vaddq_n_s32(h, zero2 >> 1);
+  h = vminq_s32(vmaxq_s32(h, vdupq_n_s32(-128)), vdupq_n_s32(127));
+  vstrbq_s32(out, h);
+#elif HT_DSP
+  int32_t m0, m1, shifts; /* only the low byte of a register counts in a shift by register */
+  __asm__ volatile(
+      "ldr %[r], [%[q], #16]\n\t"
+      "ldrd %[m], %[n], [%[q]]\n\t" HT_REQUANT_ASM("%[a]", "%[m]", "%[r]", "%[z]")
+      "lsr %[r], %[r], #8\n\t" HT_REQUANT_ASM("%[b]", "%[n]", "%[r]", "%[z]")
+      "strb %[a], [%[o]]\n\t"
+      "strb %[b], [%[o], #1]\n\t"
+      "lsr %[r], %[r], #8\n\t"
+      "ldrd %[m], %[n], [%[q], #8]\n\t" HT_REQUANT_ASM("%[c]", "%[m]", "%[r]", "%[z]")
+      "lsr %[r], %[r], #8\n\t" HT_REQUANT_ASM("%[d]", "%[n]", "%[r]", "%[z]")
+      "strb %[c], [%[o], #2]\n\t"
+      "strb %[d], [%[o], #3]"
+      : [a] "+r"(s.a), [b] "+r"(s.b), [c] "+r"(s.c), [d] "+r"(s.d), [m] "=&r"(m0), [n] "=&r"(m1), [r] "=&r"(shifts)
+      : [q] "r"(rq), [z] "r"(zero2), [o] "r"(out)
+      : "cc", "memory");
+#else
+  ht_store_any(s, rq, 0, zero2, 4, out);
+#endif
 }
 
 /* Narrows finished outputs to the activation range. */
