@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -47,6 +48,7 @@ class NetworkCode:
     header: str
     ports: tuple[PortCode, ...]
     mode: InputMode
+    constant_bytes: int
 
 
 def make_environment() -> jinja2.Environment:
@@ -83,7 +85,7 @@ def emit_network(network: Network, plan: Plan, *, name: str, source: str) -> Net
     ports = tuple(describe_ports(network, plan))
     environment = make_environment()
     row_bytes = plan.graph.tensors[plan.graph.inputs[0]].row_bytes
-    context = {
+    context: dict[str, Any] = {
         "prefix": prefix,
         "guard": prefix.upper(),
         "title": comment_text(name),
@@ -102,6 +104,7 @@ def emit_network(network: Network, plan: Plan, *, name: str, source: str) -> Net
         environment.get_template("network.h.j2").render(context),
         ports,
         plan.input_mode,
+        context["plan"].constant_bytes,
     )
 
 

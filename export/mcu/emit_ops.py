@@ -20,15 +20,14 @@ from export.mcu.ops.depthwise import DepthwiseConv2D
 from export.mcu.ops.elementwise import Elementwise
 from export.mcu.ops.fully_connected import FullyConnected
 from export.mcu.ops.layout import Reshape, Transpose
-from export.mcu.ops.logistic import exp_on_negative
 from export.mcu.ops.lookup import Lookup
 from export.mcu.ops.mean import Mean
 from export.mcu.ops.mul import Mul
 from export.mcu.ops.pad import Pad
 from export.mcu.ops.pool import Pool2D
 from export.mcu.ops.resize_nearest import ResizeNearest
-from export.mcu.ops.softmax import INTEGER_BITS, Softmax
-from export.mcu.fixedpoint import multiply_by_quantized_multiplier
+from export.mcu.ops.softmax import Softmax
+from export.mcu.softmax_table import softmax_exp_table
 
 FROM_BUFFER, FROM_OUTPUT, FROM_START = "HT_FROM_BUFFER", "HT_FROM_OUTPUT", "HT_FROM_START"
 
@@ -217,9 +216,7 @@ def _lookup(network: Network, op: Lookup, name: str) -> OpCode:
 
 
 def _softmax(network: Network, op: Softmax, name: str) -> OpCode:
-    differences = -np.arange(0, min(256, 1 - op.diff_min), dtype=np.int64)
-    scaled = multiply_by_quantized_multiplier(differences, op.multiplier, op.left_shift)
-    table = [int(v) for v in exp_on_negative(scaled, INTEGER_BITS)]
+    table = [int(v) for v in softmax_exp_table(op.multiplier, op.left_shift, op.diff_min)]
     fields = (f"table_{name}", len(table), network.values[op.output].channels)
     tables = [int32_array(f"table_{name}", table), f"static const ht_softmax params_{name} = {initialiser(*fields)};\n"]
     return OpCode("ht_do_softmax", f"&params_{name}", tables=tables)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from export.mcu.c_text import initialiser
@@ -25,12 +26,14 @@ class PlanCode:
         segment_count: Entries of ``segments``.
         pulled: C expression of the input ring, or ``NULL``.
         row_pointers: Largest number of row pointers of one call.
+        constant_bytes: Weights, biases, requantisation entries and lookup tables.
     """
 
     tables: tuple[str, ...]
     segment_count: int
     pulled: str
     row_pointers: int
+    constant_bytes: int
 
 
 def emit_plan(network: Network, plan: Plan) -> PlanCode:
@@ -54,7 +57,16 @@ def emit_plan(network: Network, plan: Plan) -> PlanCode:
         pulled = writer.pulled or pulled
     rows = ",\n    ".join(segments)
     tables.append(f"static const ht_segment segments[{len(segments)}] = {{\n    {rows}}};\n")
-    return PlanCode(tuple(tables), len(segments), pulled, pointers)
+    return PlanCode(tuple(tables), len(segments), pulled, pointers, _constant_bytes(tables))
+
+
+ARRAY = re.compile(r"^static const (int8_t|uint16_t|int32_t|ht_rq4) \w+\[(\d+)\]")
+ELEMENT_BYTES = {"int8_t": 1, "uint16_t": 2, "int32_t": 4, "ht_rq4": 20}
+
+
+def _constant_bytes(tables: list[str]) -> int:
+    found = (ARRAY.match(table) for table in tables)
+    return sum(ELEMENT_BYTES[match[1]] * int(match[2]) for match in found if match)
 
 
 class _SegmentWriter:
