@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from split.arena import Item, fullest_step, live_bound
 from split.patch_graph import PatchGraph
 from split.patch_plan import EdgeKind, InputMode, Pass
 from split.patch_reads import GraphFacts
-from split.patch_stream import NEVER
+from split.patch_stream import NEVER, RowSchedule, stream_rows
 
 SCRATCH = -1  # item key of the kernels' scratch
 ACCUMULATOR = -2  # item key of the accumulator of operator i: ACCUMULATOR - i
@@ -70,12 +70,13 @@ class Block:
         return layer, ", ".join(names)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EdgeContext:
     """What all blocks of one planning run share."""
 
     facts: GraphFacts
     input_mode: InputMode
+    schedules: dict[tuple[int, int], RowSchedule] = field(default_factory=dict)  # the latest stream simulation
 
     @property
     def graph(self) -> PatchGraph:
@@ -86,11 +87,12 @@ class EdgeContext:
         """Return the input that a block starting at ``first`` pulls, if any."""
         return self.graph.inputs[0] if self.input_mode is InputMode.PULLED and first == 0 else None
 
-    def allows(self, first: int, stop: int) -> bool:
-        """A pulled input must be consumed by one block, the first."""
-        if self.input_mode is not InputMode.PULLED:
-            return True
-        return first > 0 or stop > self.facts.last_use[self.graph.inputs[0]]
+    def schedule(self, first: int, stop: int) -> RowSchedule:
+        """Return ops[first:stop] as a row stream; the latest one is remembered, as tilings ask for it many times."""
+        if (first, stop) not in self.schedules:
+            self.schedules.clear()
+            self.schedules[first, stop] = stream_rows(self.facts, first, stop, pulled=self.pulled_by(first))
+        return self.schedules[first, stop]
 
     def external(self, tensor: int) -> bool:
         """Whether a tensor lies in the caller's memory."""

@@ -44,10 +44,15 @@ def _even_counts(extent: int, most: int) -> list[int]:
     return list(counts.values())
 
 
-def build_block(context: EdgeContext, kind: EdgeKind, first: int, stop: int, grid: Grid) -> Block | None:
-    """Return ops[first:stop] under a kind and grid, or None if the operators cannot run that way."""
+def build_block(
+    context: EdgeContext, kind: EdgeKind, first: int, stop: int, grid: Grid, *, sketch: bool = False
+) -> Block | None:
+    """Return ops[first:stop] under a kind and grid, or None if the operators cannot run that way.
+
+    A sketch may lack all passes but the first; everything else is complete.
+    """
     if kind is EdgeKind.TILE:
-        return tile_block(context, first, stop, grid[1])
+        return tile_block(context, first, stop, grid[1], sketch=sketch)
     if kind is EdgeKind.PATCH:
-        return patch_block(context, first, stop, grid)
+        return patch_block(context, first, stop, grid, sketch=sketch)
     return stream_block(context, first, stop)

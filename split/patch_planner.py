@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 from device_profiles.errors import FitError
@@ -41,7 +42,7 @@ def plan(graph: PatchGraph, request: PlanRequest | None = None) -> Plan:
 
 def pareto_front(graph: PatchGraph, request: PlanRequest | None = None) -> tuple[FrontPoint, ...]:
     """Return every schedule that nothing beats in both RAM and MACs, ascending in RAM; limits are ignored."""
-    planner = _Planner(graph, request or PlanRequest())
+    planner = _Planner(graph, replace(request or PlanRequest(), max_mac_factor=None))
     return tuple(FrontPoint(p.arena_bytes, p.macs, _factor(p.macs, graph)) for p in planner.paths())
 
 
@@ -70,7 +71,7 @@ class _Planner:
         found = []
         for first in range(count):
             for stop in range(first + 1, count + 1):
-                if self.context.allows(first, stop) and (stop == first + 1 or (single[first] and single[stop])):
+                if stop == first + 1 or (single[first] and single[stop]):
                     found += self._edges_between(first, stop)
         return found
 
@@ -84,7 +85,7 @@ class _Planner:
             passes = kind in (EdgeKind.TILE, EdgeKind.PATCH)
             if passes and whole >= enough:
                 break
-            block = build_block(self.context, kind, first, stop, grid)
+            block = build_block(self.context, kind, first, stop, grid, sketch=True)
             if block is None or (passes and block.macs > spare):
                 continue
             bound = block.live_bound()

@@ -103,7 +103,8 @@ def stream_rows(facts: GraphFacts, first: int, stop: int, *, pulled: int | None 
         facts: The graph.
         first: First operator of the block.
         stop: One past its last operator.
-        pulled: Network input that a callback delivers row by row inside this block, or None.
+        pulled: Network input that a callback delivers row by row inside this block, or None. If it is read later too, it is
+            pulled completely.
 
     Returns:
         The steps in order. Tensors that live past the block are produced completely, others as far as they are read.
@@ -113,12 +114,13 @@ def stream_rows(facts: GraphFacts, first: int, stop: int, *, pulled: int | None 
     for tensor in facts.live_at(first):
         if tensor != pulled:
             demand.open(tensor, -1)
-    for tensor in inside if pulled is None else [pulled, *inside]:
+    made = inside if pulled is None else [pulled, *inside]
+    for tensor in made:
         demand.open(tensor, NEVER)
         demand.deaths[tensor] = [-1] * len(demand.deaths[tensor])
         demand.made[tensor] = 0
     after = facts.live_at(stop)
-    targets = [t for t in inside if t in after]
+    targets = [t for t in made if t in after]
     for tensor in reversed(targets):
         demand.need(tensor, facts.graph.tensors[tensor].height)
     for tensor in after:

@@ -12,12 +12,12 @@ from split.arena import Item
 from split.patch_block import Block, EdgeContext, Store, make_block
 from split.patch_graph import PatchGraph
 from split.patch_plan import EdgeKind, Extent, InputMode, Pass
-from split.patch_stream import NEVER, RowLife, RowSchedule, merge_runs, ring_rows, stream_rows
+from split.patch_stream import NEVER, RowLife, RowSchedule, merge_runs, ring_rows
 
 
 def stream_block(context: EdgeContext, first: int, stop: int) -> Block:
     """Return ops[first:stop] as one row stream (one operator: the layer edge)."""
-    schedule = stream_rows(context.facts, first, stop, pulled=context.pulled_by(first))
+    schedule = context.schedule(first, stop)
     tensors = context.graph.tensors
     extents = {t: (0, tensors[t].height, 0, tensors[t].width) for t in schedule.lives}
     one_pass = Pass(tuple(Extent(t, *box) for t, box in sorted(extents.items())), merge_runs(schedule.steps))
@@ -32,9 +32,10 @@ def _stream_stores(context: EdgeContext, first: int, stop: int, schedule: RowSch
     lives = _with_input_mode(context, schedule.lives)
     shares = _in_place_roots(context, first, stop, lives)
     merged = {root: _merged_life(lives, shares, root) for root in set(shares.values())}
-    ends = set(context.facts.live_at(first)) | set(context.facts.live_at(stop))
-    pulled = context.pulled_by(first)
-    whole = {shares[t] for t in lives if t in ends and t != pulled}
+    ends: set[int | None] = {*context.facts.live_at(first), *context.facts.live_at(stop)}
+    if context.pulled_by(first) not in context.facts.live_at(stop):
+        ends -= {context.pulled_by(first)}
+    whole = {shares[t] for t in lives if t in ends}
     stores = []
     for tensor in sorted(lives):
         if context.external(tensor):

@@ -18,7 +18,7 @@ from split.arena import Item
 from split.patch_block import Block, EdgeContext, Store, make_block
 from split.patch_plan import EdgeKind, Extent, Pass, Step, StepKind
 from split.patch_reads import Range, halo_ranges
-from split.patch_stream import NEVER, merge_runs, ring_rows, stream_rows
+from split.patch_stream import NEVER, merge_runs, ring_rows
 
 
 @dataclass(frozen=True)
@@ -76,19 +76,22 @@ def _ranges(context: EdgeContext, tiling: _Tiling, count: int, *, columns: bool)
     return found
 
 
-def tile_block(context: EdgeContext, first: int, stop: int, across: int) -> Block | None:
-    """Return ops[first:stop] streamed over ``across`` column tiles, or None if that is impossible."""
+def tile_block(context: EdgeContext, first: int, stop: int, across: int, *, sketch: bool = False) -> Block | None:
+    """Return ops[first:stop] streamed over ``across`` column tiles, or None if that is impossible.
+
+    A sketch has only its first pass, enough to weigh it.
+    """
     tiling = _tiling(context, first, stop)
     columns = None if tiling is None else _ranges(context, tiling, across, columns=True)
     if tiling is None or columns is None:
         return None
-    schedule = stream_rows(context.facts, first, stop)
+    schedule = context.schedule(first, stop)
     steps = merge_runs(schedule.steps)
     tensors = context.graph.tensors
     full = {t: (0, tensors[t].height) for t in schedule.lives}
     passes = tuple(
         _pass(context, tiling, (full, ranges), steps if number == across - 1 else _without_finish(steps))
-        for number, ranges in enumerate(columns)
+        for number, ranges in enumerate(columns[:1] if sketch else columns)
     )
     macs = sum(
         context.graph.ops[op].macs
@@ -114,8 +117,13 @@ def tile_block(context: EdgeContext, first: int, stop: int, across: int) -> Bloc
     return make_block(context, (EdgeKind.TILE, first, stop, (1, across)), stores, passes, macs)
 
 
-def patch_block(context: EdgeContext, first: int, stop: int, grid: tuple[int, int]) -> Block | None:
-    """Return ops[first:stop] computed patch by patch, operator by operator, or None if that is impossible."""
+def patch_block(
+    context: EdgeContext, first: int, stop: int, grid: tuple[int, int], *, sketch: bool = False
+) -> Block | None:
+    """Return ops[first:stop] computed patch by patch, operator by operator, or None if that is impossible.
+
+    A sketch has only its first pass, enough to weigh it.
+    """
     tiling = _tiling(context, first, stop)
     if tiling is None:
         return None
@@ -124,8 +132,8 @@ def patch_block(context: EdgeContext, first: int, stop: int, grid: tuple[int, in
     if rows is None or columns is None:
         return None
     passes = []
-    for number_down, down in enumerate(rows):
-        for number_across, right in enumerate(columns):
+    for number_down, down in enumerate(rows[:1] if sketch else rows):
+        for number_across, right in enumerate(columns[:1] if sketch else columns):
             final = number_down == grid[0] - 1 and number_across == grid[1] - 1
             steps = _patch_steps(context, tiling, down)
             passes.append(_pass(context, tiling, (down, right), steps if final else _without_finish(steps)))
