@@ -7,6 +7,7 @@ from export.mcu.ops.add import Add
 from export.mcu.ops.base import Op, Values
 from export.mcu.ops.concatenation import Concatenation
 from export.mcu.ops.conv2d import Conv2D
+from export.mcu.ops.depthwise import DepthwiseConv2D
 from export.mcu.ops.fully_connected import FullyConnected
 from export.mcu.ops.layout import Reshape, Transpose
 from export.mcu.ops.lookup import Lookup
@@ -16,7 +17,7 @@ from export.mcu.ops.pad import Pad
 from export.mcu.ops.pool import Pool2D
 from export.mcu.ops.resize_nearest import ResizeNearest
 from export.mcu.ops.softmax import Softmax
-from export.mcu.scratch import conv_scratch_bytes, fully_connected_scratch_bytes
+from export.mcu.scratch import conv_scratch_bytes, depthwise_scratch_bytes, fully_connected_scratch_bytes
 from split.patch_graph import PatchGraph, PatchInput, PatchOp, PatchTensor
 
 FULL_WIDTH = (FullyConnected, Reshape, Transpose, Pad, ResizeNearest, Softmax)
@@ -83,6 +84,8 @@ def scratch_bytes(op: Op, values: Values) -> int:
     if isinstance(op, Conv2D):
         _, height, width, channels = op.weights.shape
         return conv_scratch_bytes(height, width, channels, padded=is_padded(op, values))
+    if isinstance(op, DepthwiseConv2D):
+        return depthwise_scratch_bytes(op.frame.kernel_height, op.frame.kernel_width)
     if isinstance(op, FullyConnected):
         return fully_connected_scratch_bytes(op.weights.shape[1])
     if isinstance(op, Mean):
