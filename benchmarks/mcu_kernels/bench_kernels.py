@@ -44,7 +44,9 @@ def quantization(op, in_zero, clamp):
 def window_rows(rng, source, frame, out, row):
     image_rows = [row * frame.stride_height - frame.pad_top + k for k in range(frame.kernel_height)]
     body = b"".join(
-        block(rng.integers(-128, 128, source.width * source.channels).astype(np.int8) if 0 <= y < source.height else None)
+        block(
+            rng.integers(-128, 128, source.width * source.channels).astype(np.int8) if 0 <= y < source.height else None
+        )
         for y in image_rows
     )
     return words(0, source.width, 0, out.width) + body

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from export.mcu.fixedpoint import multiply_by_quantized_multiplier
 from export.mcu.scratch import needs_gather
 
 RQ_GENERAL, CLAMP, GATHER = 1, 2, 4  # HT_* flags
@@ -76,8 +77,10 @@ def pack_conv(weights: Int8s, q: Quantization) -> PackedLayer:
     """
     out, height, width, channels = weights.shape
     gather = needs_gather(channels)
+    flat, q = _freeze_constant_channels(weights.reshape(out, -1), q)
+    weights = flat.reshape(weights.shape)
     runs = weights.reshape(out, 1, -1) if gather else weights.reshape(out, height, width * channels)
-    return _pack(_conv_blocks(runs), weights.reshape(out, -1), q, GATHER if gather else 0)
+    return _pack(_conv_blocks(runs), flat, q, GATHER if gather else 0)
 
 
 def pack_fully_connected(weights: Int8s, q: Quantization) -> PackedLayer:
@@ -95,10 +98,11 @@ def pack_depthwise(weights: Int8s, q: Quantization) -> PackedLayer:
     Returns:
         Tables for ``ht_dwconv``.
     """
-    taps = weights.reshape(-1, weights.shape[-1])
+    flat, q = _freeze_constant_channels(weights.reshape(-1, weights.shape[-1]).T, q)
+    taps = flat.T
     padded = np.pad(taps, ((0, 0), (0, -taps.shape[1] % BLOCK)))
     blocks = [padded[:, c : c + BLOCK].tobytes() for c in range(0, padded.shape[1], BLOCK)]
-    return _pack(blocks, taps.T, q, 0)
+    return _pack(blocks, flat, q, 0)
 
 
 def depthwise_as_conv(weights: Int8s) -> Int8s:
@@ -122,10 +126,8 @@ def _conv_blocks(runs: Int8s) -> list[bytes]:
 
 def _pack(blocks: list[bytes], per_channel: Int8s, q: Quantization, flags: int) -> PackedLayer:
     """Put the folded biases before the blocks and make the requantisation table; per_channel is (out, taps)."""
-    sums = per_channel.astype(np.int64).sum(axis=1)
-    folded = (q.bias.astype(np.int64) - q.in_zero * sums).astype(np.int32)  # wraps as the kernels' sums do
-    reach = np.abs(q.bias.astype(np.int64) - q.in_zero * sums) + 128 * np.abs(per_channel.astype(np.int64)).sum(axis=1)
-    fast = bool((reach < _FAST_ACC_LIMIT).all() and (q.shift <= -1).all() and (q.shift >= -31).all())
+    folded = _folded_bias(per_channel, q).astype(np.int32)  # wraps as the kernels' sums do
+    fast = bool(_is_fast(per_channel, q).all())
     if not fast:
         flags |= RQ_GENERAL
     if q.clamp != (-128, 127):
@@ -134,6 +136,41 @@ def _pack(blocks: list[bytes], per_channel: Int8s, q: Quantization, flags: int) 
     weights = b"".join(bias[4 * i : 4 * i + 4].tobytes() + block for i, block in enumerate(blocks))
     requant, step = _requant_entries(q, fast=fast)
     return PackedLayer(weights, requant, step, flags)
+
+
+def _folded_bias(per_channel: Int8s, q: Quantization) -> npt.NDArray[np.int64]:
+    return np.asarray(q.bias.astype(np.int64) - q.in_zero * per_channel.astype(np.int64).sum(axis=1))
+
+
+def _is_fast(per_channel: Int8s, q: Quantization) -> npt.NDArray[np.bool_]:
+    """Channels that the fast requantisation serves: no partial sum reaches 2^30, right shift in [1, 31]."""
+    reach = np.abs(_folded_bias(per_channel, q)) + 128 * np.abs(per_channel.astype(np.int64)).sum(axis=1)
+    return np.asarray((reach < _FAST_ACC_LIMIT) & (q.shift <= -1) & (q.shift >= -31))
+
+
+def _freeze_constant_channels(per_channel: Int8s, q: Quantization) -> tuple[Int8s, Quantization]:
+    """Rewrite slow channels whose output cannot change (dead filters with a huge bias) as zero weights and a small bias.
+
+    Args:
+        per_channel: int8, shape (out, taps).
+        q: Requantisation.
+
+    Returns:
+        Both, with the same outputs for every input.
+    """
+    weights = per_channel.astype(np.int64)
+    low = q.bias + np.minimum(weights * (-128 - q.in_zero), weights * (127 - q.in_zero)).sum(axis=1)
+    high = q.bias + np.maximum(weights * (-128 - q.in_zero), weights * (127 - q.in_zero)).sum(axis=1)
+    frozen, bias, multiplier, shift = per_channel.copy(), q.bias.copy(), q.multiplier.copy(), q.shift.copy()
+    for c in np.flatnonzero(~_is_fast(per_channel, q)):
+        if low[c] < -(2**31) or high[c] >= 2**31 or (max(int(shift[c]), 0) and multiplier[c]):
+            continue
+        ends = np.array([low[c], high[c]], np.int64)
+        first, last = multiply_by_quantized_multiplier(ends, int(multiplier[c]), min(int(shift[c]), 0))
+        if first != last or abs(int(first)) >= 2**27:
+            continue
+        frozen[c], bias[c], multiplier[c], shift[c] = 0, 4 * int(first), 2**30, -1
+    return frozen, Quantization(bias, multiplier, shift, q.in_zero, q.clamp)
 
 
 def _requant_entries(q: Quantization, *, fast: bool) -> tuple[tuple[RequantEntry, ...], int]:

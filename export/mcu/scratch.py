@@ -29,5 +29,5 @@ def fully_connected_scratch_bytes(in_features: int) -> int:
 
 
 def depthwise_scratch_bytes(kernel_h: int, kernel_w: int) -> int:
-    """Scratch of ``ht_depthwise_row``: two gathered kernel rows and the int16 taps of four channels."""
-    return 8 * kernel_w + 8 * kernel_h * kernel_w
+    """Scratch of ``ht_depthwise_row``: the int16 taps of four channels."""
+    return 8 * kernel_h * kernel_w

@@ -99,6 +99,17 @@ static inline void ht_store_any(ht_sum4 s, const ht_rq4 *rq, unsigned general, i
   }
 }
 
+#if HT_MVE
+HT_INLINE void ht_store_vector(int32x4_t h, const ht_rq4 *rq, int32_t zero2, int8_t *out) {
+  h = vqrdmulhq_s32(h, vldrwq_s32(rq->mult));
+  h = vaddq_s32(h, vshrq_n_s32(h, 31));
+  h = vrshlq_s32(h, vmvnq_s32(vldrbq_s32(rq->shift)));
+  h = vaddq_n_s32(h, zero2 >> 1);
+  h = vminq_s32(vmaxq_s32(h, vdupq_n_s32(-128)), vdupq_n_s32(127));
+  vstrbq_s32(out, h);
+}
+#endif
+
 /* Requantises four sums and stores them as int8; zero2 as above. */
 HT_INLINE void ht_store4(ht_sum4 s, const ht_rq4 *rq, int32_t zero2, int8_t *out) {
 #if HT_MVE
@@ -106,12 +117,7 @@ HT_INLINE void ht_store4(ht_sum4 s, const ht_rq4 *rq, int32_t zero2, int8_t *out
   h = vsetq_lane_s32(s.b, h, 1);
   h = vsetq_lane_s32(s.c, h, 2);
   h = vsetq_lane_s32(s.d, h, 3);
-  h = vqrdmulhq_s32(h, vldrwq_s32(rq->mult));
-  h = vaddq_s32(h, vshrq_n_s32(h, 31));
-  h = vrshlq_s32(h, vmvnq_s32(vldrbq_s32(rq->shift)));
-  h = vaddq_n_s32(h, zero2 >> 1);
-  h = vminq_s32(vmaxq_s32(h, vdupq_n_s32(-128)), vdupq_n_s32(127));
-  vstrbq_s32(out, h);
+  ht_store_vector(h, rq, zero2, out);
 #elif HT_DSP
   int32_t m0, m1, shifts; /* only the low byte of a register counts in a shift by register */
   __asm__ volatile(

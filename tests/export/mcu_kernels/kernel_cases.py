@@ -20,7 +20,7 @@ def tensor(rng, shape, zero=0):
 
 def requant_arrays(rng, n, taps):
     """bias, multiplier, shift; now and then uniform, exact ties (q = 2^30), left shifts, no shift."""
-    style = rng.integers(0, 8)
+    style = rng.integers(0, 9)
     bias = rng.integers(-(2**14), 2**14, n).astype(np.int32)
     mult = rng.integers(2**30, 2**31, n).astype(np.int32)
     typical = -int(np.ceil(np.log2(max(taps, 2)))) - 4
@@ -34,7 +34,12 @@ def requant_arrays(rng, n, taps):
     elif style == 3:
         shift = rng.integers(-4, 3, n).astype(np.int32)
         mult[rng.integers(0, n)] = 0
-    elif style == 4:
+    elif style == 4:  # dead channels: a bias near the multiplier's reach
+        dead = rng.integers(0, 2, n).astype(bool)
+        bias[dead] = rng.choice([2**30 - 5, 2**30 + 128, -(2**30) - 3], int(dead.sum()))
+        shift[dead] = rng.choice([-31, -28, -24, 0], int(dead.sum()))
+        mult[dead & (shift == 0)] = 0
+    elif style == 5:
         bias = rng.integers(-(2**31), 2**31, n).astype(np.int64).astype(np.int32)
     return bias, mult, shift
 
@@ -54,7 +59,9 @@ def geometry(rng, kh, kw, stride):
     h = int(rng.integers(max(1, kh - top - bottom), kh + 4))
     w = int(rng.integers(max(1, kw - left - right), kw + 9))
     shape = ((h + top + bottom - kh) // stride[0] + 1, (w + left + right - kw) // stride[1] + 1)
-    padded = top > 0 or left > 0 or (shape[0] - 1) * stride[0] - top + kh > h or (shape[1] - 1) * stride[1] - left + kw > w
+    padded = (
+        top > 0 or left > 0 or (shape[0] - 1) * stride[0] - top + kh > h or (shape[1] - 1) * stride[1] - left + kw > w
+    )
     return (h, w), (top, left), shape, padded
 
 

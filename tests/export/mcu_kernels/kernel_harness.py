@@ -83,7 +83,17 @@ def build(variant: Variant, folder: Path, extra: tuple[str, ...] = ()) -> Path:
     for source in [*sources, HERE / "runner.c", HERE / "board.c"]:
         target = folder / f"{variant.name}_{source.stem}.o"
         strict = WARNINGS if source in sources else ["-std=gnu99", "-Wno-maybe-uninitialized"]
-        command = [variant.compiler, *variant.flags, *extra, *strict, f"-I{KERNELS}", "-c", str(source), "-o", str(target)]
+        command = [
+            variant.compiler,
+            *variant.flags,
+            *extra,
+            *strict,
+            f"-I{KERNELS}",
+            "-c",
+            str(source),
+            "-o",
+            str(target),
+        ]
         subprocess.run(command, check=True)
         objects.append(str(target))
     link = [variant.compiler, *variant.flags, *objects, "-o", str(binary)]
@@ -125,5 +135,7 @@ def differences(cases: list[Case], results: list[tuple[bytes, int]]) -> list[str
         if got != case.expected:
             a, b = np.frombuffer(got, np.int8), np.frombuffer(case.expected, np.int8)
             first = int(np.flatnonzero(a != b)[0])
-            lines.append(f"{case.name}: {np.count_nonzero(a != b)} of {a.size} differ, first {first}: {a[first]} != {b[first]}")
+            lines.append(
+                f"{case.name}: {np.count_nonzero(a != b)} of {a.size} differ, first {first}: {a[first]} != {b[first]}"
+            )
     return lines

@@ -75,7 +75,9 @@ def pool(image, kernel, stride, pad, clamp, shape, *, average):
     for r in range(shape[0]):
         for s in range(shape[1]):
             top, left = r * stride[0] - pad[0], s * stride[1] - pad[1]
-            part = image[max(top, 0) : min(top + kernel[0], h), max(left, 0) : min(left + kernel[1], w)].astype(np.int64)
+            part = image[max(top, 0) : min(top + kernel[0], h), max(left, 0) : min(left + kernel[1], w)].astype(
+                np.int64
+            )
             if average:
                 y[r, s] = clip(rounded_mean(part.sum((0, 1)), part.shape[0] * part.shape[1]), *clamp)
             else:
