@@ -92,7 +92,8 @@ class _Planner:
             if not passes:
                 enough = bound
             if not passes or bound < enough:
-                found.append(Edge(kind, first, stop, grid, bound, block.macs, len(block.passes[0].steps)))
+                runs = len(block.passes[0].steps) * grid[0] * grid[1]
+                found.append(Edge(kind, first, stop, grid, bound, block.macs, runs))
         return found
 
     def _whole_bytes(self, first: int, stop: int) -> int:

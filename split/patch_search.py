@@ -24,7 +24,7 @@ class Edge:
     grid: tuple[int, int]
     bound_bytes: int
     macs: int
-    entries: int  # entries of the step table, the cost that breaks ties
+    runs: int  # runs of rows over all passes, the cost that breaks ties
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def search(edges: Sequence[Edge], positions: int, refine: Callable[[Edge, int], 
 
 
 def tidy(edges: Sequence[Edge], positions: int, path: Path, refine: Callable[[Edge, int], int]) -> Path:
-    """Return a path as good in bytes and MACs with the fewest step-table entries.
+    """Return a path as good in bytes and MACs with the fewest runs of rows.
 
     Args:
         edges: All edges.
@@ -120,10 +120,10 @@ def tidy(edges: Sequence[Edge], positions: int, path: Path, refine: Callable[[Ed
             before = best[edge.first]
             if before is None:
                 continue
-            macs, entries = before[0] + edge.macs, before[1] + edge.entries
+            macs, runs = before[0] + edge.macs, before[1] + edge.runs
             known = best[edge.stop]
-            if known is None or (macs, entries) < known[:2]:
-                best[edge.stop] = (macs, entries, [*before[2], edge])
+            if known is None or (macs, runs) < known[:2]:
+                best[edge.stop] = (macs, runs, [*before[2], edge])
         final = best[positions]
         assert final is not None
         misfits = {edge for edge in final[2] if refine(edge, path.arena_bytes) > path.arena_bytes}

@@ -103,7 +103,7 @@ def stream_rows(facts: GraphFacts, first: int, stop: int, *, pulled: int | None 
         facts: The graph.
         first: First operator of the block.
         stop: One past its last operator.
-        pulled: Network input that a callback delivers row by row inside this block, or None. If it is read later too, it is
+        pulled: Network input that a callback delivers row by row inside this block, or None. Read later too, it is
             pulled completely.
 
     Returns:

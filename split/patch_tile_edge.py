@@ -87,10 +87,11 @@ def tile_block(context: EdgeContext, first: int, stop: int, across: int, *, sket
         return None
     schedule = context.schedule(first, stop)
     steps = merge_runs(schedule.steps)
+    unfinished = _without_finish(steps)
     tensors = context.graph.tensors
     full = {t: (0, tensors[t].height) for t in schedule.lives}
     passes = tuple(
-        _pass(context, tiling, (full, ranges), steps if number == across - 1 else _without_finish(steps))
+        _pass(context, tiling, (full, ranges), steps if number == across - 1 else unfinished)
         for number, ranges in enumerate(columns[:1] if sketch else columns)
     )
     macs = sum(
@@ -133,10 +134,11 @@ def patch_block(
         return None
     passes = []
     for number_down, down in enumerate(rows[:1] if sketch else rows):
+        steps = _patch_steps(context, tiling, down)
+        unfinished = _without_finish(steps)
         for number_across, right in enumerate(columns[:1] if sketch else columns):
             final = number_down == grid[0] - 1 and number_across == grid[1] - 1
-            steps = _patch_steps(context, tiling, down)
-            passes.append(_pass(context, tiling, (down, right), steps if final else _without_finish(steps)))
+            passes.append(_pass(context, tiling, (down, right), steps if final else unfinished))
     macs = 0
     for op in context.graph.ops[first : tiling.tiled_stop]:
         shape = context.graph.tensors[op.output]
@@ -163,7 +165,10 @@ def _patch_steps(context: EdgeContext, tiling: _Tiling, rows: dict[int, Range]) 
 
 
 def _without_finish(steps: tuple[Step, ...]) -> tuple[Step, ...]:
-    return tuple(step for step in steps if step.kind is not StepKind.FINISH)
+    """The same object if there is nothing to leave out, so that passes share one table."""
+    if steps[-1].kind is not StepKind.FINISH:
+        return steps
+    return steps[:-1]
 
 
 def _pass(
