@@ -80,7 +80,8 @@ def pack_conv(weights: Int8s, q: Quantization) -> PackedLayer:
     flat, q = _freeze_constant_channels(weights.reshape(out, -1), q)
     weights = flat.reshape(weights.shape)
     runs = weights.reshape(out, 1, -1) if gather else weights.reshape(out, height, width * channels)
-    return _pack(_conv_blocks(runs), flat, q, GATHER if gather else 0)
+    over_read = -(-runs.shape[2] // 4 * 4) % GROUP  # by vector loads of the last, short group
+    return _pack(_conv_blocks(runs), flat, q, flags=GATHER if gather else 0, over_read=over_read)
 
 
 def pack_fully_connected(weights: Int8s, q: Quantization) -> PackedLayer:
@@ -102,7 +103,7 @@ def pack_depthwise(weights: Int8s, q: Quantization) -> PackedLayer:
     taps = flat.T
     padded = np.pad(taps, ((0, 0), (0, -taps.shape[1] % BLOCK)))
     blocks = [padded[:, c : c + BLOCK].tobytes() for c in range(0, padded.shape[1], BLOCK)]
-    return _pack(blocks, flat, q, 0)
+    return _pack(blocks, flat, q, flags=0, over_read=0)
 
 
 def depthwise_as_conv(weights: Int8s) -> Int8s:
@@ -124,7 +125,7 @@ def _conv_blocks(runs: Int8s) -> list[bytes]:
     return blocks
 
 
-def _pack(blocks: list[bytes], per_channel: Int8s, q: Quantization, flags: int) -> PackedLayer:
+def _pack(blocks: list[bytes], per_channel: Int8s, q: Quantization, *, flags: int, over_read: int) -> PackedLayer:
     """Put the folded biases before the blocks and make the requantisation table; per_channel is (out, taps)."""
     folded = _folded_bias(per_channel, q).astype(np.int32)  # wraps as the kernels' sums do
     fast = bool(_is_fast(per_channel, q).all())
@@ -133,7 +134,7 @@ def _pack(blocks: list[bytes], per_channel: Int8s, q: Quantization, flags: int) 
     if q.clamp != (-128, 127):
         flags |= CLAMP
     bias = np.pad(folded, (0, -folded.size % BLOCK)).astype("<i4")
-    weights = b"".join(bias[4 * i : 4 * i + 4].tobytes() + block for i, block in enumerate(blocks))
+    weights = b"".join(bias[4 * i : 4 * i + 4].tobytes() + block for i, block in enumerate(blocks)) + bytes(over_read)
     requant, step = _requant_entries(q, fast=fast)
     return PackedLayer(weights, requant, step, flags)
 

@@ -83,32 +83,47 @@ HT_INLINE const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t n, 
 
 #elif HT_MVE
 
-HT_INLINE const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_sum4 *acc) {
-  int32_t a0 = acc->a, a1 = acc->b, a2 = acc->c, a3 = acc->d;
-  for (int32_t groups = n >> 4; groups > 0; --groups) {
-    const int8x16_t v = vldrbq_s8(x);
-    a0 = vmladavaq_s8(a0, v, vldrbq_s8(w));
-    a1 = vmladavaq_s8(a1, v, vldrbq_s8(w + 16));
-    a2 = vmladavaq_s8(a2, v, vldrbq_s8(w + 32));
-    a3 = vmladavaq_s8(a3, v, vldrbq_s8(w + 48));
-    x += 16;
-    w += 64;
-  }
-  const int32_t tail = n & 15;
-  if (tail > 0) {
-    const mve_pred16_t p = vctp8q((uint32_t)tail);
-    const int8x16_t v = vldrbq_z_s8(x, p);
-    a0 = vmladavaq_s8(a0, v, vldrbq_z_s8(w, p));
-    a1 = vmladavaq_s8(a1, v, vldrbq_z_s8(w + tail, p));
-    a2 = vmladavaq_s8(a2, v, vldrbq_z_s8(w + 2 * tail, p));
-    a3 = vmladavaq_s8(a3, v, vldrbq_z_s8(w + 3 * tail, p));
-    w += 4 * tail;
-  }
-  acc->a = a0;
-  acc->b = a1;
-  acc->c = a2;
-  acc->d = a3;
-  return w;
+/* One group of 16 taps, or a shorter last one whose input lanes beyond it are zero; T: distance of two channels. */
+#define HT_DOT_MVE(NEXT)               \
+  "vldrb.8 q1, [%[w]]" NEXT            \
+  "vldrb.8 q2, [%[w]]" NEXT            \
+  "vmladava.s8 %[a0], q0, q1\n\t"      \
+  "vldrb.8 q1, [%[w]]" NEXT            \
+  "vmladava.s8 %[a1], q0, q2\n\t"      \
+  "vldrb.8 q2, [%[w]]" NEXT            \
+  "vmladava.s8 %[a2], q0, q1\n\t"      \
+  "vmladava.s8 %[a3], q0, q2\n\t"
+
+/*
+ * Sums of four channels over all segments; moves w behind the block. The last loads of a short group reach up to 12
+ * bytes past the block; kernels_pack.py pads the array for them.
+ */
+HT_INLINE ht_sum4 ht_dot_block(const int8_t *const *segments, const int8_t *const *end, int32_t n, const int8_t **weights) {
+  int32_t a0, a1, a2, a3;
+  const int8_t *w = *weights, *x;
+  const int32_t groups = n >> 4, tail = n & 15;
+  __asm__ volatile(
+      "ldrd %[a0], %[a1], [%[w]], #8\n\t"
+      "ldrd %[a2], %[a3], [%[w]], #8\n\t"
+      "1:\n\t"
+      "ldr %[x], [%[s]], #4\n\t"
+      "wls lr, %[g], 3f\n\t"
+      "2:\n\t"
+      "vldrb.8 q0, [%[x]], #16\n\t" HT_DOT_MVE(", #16\n\t")
+      "le lr, 2b\n\t"
+      "3:\n\t"
+      "cbz %[t], 4f\n\t"
+      "vctp.8 %[t]\n\t"
+      "vpst\n\t"
+      "vldrbt.8 q0, [%[x]]\n\t" HT_DOT_MVE("\n\tadd %[w], %[w], %[t]\n\t")
+      "4:\n\t"
+      "cmp %[s], %[e]\n\t"
+      "bne 1b"
+      : [a0] "=&Te"(a0), [a1] "=&Te"(a1), [a2] "=&Te"(a2), [a3] "=&Te"(a3), [w] "+&r"(w), [x] "=&r"(x), [s] "+&r"(segments)
+      : [g] "r"(groups), [t] "l"(tail), [e] "r"(end)
+      : "lr", "q0", "q1", "q2", "cc", "memory");
+  *weights = w;
+  return (ht_sum4){a0, a1, a2, a3};
 }
 
 #else
@@ -132,6 +147,19 @@ static inline const int8_t *ht_dot_run(const int8_t *x, const int8_t *w, int32_t
 
 #endif
 
+#if !HT_MVE
+HT_INLINE ht_sum4 ht_dot_block(const int8_t *const *segments, const int8_t *const *end, int32_t n, const int8_t **weights) {
+  const int8_t *w = *weights;
+  ht_sum4 acc = ht_load4(w);
+  w += 16;
+  do {
+    w = ht_dot_run(*segments++, w, n, &acc);
+  } while (segments != end);
+  *weights = w;
+  return acc;
+}
+#endif
+
 /*
  * All output channels of one position. segments[s] is the address of input run s; each has n taps.
  */
@@ -140,20 +168,15 @@ HT_INLINE void ht_conv_point(const ht_conv *op, const int8_t *const *segments, i
   const ht_rq4 *rq = op->rq;
   const int32_t step = op->rq_step;
   const int32_t zero2 = 2 * op->out_zero + 1;
-  const unsigned general = op->flags & HT_RQ_GENERAL;
-  for (int32_t left = op->out_channels; left > 0; left -= 4, rq += step, out += 4) {
-    ht_sum4 acc = ht_load4(w);
-    const int8_t *const *segment = segments;
-    const int8_t *const *const end = segments + count;
-    w += 16;
-    do {
-      w = ht_dot_run(*segment++, w, n, &acc);
-    } while (segment != end);
-    if (general || left < 4) {
-      ht_store_any(acc, rq, general, zero2, left, out);
-    } else {
-      ht_store4(acc, rq, zero2, out);
+  const int8_t *const *const end = segments + count;
+  int32_t left = op->out_channels;
+  if ((op->flags & HT_RQ_GENERAL) == 0) {
+    for (; left >= 4; left -= 4, rq += step, out += 4) {
+      ht_store4(ht_dot_block(segments, end, n, &w), rq, zero2, out);
     }
+  }
+  for (; left > 0; left -= 4, rq += step, out += 4) {
+    ht_store_any(ht_dot_block(segments, end, n, &w), rq, op->flags & HT_RQ_GENERAL, zero2, left, out);
   }
 }
 

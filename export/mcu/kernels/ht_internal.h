@@ -113,10 +113,8 @@ HT_INLINE void ht_store_vector(int32x4_t h, const ht_rq4 *rq, int32_t zero2, int
 /* Requantises four sums and stores them as int8; zero2 as above. */
 HT_INLINE void ht_store4(ht_sum4 s, const ht_rq4 *rq, int32_t zero2, int8_t *out) {
 #if HT_MVE
-  int32x4_t h = vdupq_n_s32(s.a);
-  h = vsetq_lane_s32(s.b, h, 1);
-  h = vsetq_lane_s32(s.c, h, 2);
-  h = vsetq_lane_s32(s.d, h, 3);
+  int32x4_t h;
+  __asm__("vmov %q0[2], %q0[0], %1, %3\n\tvmov %q0[3], %q0[1], %2, %4" : "=&w"(h) : "r"(s.a), "r"(s.b), "r"(s.c), "r"(s.d));
   ht_store_vector(h, rq, zero2, out);
 #elif HT_DSP
   int32_t m0, m1, shifts; /* only the low byte of a register counts in a shift by register */
