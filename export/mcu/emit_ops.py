@@ -164,7 +164,8 @@ def _mean(network: Network, op: Mean, name: str) -> OpCode:
 def _elementwise(network: Network, op: Elementwise, name: str) -> OpCode:
     out = network.values[op.output]
     widths = [shape[1] * shape[2] for shape in op.shapes]
-    swapped = op.constant_place == 0 if op.constant is not None else widths[0] < widths[1]
+    constant_later = op.constant is not None and op.constant_place == 0 and widths[0] == widths[1]
+    swapped = constant_later or widths[0] < widths[1]
     first, second = (1, 0) if swapped else (0, 1)
     if op.shapes[first][1:] != (out.width, out.channels):
         raise UnsupportedOpError(
@@ -174,21 +175,23 @@ def _elementwise(network: Network, op: Elementwise, name: str) -> OpCode:
     by_pixel = columns == out.width > 1 and channels == 1 < out.channels
     if channels == out.channels and columns == out.width:
         broadcast = "HT_SAME"
-    elif channels == 1:
-        broadcast = "HT_SCALAR"
     else:
-        broadcast = "HT_CHANNEL"
+        broadcast = "HT_SCALAR" if channels == 1 else "HT_CHANNEL"
     tables = [f"static const {_kernel_params(op, name, (first, second), broadcast, out.channels)}"]
-    constant, strides = "NULL", (0, 0)
+    constant, strides, constant_first = "NULL", (0, 0), False
     if op.constant is not None:
         tables.append(int8_array(f"constant_{name}", op.constant.tobytes()))
         height, width, depth = op.constant.shape
         constant = f"constant_{name}"
         strides = (width * depth if height > 1 else 0, depth if width > 1 else 0)
-    fields = (f"&kernel_{name}", constant, *strides, int(by_pixel))
+        constant_first = op.constant_place == first
+    fields = (f"&kernel_{name}", constant, *strides, int(constant_first), int(by_pixel))
     tables.append(f"static const ht_binary params_{name} = {initialiser(*fields)};\n")
-    second_origin = FROM_OUTPUT if columns > 1 or out.width == 1 else FROM_BUFFER
-    origins = (FROM_OUTPUT,) if op.constant is not None else (FROM_OUTPUT, second_origin)
+    narrow = FROM_OUTPUT if columns > 1 or out.width == 1 else FROM_BUFFER
+    if op.constant is not None:
+        origins: tuple[str, ...] = (narrow if constant_first else FROM_OUTPUT,)
+    else:
+        origins = (FROM_OUTPUT, narrow)
     row = "ht_do_add" if isinstance(op, Add) else "ht_do_mul"
     return OpCode(row, f"&params_{name}", swapped=swapped and op.constant is None, origins=origins, tables=tables)
 

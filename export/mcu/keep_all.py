@@ -40,7 +40,7 @@ def keep_all_plan(graph: PatchGraph) -> Plan:
                 kind=EdgeKind.LAYER,
                 first_op=i,
                 last_op=i,
-                buffers=tuple(buffers[t] for t in touched),
+                buffers=tuple(buffers),
                 accumulators=accumulators,
                 scratch_offset=end,
                 scratch_bytes=op.scratch_bytes,

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from export.mcu.errors import ModelFileError
-from export.mcu.fixedpoint import quantize_multiplier
+from export.mcu.fixedpoint import multiply_by_quantized_multiplier, quantize_multiplier
 from export.mcu.ops.base import Op, Values, Window
+from export.mcu.ops.lookup import EVERY_INT8, Lookup
 from export.mcu.reader import Node
 from export.mcu.values import Quant
 
@@ -76,6 +79,13 @@ def read_mean(node: Node, net: NetworkBuilder) -> None:
         raise ModelFileError(f"node {node.index} (MEAN): output is not {shape}.")
     target = net.define(node.outputs[0], tuple(-1 if i in axes else view.axes[i] for i in kept))
     scaling = mean_scaling(source.quant, target.quant, count)
+    if over[2]:
+        raise node.refuse("a mean over channels", "a mean over height, width or both")
+    if not any(over):  # axes of size 1: only the quantisation changes
+        scaled = multiply_by_quantized_multiplier(EVERY_INT8 - source.quant.zero_point, *scaling)
+        table = np.clip(scaled + target.quant.zero_point, -128, 127).astype(np.int8)
+        net.ops.append(Lookup(node.index, (source.key,), target.key, table, "MEAN"))
+        return
     flags = (over[0], over[1], over[2])
     net.ops.append(
         Mean(node.index, (source.key,), target.key, flags, scaling, source.quant.zero_point, target.quant.zero_point)

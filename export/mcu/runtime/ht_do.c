@@ -61,25 +61,28 @@ static int32_t width_of(const ht_call *call) {
   return call->cols.out_x1 - call->cols.out_x0;
 }
 
-/* Second operand of ADD and MUL for this row. */
-static const int8_t *second(const ht_binary *binary, const ht_call *call) {
-  if (binary->constant) {
-    return binary->constant + binary->constant_row * call->y + binary->constant_column * call->cols.out_x0;
+/* First or second operand of ADD and MUL for this row. */
+static const int8_t *operand(const ht_binary *binary, const ht_call *call, uint32_t place) {
+  if (!binary->constant) {
+    return call->rows[place];
   }
-  return call->rows[1];
+  if (binary->constant_first != (place == 0)) {
+    return call->rows[0];
+  }
+  return binary->constant + binary->constant_row * call->y + binary->constant_column * call->cols.out_x0;
 }
 
 void ht_do_add(const ht_op *op, const ht_call *call) {
   const ht_binary *binary = (const ht_binary *)op->params;
   const ht_add *add = (const ht_add *)binary->kernel;
   const int32_t channels = op->output->channels;
-  const int8_t *b = second(binary, call);
+  const int8_t *a = operand(binary, call, 0), *b = operand(binary, call, 1);
   if (!binary->by_pixel) {
-    ht_add_row(add, call->rows[0], b, call->out, width_of(call) * channels);
+    ht_add_row(add, a, b, call->out, width_of(call) * channels);
     return;
   }
   for (int32_t x = 0; x < width_of(call); ++x) {
-    ht_add_row(add, call->rows[0] + x * channels, b + x, call->out + x * channels, channels);
+    ht_add_row(add, a + x * channels, b + x, call->out + x * channels, channels);
   }
 }
 
@@ -87,13 +90,13 @@ void ht_do_mul(const ht_op *op, const ht_call *call) {
   const ht_binary *binary = (const ht_binary *)op->params;
   const ht_mul *mul = (const ht_mul *)binary->kernel;
   const int32_t channels = op->output->channels;
-  const int8_t *b = second(binary, call);
+  const int8_t *a = operand(binary, call, 0), *b = operand(binary, call, 1);
   if (!binary->by_pixel) {
-    ht_mul_row(mul, call->rows[0], b, call->out, width_of(call) * channels);
+    ht_mul_row(mul, a, b, call->out, width_of(call) * channels);
     return;
   }
   for (int32_t x = 0; x < width_of(call); ++x) {
-    ht_mul_row(mul, call->rows[0] + x * channels, b + x, call->out + x * channels, channels);
+    ht_mul_row(mul, a + x * channels, b + x, call->out + x * channels, channels);
   }
 }
 

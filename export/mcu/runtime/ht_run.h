@@ -130,13 +130,14 @@ void ht_do_concat_columns(const ht_op *op, const ht_call *call);
 void ht_do_concat_rows(const ht_op *op, const ht_call *call);
 void ht_do_resize(const ht_op *op, const ht_call *call); /* params = uint16_t map of the columns; constant = which row, or NULL */
 
-/* ADD and MUL: the kernel's parameters and the second operand where it is constant or has one value for each column. */
+/* ADD and MUL: the kernel's parameters and what is special about the operands. */
 typedef struct ht_binary {
-  const void *kernel;       /* ht_add or ht_mul */
-  const int8_t *constant;   /* NULL: the second input */
-  int32_t constant_row;     /* elements between rows of the constant, 0: one row */
-  int32_t constant_column;  /* elements between its columns, 0: one column */
-  int32_t by_pixel;         /* 1: one value for each column; called pixel by pixel */
+  const void *kernel;      /* ht_add or ht_mul */
+  const int8_t *constant;  /* NULL: both operands are inputs */
+  int32_t constant_row;    /* elements between rows of the constant, 0: one row */
+  int32_t constant_column; /* elements between its columns, 0: one column */
+  uint16_t constant_first; /* 1: the constant is the kernel's first operand */
+  uint16_t by_pixel;       /* 1: the second operand has one value for each column; called pixel by pixel */
 } ht_binary;
 
 #ifdef __cplusplus
