@@ -25,8 +25,17 @@ static void leave(uint32_t status) {
   }
 }
 
+/* Prints why the core stopped; the addresses help with addr2line. */
 void hh_fault(void) {
-  hh_print("fault\n");
+  const uint32_t *frame;
+  __asm__ volatile("mov %0, sp" : "=r"(frame));
+  hh_print_hex("fault: status ", *(volatile uint32_t *)0xE000ED28u, "");
+  hh_print_hex(" hard ", *(volatile uint32_t *)0xE000ED2Cu, "");
+  hh_print_hex(" secure ", *(volatile uint32_t *)0xE000EDE4u, "");
+  hh_print_hex(" address ", *(volatile uint32_t *)0xE000ED38u, "\n");
+  for (int i = 0; i < 16; ++i) {
+    hh_print_hex(" ", frame[i], i == 15 ? "\n" : "");
+  }
   leave(99);
 }
 
@@ -166,19 +175,19 @@ uint32_t hh_clock_ticks(void) {
 
 static uint32_t *painted_to;
 
-/* Paints from the stack's end up to this function's frame; the frame of a function called next starts there. */
+/* Paints from the stack's end to just below this function's own frame, for which 64 bytes are spared. */
 __attribute__((noinline)) void hh_stack_paint(void) {
   uint32_t *sp;
   __asm__ volatile("mov %0, sp" : "=r"(sp));
   painted_to = sp;
-  for (uint32_t *at = hh_stack_limit; at < sp; ++at) {
+  for (uint32_t *at = hh_stack_limit; at < sp - 16; ++at) {
     *at = 0xA5C35A3Cu;
   }
 }
 
 __attribute__((noinline)) uint32_t hh_stack_depth(void) {
   const uint32_t *at = hh_stack_limit;
-  while (at < painted_to && *at == 0xA5C35A3Cu) {
+  while (at < painted_to - 16 && *at == 0xA5C35A3Cu) {
     ++at;
   }
   return (uint32_t)((const uint8_t *)painted_to - (const uint8_t *)at);
