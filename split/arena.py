@@ -9,7 +9,7 @@ conflict). An output that is written while its input is consumed thus needs litt
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import permutations
 
 import numpy as np
@@ -44,11 +44,12 @@ class Item:
 
 @dataclass(frozen=True)
 class Placement:
-    """Offset per item key, the bytes used, and whether no order of the items gives less."""
+    """Offset per item key, the bytes used, whether no order of the items gives less, and addresses of single rows."""
 
     offsets: dict[int, int]
     size_bytes: int
     exact: bool
+    rows: dict[tuple[int, int], int] = field(default_factory=dict)  # (tensor, row) -> offset, see split.scatter
 
 
 def align_up(value: int, alignment: int) -> int:
@@ -79,14 +80,30 @@ def separations(items: Sequence[Item], alignment: int) -> NDArray[np.int64]:
     return np.where(most == NO_CONFLICT, NO_CONFLICT, aligned)
 
 
-def live_bound(items: Iterable[Item]) -> int:
-    """Return the most bytes of rows that live at one step: no placement can be smaller."""
-    changes: dict[int, int] = {}
+@dataclass(frozen=True)
+class Row:
+    """One row that has an address of its own: alive in steps [birth, death]."""
+
+    tensor: int
+    row: int
+    birth: int
+    death: int
+    size_bytes: int
+
+
+def live_bound(items: Iterable[Item], rows: Iterable[Row] = ()) -> int:
+    """Return the most bytes that live at one step: no placement can be smaller."""
+    lives = [(row.birth, row.death, row.size_bytes) for row in rows]
     for item in items:
-        for birth, death in zip(item.births.tolist(), item.deaths.tolist(), strict=True):
-            if birth <= death:
-                changes[birth] = changes.get(birth, 0) + item.row_bytes
-                changes[death + 1] = changes.get(death + 1, 0) - item.row_bytes
+        lives += [
+            (birth, death, item.row_bytes)
+            for birth, death in zip(item.births.tolist(), item.deaths.tolist(), strict=True)
+            if birth <= death
+        ]
+    changes: dict[int, int] = {}
+    for birth, death, size in lives:
+        changes[birth] = changes.get(birth, 0) + size
+        changes[death + 1] = changes.get(death + 1, 0) - size
     most = live = 0
     for step in sorted(changes):
         live += changes[step]

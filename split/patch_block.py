@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from split.arena import Item, fullest_step, live_bound
+from split.arena import Item, Placement, Row, fullest_step, live_bound, place, place_around
 from split.patch_graph import PatchGraph
 from split.patch_plan import EdgeKind, InputMode, Pass
 from split.patch_reads import GraphFacts
 from split.patch_stream import NEVER, RowSchedule, stream_rows
+from split.scatter import scatter
 
 SCRATCH = -1  # item key of the kernels' scratch
 ACCUMULATOR = -2  # item key of the accumulator of operator i: ACCUMULATOR - i
@@ -26,6 +28,7 @@ class Store:
     local: bool
     shares: int  # tensor whose buffer this one lies in exactly (in place); its own index otherwise
     item: Item  # lives of the slots, over all passes and all tensors that share the buffer
+    scattered: bool = False  # every row has its own address (Block.rows), the item is not placed
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,11 @@ class Block:
     scratch_bytes: int
     passes: tuple[Pass, ...]
     macs: int
+    rows: tuple[Row, ...] = ()  # of scattered stores; Row.tensor is the tensor whose buffer is shared
 
     def items(self) -> list[Item]:
-        """Everything that needs an address; keys are tensor indices, ACCUMULATOR - op, and SCRATCH."""
-        found = [store.item for store in self.stores if store.shares == store.tensor]
+        """Everything that needs one address; keys are tensor indices, ACCUMULATOR - op, and SCRATCH."""
+        found = [store.item for store in self.stores if store.shares == store.tensor and not store.scattered]
         found += self.accumulators
         if self.scratch_bytes:
             found.append(Item(SCRATCH, self.scratch_bytes, np.array([0]), np.array([NEVER])))
@@ -52,11 +56,28 @@ class Block:
 
     def live_bound(self) -> int:
         """Most bytes alive at one step: a lower bound of the block's arena."""
-        return live_bound(self.items())
+        return live_bound(self.items(), self.rows)
+
+    def place(self, alignment: int, enough: int) -> Placement:
+        """Place the block alone; see :func:`split.arena.place`."""
+        if not self.rows:
+            return place(self.items(), alignment, enough=enough)
+        found = scatter(self.items(), self.rows, alignment, enough=max(enough, self.live_bound()))
+        assert found is not None
+        return found
+
+    def place_around(
+        self, fixed: Mapping[int, int], limit: int, alignment: int, high: Iterable[int]
+    ) -> Placement | None:
+        """Place the block around tensors that have addresses; see :func:`split.arena.place_around`."""
+        if not self.rows:
+            return place_around(self.items(), fixed, limit, alignment=alignment, high=high)
+        return scatter(self.items(), self.rows, alignment, enough=limit, fixed=fixed)
 
     def peak(self, graph: PatchGraph) -> tuple[str, str]:
         """Return the layer at the fullest step and the buffers that fill it, largest first, in words."""
-        items = self.items()
+        items = [store.item for store in self.stores if store.shares == store.tensor and store.scattered]
+        items += self.items()
         step, alive = fullest_step(items)
         row = 0
         layer = graph.ops[self.first].name

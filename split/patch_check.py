@@ -92,7 +92,10 @@ class _Machine:
         start, stop = columns
         if start < base or (stop - base) * shape.channels > buffer.row_bytes:
             raise self.fail(f"columns [{start}, {stop}) of {shape.name} do not fit its buffer")
-        address = buffer.offset + (row % buffer.rows) * buffer.row_bytes + (start - base) * shape.channels
+        line = buffer.row_offsets[row] if buffer.row_offsets else buffer.offset + row % buffer.rows * buffer.row_bytes
+        if line < 0:
+            raise self.fail(f"row {row} of {shape.name} has no address")
+        address = line + (start - base) * shape.channels
         identity = int(self.base[tensor]) + row * shape.row_bytes + start * shape.channels
         return address, identity, (stop - start) * shape.channels
 

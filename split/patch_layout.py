@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from split.arena import Item, Placement, align_up, place_around
-from split.patch_block import ACCUMULATOR, SCRATCH, Block
+from split.arena import Placement, align_up
+from split.patch_block import ACCUMULATOR, SCRATCH, Block, Store
 from split.patch_graph import PatchGraph
 from split.patch_plan import Accumulator, Buffer, Move, Segment
 from split.patch_reads import Range
@@ -92,24 +92,23 @@ def _candidates(
 ) -> list[Placement]:
     """Placements around what exists, then around part of it, then free; the rest has to move."""
     alignment, after = wanted
-    items = block.items()
     fixed = {t: state.offsets[t] for t in _crossing(block) if t in state.offsets}
     roots = {s.tensor: s.shares for s in block.stores}
     ends = [roots[t] for t in after if t in roots and roots[t] not in fixed]
-    found = _around(items, fixed, limit, alignment, [(), ends])
+    found = _around(block, fixed, limit, alignment, [(), ends])
     if found or not fixed:
         return found or [alone]
     if len(fixed) > 1:
         for tensor, offset in fixed.items():
             others = [t for t in fixed if t != tensor]
-            found += _around(items, {tensor: offset}, limit, alignment, [(), ends, others])
-    return [*found, alone, *_around(items, {}, limit, alignment, [list(fixed), ends])]
+            found += _around(block, {tensor: offset}, limit, alignment, [(), ends, others])
+    return [*found, alone, *_around(block, {}, limit, alignment, [list(fixed), ends])]
 
 
 def _around(
-    items: Sequence[Item], fixed: dict[int, int], limit: int, alignment: int, highs: Sequence[Sequence[int]]
+    block: Block, fixed: dict[int, int], limit: int, alignment: int, highs: Sequence[Sequence[int]]
 ) -> list[Placement]:
-    found = [place_around(items, fixed, limit, alignment=alignment, high=high) for high in highs]
+    found = [block.place_around(fixed, limit, alignment, high) for high in highs]
     return [placement for placement in found if placement is not None]
 
 
@@ -166,9 +165,17 @@ def _is_clear(target: int, move: Move, pending: list[Move], settled: list[Range]
     return all(target + move.size_bytes <= low or high <= target for low, high in occupied)
 
 
+def _buffer(graph: PatchGraph, store: Store, placement: Placement) -> Buffer:
+    if not store.scattered:
+        return Buffer(store.tensor, placement.offsets[store.shares], store.rows, store.row_bytes, store.local)
+    height = graph.tensors[store.tensor].height
+    rows = tuple(placement.rows.get((store.shares, row), -1) for row in range(height))
+    return Buffer(store.tensor, min(r for r in rows if r >= 0), height, store.row_bytes, row_offsets=rows)
+
+
 def _segment(graph: PatchGraph, block: Block, placement: Placement, moves: tuple[Move, ...]) -> Segment:
     offsets = placement.offsets
-    buffers = [Buffer(s.tensor, offsets[s.shares], s.rows, s.row_bytes, s.local) for s in block.stores]
+    buffers = [_buffer(graph, store, placement) for store in block.stores]
     external = {e.tensor for e in block.passes[0].extents} - {s.tensor for s in block.stores}
     for tensor in sorted(external):
         shape = graph.tensors[tensor]

@@ -6,9 +6,12 @@ An element (tensor t, row r, column x, channel c) of a buffer lies at
     arena + buffer.offset + (r % buffer.rows) * buffer.row_bytes + (x - base) * channels + c
 
 where ``base`` is 0 for a buffer of full width and the pass's ``Extent.x0`` of that tensor for a ``local`` one. A row
-outside [0, height) is a border (NULL). Buffers of one segment may share addresses: the planner proves (and
-``check_plan`` re-checks by executing the steps) that no step writes over bytes that a later step, or the step itself,
-still reads; the one exception is an exact in-place row (``PatchOp.in_place``): same address for output and input row.
+outside [0, height) is a border (NULL). A buffer with ``row_offsets`` has an address of its own for every row instead
+(``PlanRequest.row_tables``); it is never local and never read as one contiguous block.
+
+Buffers of one segment may share addresses: the planner proves (and ``check_plan`` re-checks by executing the steps)
+that no step writes over bytes that a later step, or the step itself, still reads; the one exception is an exact
+in-place row (``PatchOp.in_place``): same address for output and input row.
 """
 
 from __future__ import annotations
@@ -97,6 +100,7 @@ class Buffer:
     rows: int
     row_bytes: int  # distance between rows
     local: bool = False  # addresses start at the pass's x0, not at column 0
+    row_offsets: tuple[int, ...] = ()  # if not empty: row r lies at arena + row_offsets[r] (-1: never produced)
 
     @property
     def size_bytes(self) -> int:
@@ -184,7 +188,9 @@ class PlanRequest:
         max_mac_factor: MACs / MACs without recomputation must not be larger; None: no limit with ``optimise`` "speed".
         optimise: ``"ram"``: fewest bytes within max_mac_factor, then fewest MACs; ``"speed"``: fewest MACs within
             max_ram_bytes, then fewest bytes.
-        alignment: Every buffer offset is a multiple of this.
+        alignment: Every buffer offset is a multiple of this, itself a multiple of 4 (accumulators are int32).
+        row_tables: Rows of rings may get single addresses (``Buffer.row_offsets``), so that rings share memory: fewer
+            bytes of RAM for one table entry of flash per row.
     """
 
     schedule: str = "auto"
@@ -193,3 +199,4 @@ class PlanRequest:
     max_mac_factor: float | None = 1.0
     optimise: str = "ram"
     alignment: int = 4
+    row_tables: bool = False

@@ -6,7 +6,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from device_profiles.errors import FitError
-from split.arena import Placement, place
+from split.arena import Placement
 from split.patch_block import Block, EdgeContext
 from split.patch_edges import build_block, possible_grids
 from split.patch_graph import PatchGraph, PatchGraphError
@@ -14,6 +14,7 @@ from split.patch_layout import lay_out
 from split.patch_plan import EdgeKind, FrontPoint, Plan, PlanRequest
 from split.patch_reads import study
 from split.patch_search import Edge, Path, search, tidy
+from split.patch_stream_edge import scattered_block
 
 SCHEDULES = {
     "layer": (EdgeKind.LAYER,),
@@ -91,9 +92,14 @@ class _Planner:
             bound = block.live_bound()
             if not passes:
                 enough = bound
+            runs = len(block.passes[0].steps) * grid[0] * grid[1]
             if not passes or bound < enough:
-                runs = len(block.passes[0].steps) * grid[0] * grid[1]
                 found.append(Edge(kind, first, stop, grid, bound, block.macs, runs))
+            if kind is EdgeKind.STREAM and self.request.row_tables:
+                shared = scattered_block(self.context, block)
+                if shared is not None:
+                    runs += len(shared.rows)
+                    found.append(Edge(kind, first, stop, grid, shared.live_bound(), block.macs, runs, scattered=True))
         return found
 
     def _whole_bytes(self, first: int, stop: int) -> int:
@@ -111,6 +117,8 @@ class _Planner:
         """Return the block of an edge."""
         if edge not in self.blocks:
             block = build_block(self.context, edge.kind, edge.first, edge.stop, edge.grid)
+            if edge.scattered and block is not None:
+                block = scattered_block(self.context, block)
             assert block is not None
             self.blocks[edge] = block
         return self.blocks[edge]
@@ -119,7 +127,7 @@ class _Planner:
         """Place an edge; see :func:`split.patch_search.search`."""
         known = self.placements.get(edge)
         if known is None or known.size_bytes > enough:
-            found = place(self.block(edge).items(), self.request.alignment, enough=enough)
+            found = self.block(edge).place(self.request.alignment, enough)
             if known is None or found.size_bytes < known.size_bytes:
                 self.placements[edge] = found
         return self.placements[edge].size_bytes

@@ -24,7 +24,8 @@ class Edge:
     grid: tuple[int, int]
     bound_bytes: int
     macs: int
-    runs: int  # runs of rows over all passes, the cost that breaks ties
+    runs: int  # runs of rows over all passes (and row addresses), the cost that breaks ties
+    scattered: bool = False  # rings share memory row by row
 
 
 @dataclass(frozen=True)

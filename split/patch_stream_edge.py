@@ -6,9 +6,11 @@ with it writes over that row, so both share one buffer.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from split.arena import Item
+from split.arena import Item, Row
 from split.patch_block import Block, EdgeContext, Store, make_block
 from split.patch_graph import PatchGraph
 from split.patch_plan import EdgeKind, Extent, InputMode, Pass
@@ -25,6 +27,33 @@ def stream_block(context: EdgeContext, first: int, stop: int) -> Block:
     kind = EdgeKind.LAYER if stop == first + 1 else EdgeKind.STREAM
     stores = _stream_stores(context, first, stop, schedule)
     return make_block(context, (kind, first, stop, (1, 1)), stores, (one_pass,), macs)
+
+
+def scattered_block(context: EdgeContext, block: Block) -> Block | None:
+    """Return a stream block whose rings share memory row by row, or None if it has no rings to share.
+
+    Tensors at the ends of the block stay contiguous, and so do those that an operator reads as one piece.
+    """
+    ops = context.graph.ops[block.first : block.stop]
+    kept = {*context.facts.live_at(block.first), *context.facts.live_at(block.stop)}
+    kept -= {t for t in kept if t == context.pulled_by(block.first) and t not in context.facts.live_at(block.stop)}
+    kept |= {operand.tensor for op in ops if op.whole_rows for operand in op.inputs}
+    lives = context.schedule(block.first, block.stop).lives
+    whole = {s.shares for s in block.stores if s.tensor in kept or context.graph.tensors[s.tensor].height == 1}
+    stores = tuple(replace(s, scattered=s.shares not in whole) for s in block.stores)
+    rows = [row for s in stores if s.scattered and s.shares == s.tensor for row in _rows(s, stores, lives)]
+    return replace(block, stores=stores, rows=tuple(rows)) if rows else None
+
+
+def _rows(store: Store, stores: tuple[Store, ...], lives: dict[int, RowLife]) -> list[Row]:
+    """Lives of single rows, over all tensors that share the buffer."""
+    members = [lives[s.tensor] for s in stores if s.shares == store.tensor]
+    found = []
+    for row, birth in enumerate(lives[store.tensor].births):
+        if birth != NEVER:
+            death = max(life.deaths[row] for life in members)
+            found.append(Row(store.tensor, row, birth, death, store.row_bytes))
+    return found
 
 
 def _stream_stores(context: EdgeContext, first: int, stop: int, schedule: RowSchedule) -> list[Store]:

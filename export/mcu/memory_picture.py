@@ -16,6 +16,7 @@ from split.patch_memory import MemoryCurve, layerwise_curve, plan_curve
 
 LAYERWISE = "#b8bec7"
 CHOSEN = "#2f6db5"
+LIMIT = "#b3372f"
 KIND_COLOURS = {
     EdgeKind.LAYER: "#8a93a0",
     EdgeKind.STREAM: "#2f6db5",
@@ -39,8 +40,8 @@ def draw_memory(plan: Plan, stem: Path, *, limits: Mapping[str, int] | None = No
     axes = figure.add_subplot()
     _draw_curves(axes, layerwise_curve(plan.graph), plan_curve(plan), plan)
     for label, size in (limits or {}).items():
-        axes.axhline(size / 1000, color="#b3372f", linewidth=1, linestyle=":")
-        axes.annotate(f"{label} {size / 1000:.1f} kB", (1, size / 1000), **_AT_RIGHT, color="#b3372f")
+        _draw_limit(axes, f"{label} {size / 1000:.1f} kB", size)
+    axes.legend(loc="upper right", fontsize=8, frameon=False)
     svg, png = stem.with_suffix(".svg"), stem.with_suffix(".png")
     with matplotlib.rc_context({"svg.hashsalt": "headtail", "svg.fonttype": "none"}):
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": "headtail"})
@@ -69,8 +70,17 @@ def _draw_curves(axes: Axes, layers: MemoryCurve, chosen: MemoryCurve, plan: Pla
     axes.set_title(f"{plan.graph.name}: memory over the schedule, input {plan.input_mode.value}", fontsize=10)
     axes.set_xlim(0, max(layers.macs[-1], chosen.macs[-1], 1) / 1e6)
     axes.set_ylim(0, None)
-    axes.legend(loc="upper right", fontsize=8, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw_limit(axes: Axes, text: str, size: int) -> None:
+    """A line at the limit, or only its name in the legend if that would flatten the curves."""
+    top = axes.get_ylim()[1]
+    if size / 1000 <= 1.5 * top:
+        axes.axhline(size / 1000, color=LIMIT, linewidth=1, linestyle=":", label=text)
+        axes.set_ylim(0, max(top, 1.08 * size / 1000))
+    else:
+        axes.plot([], [], color=LIMIT, linewidth=1, linestyle=":", label=f"{text} (above)")
 
 
 def _outline(curve: MemoryCurve) -> tuple[Any, Any]:

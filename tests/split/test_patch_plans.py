@@ -143,6 +143,7 @@ requests = st.builds(
     input_mode=st.sampled_from(list(InputMode)),
     max_mac_factor=st.sampled_from([None, 1.0, 1.5]),
     optimise=st.sampled_from(["ram", "speed"]),
+    row_tables=st.booleans(),
 )
 
 
@@ -157,7 +158,8 @@ def test_a_plan_never_reads_a_wrong_byte_and_its_figures_are_those_of_its_steps(
     if result.certificate == "live-bound":
         assert result.arena_bytes - result.live_bound_bytes < request.alignment
     for segment in result.segments:
-        ends = [b.offset + b.size_bytes for b in segment.buffers if b.offset >= 0]
+        ends = [b.offset + b.size_bytes for b in segment.buffers if b.offset >= 0 and not b.row_offsets]
+        ends += [offset + b.row_bytes for b in segment.buffers for offset in b.row_offsets]
         ends += [a.offset + a.size_bytes for a in segment.accumulators]
         assert max([*ends, segment.scratch_offset + segment.scratch_bytes]) == segment.arena_bytes
 
@@ -179,9 +181,24 @@ def _rows(step):
 
 
 @LAWS
+@given(graph=graphs(), mode=st.sampled_from(list(InputMode)))
+def test_rows_with_addresses_of_their_own_never_need_more_than_rings(graph, mode):
+    rings = plan(graph, PlanRequest(schedule="stream", input_mode=mode))
+    shared = plan(graph, PlanRequest(schedule="stream", input_mode=mode, row_tables=True))
+    assert shared.arena_bytes <= rings.arena_bytes
+    assert shared.macs <= rings.macs
+    assert not any(b.row_offsets for segment in rings.segments for b in segment.buffers)
+    for segment in shared.segments:
+        ops = graph.ops[segment.first_op : segment.last_op + 1]
+        in_one_piece = {operand.tensor for op in ops if op.whole_rows for operand in op.inputs}
+        kept = {*graph.inputs, *graph.outputs} if mode is not InputMode.PULLED else set(graph.outputs)
+        assert not any(b.row_offsets for b in segment.buffers if b.tensor in in_one_piece | kept)
+
+
+@LAWS
 @given(graph=graphs(), request=requests)
 def test_the_front_is_monotone_and_every_point_of_it_can_be_had(graph, request):
-    free = PlanRequest(schedule=request.schedule, input_mode=request.input_mode, max_mac_factor=None)
+    free = replace(request, max_mac_factor=None)
     front = pareto_front(graph, free)
     sizes = [point.arena_bytes for point in front]
     macs = [point.macs for point in front]
@@ -191,6 +208,7 @@ def test_the_front_is_monotone_and_every_point_of_it_can_be_had(graph, request):
         limited = PlanRequest(
             schedule=request.schedule,
             input_mode=request.input_mode,
+            row_tables=request.row_tables,
             max_mac_factor=None,
             max_ram_bytes=point.arena_bytes,
             optimise="speed",
