@@ -21,6 +21,8 @@ from enum import Enum
 
 from split.patch_graph import PatchGraph
 
+ROW_TABLE_REACH = 4 * 0xFFFF  # largest row address: tables hold 16-bit word addresses
+
 
 class EdgeKind(str, Enum):
     """How the operators of one segment are scheduled."""

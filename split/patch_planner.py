@@ -11,11 +11,12 @@ from split.patch_block import Block, EdgeContext
 from split.patch_edges import build_block, possible_grids
 from split.patch_graph import PatchGraph, PatchGraphError
 from split.patch_layout import lay_out
-from split.patch_plan import EdgeKind, FrontPoint, Plan, PlanRequest
+from split.patch_plan import ROW_TABLE_REACH, EdgeKind, FrontPoint, Plan, PlanRequest
 from split.patch_reads import study
 from split.patch_search import Edge, Path, search, tidy
 from split.patch_stream_edge import scattered_block
 
+UNUSABLE = 1 << 61  # bytes of an edge that cannot be taken
 SCHEDULES = {
     "layer": (EdgeKind.LAYER,),
     "patch": (EdgeKind.LAYER, EdgeKind.PATCH),
@@ -130,7 +131,8 @@ class _Planner:
             found = self.block(edge).place(self.request.alignment, enough)
             if known is None or found.size_bytes < known.size_bytes:
                 self.placements[edge] = found
-        return self.placements[edge].size_bytes
+        size = self.placements[edge].size_bytes
+        return UNUSABLE if edge.scattered and size > ROW_TABLE_REACH else size
 
     def paths(self) -> list[Path]:
         """The Pareto front."""

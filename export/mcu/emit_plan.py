@@ -11,7 +11,7 @@ from export.mcu.errors import ScheduleError
 from export.mcu.graph import tensor_places
 from export.mcu.network import Network
 from split.patch_graph import PatchGraph, Window
-from split.patch_plan import Pass, Plan, Segment, Step, StepKind
+from split.patch_plan import ROW_TABLE_REACH, Buffer, Pass, Plan, Segment, Step, StepKind
 
 STEP_KINDS = {StepKind.ROWS: 0, StepKind.PULL: 1, StepKind.ACCUMULATE: 2, StepKind.FINISH: 3}
 TO_THE_END = 63
@@ -95,7 +95,7 @@ class _SegmentWriter:
             if graph.inputs[0] not in self.touched:
                 self.touched.append(graph.inputs[0])
             self.pulled = f"&buffers_{n}[{self.touched.index(graph.inputs[0])}]"
-        tables = [self._buffers()]
+        tables = self._buffers()
         accumulators = {a.op: a.offset for a in segment.accumulators}
         entries = []
         for i in ops:
@@ -116,16 +116,23 @@ class _SegmentWriter:
         )  # fmt: skip
         return tables
 
-    def _buffers(self) -> str:
-        rows = []
+    def _buffers(self) -> list[str]:
+        rows: list[str] = []
+        tables: list[str] = []
         for extent, index in enumerate(self.touched):
             tensor, buffer = self.graph.tensors[index], self.segment.buffer(index)
             if max(buffer.rows, tensor.height, tensor.width) > 32767 or tensor.channels > 65535 or extent > 255:
-                raise ScheduleError(f"tensor {tensor.name} of {tensor.height} x {tensor.width} is too large for the step format.")
+                raise ScheduleError(
+                    f"tensor {tensor.name} of {tensor.height} x {tensor.width} is too large for the step format."
+                )
             shape = (buffer.rows, tensor.height, tensor.width, tensor.channels)
-            rows.append(initialiser(buffer.offset, buffer.row_bytes, *shape, extent, int(buffer.local)))
+            words = "NULL"
+            if buffer.row_offsets:
+                words = f"rows_{self.number}_{extent}"
+                tables.append(_row_table(words, buffer, tensor.name))
+            rows.append(initialiser(buffer.offset, buffer.row_bytes, *shape, extent, int(buffer.local), words))
         body = ",\n    ".join(rows)
-        return f"static const ht_buffer buffers_{self.number}[{len(rows)}] = {{\n    {body}}};\n"
+        return [*tables, f"static const ht_buffer buffers_{self.number}[{len(rows)}] = {{\n    {body}}};\n"]
 
     def _op(self, index: int, code: OpCode, accumulator: int, tables: list[str]) -> str:
         reads = list(self.graph.ops[index].inputs)
@@ -137,7 +144,11 @@ class _SegmentWriter:
             window = _checked(read.rows, self.graph.ops[index].name)
             start = origin == FROM_START
             pointers += 1 if start else window.size
-            fields = (f"&buffers_{self.number}[{place}]", *(window.size, window.stride, window.divide, window.before), origin)
+            fields = (
+                f"&buffers_{self.number}[{place}]",
+                *(window.size, window.stride, window.divide, window.before),
+                origin,
+            )
             operands.append(initialiser(*fields))
         self.row_pointers = max(self.row_pointers, pointers)
         tables.append(f"static const ht_operand inputs_{index}[{len(operands)}] = {{{', '.join(operands)}}};\n")
@@ -177,7 +188,9 @@ class _SegmentWriter:
         for step in one.steps:
             words += self._split(step)
         if len(words) > 65535:
-            raise ScheduleError(f"segment {self.number} has {len(words)} steps in one pass; the step format holds 65535.")
+            raise ScheduleError(
+                f"segment {self.number} has {len(words)} steps in one pass; the step format holds 65535."
+            )
         return words
 
     def _split(self, step: Step) -> list[tuple[int, int]]:
@@ -198,6 +211,14 @@ class _SegmentWriter:
             words.append((head | count << 8, row))
             row, left = row + count, left - count
         return words
+
+
+def _row_table(name: str, buffer: Buffer, tensor: str) -> str:
+    """Addresses of single rows in words; a row that is never produced gets 0."""
+    if any(offset % 4 or offset > ROW_TABLE_REACH for offset in buffer.row_offsets if offset >= 0):
+        raise ScheduleError(f"the rows of {tensor} do not lie at word addresses below {ROW_TABLE_REACH} B.")
+    words = ", ".join(str(max(offset, 0) // 4) for offset in buffer.row_offsets)
+    return f"static const uint16_t {name}[{len(buffer.row_offsets)}] = {{{words}}};\n"
 
 
 def _checked(window: Window, name: str) -> Window:

@@ -19,6 +19,9 @@ typedef struct ht_machine {
 } ht_machine;
 
 static inline int8_t *address(const ht_machine *m, const ht_buffer *b, int32_t row) {
+  if (b->words) {
+    return m->arena + 4u * b->words[row];
+  }
   const uint32_t slot = (uint32_t)row % b->rows;
   return m->arena + b->offset + slot * b->row_bytes;
 }

@@ -13,13 +13,14 @@
 extern "C" {
 #endif
 
-/* A tensor's storage during one segment: row r lies at offset + (r % rows) * row_bytes. */
+/* A tensor's storage during one segment: row r lies at offset + (r % rows) * row_bytes, or where a table says. */
 typedef struct ht_buffer {
   int32_t offset; /* from the arena's start; -1: the caller's frame */
   uint32_t row_bytes;
   uint16_t rows, height, width, channels;
   uint8_t extent; /* which entry of the pass's column extents is this tensor's */
   uint8_t local;  /* 1: the buffer starts at the extent's first column, 0: at column 0 */
+  const uint16_t *words; /* NULL, or the arena offset of every row in units of 4 bytes */
 } ht_buffer;
 
 /* How an operator reads one input. Row k of output row y: y * stride / divide - before + k. */

@@ -85,6 +85,7 @@ REQUESTS = st.builds(
     input_mode=st.sampled_from(list(InputMode)),
     max_mac_factor=st.sampled_from([1.0, 1.3, 3.0, None]),
     optimise=st.sampled_from(["ram", "ram", "speed"]),
+    row_tables=st.booleans(),
 )
 
 
