@@ -76,7 +76,7 @@ def pack_conv(weights: Int8s, q: Quantization) -> PackedLayer:
         Tables for ``ht_conv``.
     """
     out, height, width, channels = weights.shape
-    gather = needs_gather(channels)
+    gather = needs_gather(height, channels)
     flat, q = _freeze_constant_channels(weights.reshape(out, -1), q)
     weights = flat.reshape(weights.shape)
     runs = weights.reshape(out, 1, -1) if gather else weights.reshape(out, height, width * channels)

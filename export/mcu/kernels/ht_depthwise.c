@@ -38,7 +38,7 @@ void ht_depthwise_row(const ht_dwconv *op, const ht_cols *cols, const int8_t *co
   const int32_t outputs = op->out_channels;
   const int32_t count = cols->out_x1 - cols->out_x0;
 #if HT_DSP || HT_MVE
-  if (op->multiplier == 1 && (outputs & 3) == 0 && op->kernel_h <= HT_MAX_KERNEL) {
+  if (op->multiplier == 1 && (outputs & 3) == 0 && HT_DW_FITS(op)) {
     ht_dw_row(op, cols, rows, out, (int8_t *)scratch);
   } else
 #endif

@@ -10,6 +10,10 @@
 
 #include "ht_internal.h"
 
+#define HT_DW_ROWS 16 /* tallest kernel served */
+#define HT_DW_GROUPS (HT_DW_ROWS / 2)
+#define HT_DW_FITS(OP) ((OP)->kernel_h <= HT_DW_ROWS)
+
 typedef struct ht_dw_group {
   const int8_t *p, *q; /* input rows, q NULL for a single */
   const int8_t *taps;
@@ -131,7 +135,7 @@ static inline int8_t *ht_dw_prepare(const int8_t *a, const int8_t *b, int32_t wi
 
 /* Four channels of one output row. */
 typedef struct block {
-  ht_dw_group groups[(HT_MAX_KERNEL + 1) / 2];
+  ht_dw_group groups[HT_DW_GROUPS];
   int32_t count;    /* of groups */
   int32_t width;    /* kernel columns */
   int32_t step;     /* bytes from a column to the next */

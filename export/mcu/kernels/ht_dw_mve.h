@@ -4,6 +4,8 @@
 
 #include "ht_internal.h"
 
+#define HT_DW_FITS(OP) 1
+
 /* All channels of one position, four at a time; kernel columns [first, end) lie inside of the image. */
 static void vector_point(const ht_dwconv *op, const int8_t *const *rows, int32_t offset, int32_t first, int32_t end,
                          int8_t *out) {

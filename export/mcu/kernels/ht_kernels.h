@@ -26,8 +26,8 @@
 extern "C" {
 #endif
 
-/* Largest kernel height of CONV_2D and DEPTHWISE_CONV_2D. */
-#define HT_MAX_KERNEL 16
+/* Largest kernel height of a CONV_2D that reads its rows in place; above, kernels_pack.py sets HT_GATHER. */
+#define HT_MAX_DIRECT 7
 
 /* Requantisation of four neighbouring output channels (20 bytes). */
 typedef struct ht_rq4 {
@@ -39,10 +39,8 @@ typedef struct ht_rq4 {
 #define HT_RQ_GENERAL 1u
 /* Output clamp is narrower than int8 (act_min, act_max apply). */
 #define HT_CLAMP 2u
-/* Convolution gathers each window into scratch (channels not a multiple of 4, see scratch.py). */
+/* Convolution gathers each window into scratch (channels not a multiple of 4, or a tall kernel; see scratch.py). */
 #define HT_GATHER 4u
-/* Convolution may expand the window to int16 in scratch (speed; see scratch.py). */
-#define HT_EXPAND 8u
 
 /* Columns of one call; see the top of this file. */
 typedef struct ht_cols {
