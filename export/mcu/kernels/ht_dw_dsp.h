@@ -11,14 +11,13 @@
 #include "ht_internal.h"
 
 #define HT_DW_ROWS 16 /* tallest kernel served */
-#define HT_DW_GROUPS (HT_DW_ROWS / 2)
 #define HT_DW_FITS(OP) ((OP)->kernel_h <= HT_DW_ROWS)
 
 typedef struct ht_dw_group {
   const int8_t *p, *q; /* input rows, q NULL for a single */
-  const int8_t *taps;
+  int16_t a, b;        /* where their taps start in a block's weights, bytes */
+  int8_t *taps;        /* in scratch */
 } ht_dw_group;
-
 
 /* One column of two rows: 8 multiply-accumulates in 14 instructions. */
 #define HT_DW_PAIR(A, B)                      \
@@ -66,8 +65,9 @@ typedef struct ht_dw_group {
   __asm__ volatile(BODY : HT_DW_SUMS, [q] "+r"(q), [t] "=&r"(t), HT_DW_TEMPS : [s] "r"(step) : "memory")
 #define HT_DW_ASM1(BODY) __asm__ volatile(BODY : HT_DW_SUMS, HT_DW_TEMPS : [s] "r"(step) : "memory")
 
+/* width 1, 3, 5 or 7, known when compiling. */
 HT_INLINE ht_sum4 ht_dw_pair(const int8_t *p, const int8_t *q, int32_t step, int32_t width, const int8_t *w,
-                               ht_sum4 sum) {
+                             ht_sum4 sum) {
   int32_t xa, xb, t, w0, w1;
   if (width == 3) {
     HT_DW_ASM2(HT_DW_PAIR_X3);
@@ -76,9 +76,7 @@ HT_INLINE ht_sum4 ht_dw_pair(const int8_t *p, const int8_t *q, int32_t step, int
   } else if (width == 7) {
     HT_DW_ASM2(HT_DW_PAIR_X3 HT_DW_PAIR_NEXT HT_DW_PAIR_X3 HT_DW_PAIR_NEXT HT_DW_PAIR_X1);
   } else {
-    for (; width > 0; --width, p += step, q += step) {
-      HT_DW_ASM2(HT_DW_PAIR_X1);
-    }
+    HT_DW_ASM2(HT_DW_PAIR_X1);
   }
   return sum;
 }
@@ -92,15 +90,13 @@ HT_INLINE ht_sum4 ht_dw_single(const int8_t *p, int32_t step, int32_t width, con
   } else if (width == 7) {
     HT_DW_ASM1(HT_DW_ONE_X3 HT_DW_ONE_NEXT HT_DW_ONE_X3 HT_DW_ONE_NEXT HT_DW_ONE_X1);
   } else {
-    for (; width > 0; --width, p += step) {
-      HT_DW_ASM1(HT_DW_ONE_X1);
-    }
+    HT_DW_ASM1(HT_DW_ONE_X1);
   }
   return sum;
 }
 
 /* Expands `width` columns of taps; b NULL makes a single. Returns the end. */
-static inline int8_t *ht_dw_prepare(const int8_t *a, const int8_t *b, int32_t width, int8_t *to) {
+static int8_t *ht_dw_prepare(const int8_t *a, const int8_t *b, int32_t width, int8_t *to) {
   int32_t xa, xb, t;
   if (b != NULL) {
     for (; width > 0; --width) {
@@ -135,25 +131,17 @@ static inline int8_t *ht_dw_prepare(const int8_t *a, const int8_t *b, int32_t wi
 
 /* Four channels of one output row. */
 typedef struct block {
-  ht_dw_group groups[HT_DW_GROUPS];
-  int32_t count;    /* of groups */
-  int32_t width;    /* kernel columns */
-  int32_t step;     /* bytes from a column to the next */
-  int32_t advance;  /* bytes from a window to the next */
-  int32_t pitch;    /* bytes from an output column to the next */
+  ht_dw_group groups[HT_DW_ROWS / 2];
+  const ht_dw_group *end;
+  int32_t width;   /* kernel columns */
+  int32_t step;    /* bytes from a column to the next */
+  int32_t advance; /* bytes from a window to the next */
+  int32_t pitch;   /* bytes from an output column to the next */
   int32_t zero2;
-  const ht_rq4 *rq;
   unsigned general;
+  const ht_rq4 *rq;
   ht_sum4 start; /* bias, and the part of missing rows */
 } block;
-
-HT_INLINE ht_sum4 group_sum(const ht_dw_group *g, int32_t offset, int32_t step, int32_t width, const int8_t *taps,
-                              ht_sum4 sum) {
-  if (g->q != NULL) {
-    return ht_dw_pair(g->p + offset, g->q + offset, step, width, taps, sum);
-  }
-  return ht_dw_single(g->p + offset, step, width, taps, sum);
-}
 
 HT_INLINE void finish(const block *b, ht_sum4 sum, int8_t *out) {
   if (b->general) {
@@ -167,10 +155,9 @@ HT_INLINE void finish(const block *b, ht_sum4 sum, int8_t *out) {
 HT_INLINE void inside(const block *b, int32_t offset, int32_t width, int32_t n, int8_t *out) {
   for (; n > 0; --n, offset += b->advance, out += b->pitch) {
     ht_sum4 sum = b->start;
-    const ht_dw_group *g = b->groups;
-    const ht_dw_group *const end = g + b->count;
-    for (; g != end; ++g) {
-      sum = group_sum(g, offset, b->step, width, g->taps, sum);
+    for (const ht_dw_group *g = b->groups; g != b->end; ++g) {
+      sum = g->q != NULL ? ht_dw_pair(g->p + offset, g->q + offset, b->step, width, g->taps, sum)
+                         : ht_dw_single(g->p + offset, b->step, width, g->taps, sum);
     }
     finish(b, sum, out);
   }
@@ -188,102 +175,107 @@ static void inside3x3(const block *b, int32_t offset, int32_t n, int8_t *out) {
   }
 }
 
-/* One position with `before` and `after` missing columns; offset: of the first present column. */
-static void border(const block *b, const int8_t *fill, int32_t offset, int32_t before, int32_t after, int8_t *out) {
+/* One position of which kernel columns [first, end) lie inside of the image; offset: of column 0 in a row. */
+static void border(const block *b, const int8_t *fill, int32_t offset, int32_t first, int32_t end, int8_t *out) {
   ht_sum4 sum = b->start;
-  const ht_dw_group padding = {fill, fill, NULL};
-  for (int32_t k = 0; k < b->count; ++k) {
-    const ht_dw_group *const g = &b->groups[k];
-    const int32_t column = g->q != NULL ? 16 : 8; /* bytes of taps per kernel column */
-    const int32_t present = b->width - before - after;
+  for (const ht_dw_group *g = b->groups; g != b->end; ++g) {
     const int8_t *taps = g->taps;
-    const ht_dw_group *source = &padding;
-    int32_t from = 0, width = before, step = 0;
-    for (int part = 0; part < 3; ++part) {
-      const ht_dw_group now = {source->p, g->q != NULL ? source->q : NULL, NULL};
-      sum = group_sum(&now, from, step, width, taps, sum);
-      taps += width * column;
-      source = part == 0 ? g : &padding;
-      from = part == 0 ? offset : 0;
-      step = part == 0 ? b->step : 0;
-      width = part == 0 ? present : after;
+    int32_t at = offset;
+    for (int32_t k = 0; k < b->width; ++k, at += b->step) {
+      const int missing = k < first || k >= end;
+      const int8_t *const p = missing ? fill : g->p + at;
+      if (g->q != NULL) {
+        sum = ht_dw_pair(p, missing ? fill : g->q + at, 0, 1, taps, sum);
+        taps += 16;
+      } else {
+        sum = ht_dw_single(p, 0, 1, taps, sum);
+        taps += 8;
+      }
     }
   }
   finish(b, sum, out);
 }
 
-/* Groups the rows that exist; those that do not go into the start value. */
-static void open_block(block *b, const ht_dwconv *op, const int8_t *const *rows, const int8_t *w, const int8_t *fill,
-                       int32_t c, int8_t *scratch) {
-  const int32_t width = op->kernel_w;
-  const int8_t *taps = w + 16;
-  ht_sum4 start = ht_load4(w);
+/* Pairs the rows that exist. */
+static void group_rows(block *b, const ht_dwconv *op, const int8_t *const *rows, int8_t *scratch) {
+  const int32_t pitch = 4 * op->kernel_w;
   ht_dw_group *g = b->groups;
-  const int8_t *first = NULL, *first_taps = NULL; /* present row that waits for a second one */
-  for (int32_t k = 0; k < op->kernel_h; ++k, taps += 4 * width) {
-    const int8_t *const row = rows[k];
-    if (row == NULL) {
-      (void)ht_dw_prepare(taps, NULL, width, scratch);
-      start = ht_dw_single(fill, 0, width, scratch, start);
-    } else if (first == NULL) {
-      first = row + c;
-      first_taps = taps;
+  int waiting = 0; /* whether *g has its first row and waits for a second one */
+  for (int32_t k = 0; k < op->kernel_h; ++k) {
+    const int16_t taps = (int16_t)(16 + k * pitch);
+    if (rows[k] == NULL) {
+      continue;
+    }
+    if (waiting) {
+      g->q = rows[k];
+      g->b = taps;
+      ++g;
     } else {
-      *g++ = (ht_dw_group){first, row + c, scratch};
-      scratch = ht_dw_prepare(first_taps, taps, width, scratch);
-      first = NULL;
+      *g = (ht_dw_group){rows[k], NULL, taps, 0, scratch};
+      scratch += 4 * pitch;
+    }
+    waiting = !waiting;
+  }
+  b->end = g + waiting;
+}
+
+/* Expands the taps of the block at w; missing rows go into the start value. */
+static void open_block(block *b, const ht_dwconv *op, const int8_t *const *rows, const int8_t *w, const int8_t *fill,
+                       int complete, int8_t *scratch) {
+  b->start = ht_load4(w);
+  if (!complete) {
+    for (int32_t k = 0; k < op->kernel_h; ++k) {
+      if (rows[k] == NULL) {
+        (void)ht_dw_prepare(w + 16 + 4 * k * b->width, NULL, b->width, scratch);
+        for (int32_t j = 0; j < b->width; ++j) {
+          b->start = ht_dw_single(fill, 0, 1, scratch + 8 * j, b->start);
+        }
+      }
     }
   }
-  if (first != NULL) {
-    *g++ = (ht_dw_group){first, NULL, scratch};
-    (void)ht_dw_prepare(first_taps, NULL, width, scratch);
+  for (const ht_dw_group *g = b->groups; g != b->end; ++g) {
+    (void)ht_dw_prepare(w + g->a, g->q == NULL ? NULL : w + g->b, b->width, g->taps);
   }
-  b->count = (int32_t)(g - b->groups);
-  b->start = start;
 }
 
 static void run_block(const block *b, const ht_dwconv *op, const ht_cols *cols, const int8_t *fill, int8_t *out) {
-  const int32_t step = b->step, width = b->width, last = cols->in_x1 - width;
-  int32_t n = cols->out_x1 - cols->out_x0;
-  int32_t x = cols->out_x0 * op->stride_w - op->pad_left;
-  while (n > 0) {
-    if (x >= cols->in_x0 && x <= last) {
-      int32_t run = (last - x) / op->stride_w + 1;
-      const int32_t offset = (x - cols->in_x0) * step;
+  const int32_t width = b->width, stride = op->stride_w, last = cols->in_x1 - width;
+  int32_t x = cols->out_x0 * stride - op->pad_left;
+  for (int32_t n = cols->out_x1 - cols->out_x0; n > 0;) {
+    const int32_t offset = (x - cols->in_x0) * b->step;
+    int32_t run = 1;
+    if (x < cols->in_x0 || x > last || (width != 3 && width != 5 && width != 7)) {
+      border(b, fill, offset, cols->in_x0 - x, cols->in_x1 - x, out);
+    } else {
+      run = (last - x) / stride + 1;
       run = run < n ? run : n;
-      if (width == 3) {
-        if (op->kernel_h == 3 && b->count == 2 && b->general == 0) {
-          inside3x3(b, offset, run, out);
-        } else {
-          inside(b, offset, 3, run, out);
-        }
-      } else if (width == 5) {
+      if (width == 5) {
         inside(b, offset, 5, run, out);
       } else if (width == 7) {
         inside(b, offset, 7, run, out);
+      } else if (b->end == b->groups + 2 && b->groups[1].q == NULL && b->general == 0) {
+        inside3x3(b, offset, run, out);
       } else {
-        inside(b, offset, width, run, out);
+        inside(b, offset, 3, run, out);
       }
-      n -= run;
-      x += run * op->stride_w;
-      out += run * b->pitch;
-    } else {
-      const int32_t before = ht_clamp(cols->in_x0 - x, 0, width);
-      const int32_t after = ht_clamp(x - last, 0, width - before);
-      border(b, fill, (x + before - cols->in_x0) * step, before, after, out);
-      --n;
-      x += op->stride_w;
-      out += b->pitch;
     }
+    n -= run;
+    x += run * stride;
+    out += run * b->pitch;
   }
 }
 
 static void ht_dw_row(const ht_dwconv *op, const ht_cols *cols, const int8_t *const *rows, int8_t *out,
-                       int8_t *scratch) {
+                      int8_t *scratch) {
   const uint32_t word = (uint32_t)(uint8_t)op->in_zero * 0x01010101u;
   const int8_t *const fill = (const int8_t *)&word;
+  const int32_t taps = op->kernel_h * op->kernel_w;
   const int8_t *w = op->weights;
   block b;
+  int complete = 1;
+  for (int32_t k = 0; k < op->kernel_h; ++k) {
+    complete &= rows[k] != NULL;
+  }
   b.width = op->kernel_w;
   b.step = op->in_channels;
   b.advance = op->stride_w * op->in_channels;
@@ -291,10 +283,14 @@ static void ht_dw_row(const ht_dwconv *op, const ht_cols *cols, const int8_t *co
   b.zero2 = 2 * op->out_zero + 1;
   b.rq = op->rq;
   b.general = op->flags & HT_RQ_GENERAL;
-  for (int32_t c = 0; c < op->out_channels; c += 4, b.rq += op->rq_step) {
-    open_block(&b, op, rows, w, fill, c, scratch);
+  group_rows(&b, op, rows, scratch);
+  for (int32_t c = 0; c < op->out_channels; c += 4, b.rq += op->rq_step, w += 16 + 4 * taps) {
+    open_block(&b, op, rows, w, fill, complete, scratch);
     run_block(&b, op, cols, fill, out + c);
-    w += 16 + 4 * op->kernel_h * op->kernel_w;
+    for (ht_dw_group *g = b.groups; g != b.end; ++g) {
+      g->p += 4;
+      g->q += g->q == NULL ? 0 : 4;
+    }
   }
 }
 

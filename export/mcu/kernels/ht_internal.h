@@ -21,8 +21,10 @@
 
 #if defined(__GNUC__)
 #define HT_INLINE static inline __attribute__((always_inline))
+#define HT_APART static __attribute__((noinline, unused))
 #else
 #define HT_INLINE static inline
+#define HT_APART static
 #endif
 
 /* floor((a * b + 2^30) / 2^31): gemmlowp's SaturatingRoundingDoublingHighMul for b >= 0 (its nudge and truncation
@@ -90,7 +92,7 @@ HT_INLINE ht_sum4 ht_load4(const int8_t *p) { /* 4-byte aligned */
 }
 
 /* The form for any exponent, and for fewer than four channels. */
-static inline void ht_store_any(ht_sum4 s, const ht_rq4 *rq, unsigned general, int32_t zero2, int32_t count,
+HT_APART void ht_store_any(ht_sum4 s, const ht_rq4 *rq, unsigned general, int32_t zero2, int32_t count,
                                 int8_t *out) {
   const int32_t acc[4] = {s.a, s.b, s.c, s.d};
   for (int32_t i = 0; i < 4 && i < count; ++i) {
