@@ -111,6 +111,7 @@ def _proof_files(request: FolderRequest) -> dict[str, bytes]:
         flash, sram = place(machine, limits)
         text = environment.get_template("board.ld.j2").render(
             machine=machine.name,
+            prefix=code.prefix,
             board=comment_text(limits.board),
             vectors=machine.vectors,
             flash_start=flash.start,

@@ -100,7 +100,7 @@ def prove(folder: Path, *, machine: str = "", options: Sequence[str] = (), timeo
             raise ProofError(f"{machine} has no memories as large as the board's; see MACHINES in {folder}/Makefile.")
     with tempfile.TemporaryDirectory(prefix="headtail-mcu-") as scratch:
         copy = Path(scratch, "export")
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("build"))
+        shutil.copytree(folder, copy)
         command = ["make", "-C", str(copy), "qemu" if machine else "host", *options]
         if machine:
             command.append(f"MACHINE={machine}")

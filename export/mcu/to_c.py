@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import logging
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ from export.mcu.vectors import KINDS, proof_inputs
 from split.patch import pareto_front, plan
 from split.patch_plan import InputMode, Plan, PlanRequest
 
+logger = logging.getLogger(__name__)
 CODE_BYTES = 16_000  # kernels and step loop, at most; the linker checks the true figure
 
 
@@ -133,8 +137,22 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
     truths = tuple(oracle.run(inputs) for inputs in proof_inputs(network, count=options.cases, seed=options.seed))
     files = make_folder(FolderRequest(code, chosen, options.name, options.source, limits, truths))
     report = make_report(network, chosen, code, limits, pareto_front(graph, request), cases=len(truths))
+    files |= draw_picture(chosen, limits)
     files["report.json"] = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     return McuExport(files, report, network, chosen, code, truths)
+
+
+def draw_picture(chosen: Plan, limits: Limits) -> dict[str, bytes]:
+    """Memory over the schedule as SVG and PNG; nothing when matplotlib (extra ``report``) is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        logger.warning("no memory picture: matplotlib is not installed; pip install 'headtail[report]'")
+        return {}
+    from export.mcu.memory_picture import draw_memory
+
+    with tempfile.TemporaryDirectory() as folder:
+        lines = {limits.board: limits.sram_bytes} if limits.sram_bytes < 4 * chosen.arena_bytes else {}
+        pictures = draw_memory(chosen, Path(folder, "memory"), limits=lines)
+        return {path.name: path.read_bytes() for path in pictures}
 
 
 def export_mcu(model: bytes, board: Board, out_dir: Path, options: McuOptions) -> McuReport:
