@@ -23,7 +23,7 @@ from split.patch_plan import (
     Step,
     StepKind,
 )
-from split.patch_planner import pareto_front, plan
+from split.patch_planner import pareto_front, plan, plan_and_front
 
 __all__ = [
     "Accumulator",
@@ -49,4 +49,5 @@ __all__ = [
     "check_plan",
     "pareto_front",
     "plan",
+    "plan_and_front",
 ]

@@ -201,4 +201,4 @@ class PlanRequest:
     max_mac_factor: float | None = 1.0
     optimise: str = "ram"
     alignment: int = 4
-    row_tables: bool = False
+    row_tables: bool = True

@@ -44,8 +44,20 @@ def plan(graph: PatchGraph, request: PlanRequest | None = None) -> Plan:
 
 def pareto_front(graph: PatchGraph, request: PlanRequest | None = None) -> tuple[FrontPoint, ...]:
     """Return every schedule that nothing beats in both RAM and MACs, ascending in RAM; limits are ignored."""
-    planner = _Planner(graph, replace(request or PlanRequest(), max_mac_factor=None))
-    return tuple(FrontPoint(p.arena_bytes, p.macs, _factor(p.macs, graph)) for p in planner.paths())
+    return _front(graph, _Planner(graph, replace(request or PlanRequest(), max_mac_factor=None)).paths())
+
+
+def plan_and_front(graph: PatchGraph, request: PlanRequest | None = None) -> tuple[Plan, tuple[FrontPoint, ...]]:
+    """Return ``plan`` and ``pareto_front`` of one search, in about the time of the latter."""
+    request = request or PlanRequest()
+    planner = _Planner(graph, replace(request, max_mac_factor=None))
+    paths = planner.paths()
+    planner.request = request
+    return planner.finish(paths), _front(graph, paths)
+
+
+def _front(graph: PatchGraph, paths: list[Path]) -> tuple[FrontPoint, ...]:
+    return tuple(FrontPoint(p.arena_bytes, p.macs, _factor(p.macs, graph)) for p in paths)
 
 
 def _factor(macs: int, graph: PatchGraph) -> float:
@@ -63,6 +75,7 @@ class _Planner:
         self.graph = graph
         self.request = request
         self.context = EdgeContext(study(graph), request.input_mode)
+        self.all_edges: list[Edge] = []
         self.blocks: dict[Edge, Block] = {}
         self.placements: dict[Edge, Placement] = {}
 
@@ -141,7 +154,10 @@ class _Planner:
 
     def plan(self) -> Plan:
         """Choose, lay out and describe."""
-        paths = self.paths()
+        return self.finish(self.paths())
+
+    def finish(self, paths: list[Path]) -> Plan:
+        """Make a plan of the path of the front that the request wants."""
         chosen = self._choose(paths)
         chosen = tidy(self.all_edges, len(self.graph.ops), chosen, self.refine)
         placements = [self.placements[edge] for edge in chosen.edges]

@@ -11,12 +11,16 @@ from bisect import insort
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, permutations
 
+import numpy as np
+
 from split.arena import NO_CONFLICT, Item, Placement, Row, align_up, separations
 
 TRIALS = 24  # orders of the contiguous buffers that are tried
+WORK = 20_000  # rows placed per search, about; bounds the number of layouts for large blocks,
+LAYOUTS = 4  # but not below this
 
 
-Busy = tuple[int, int, int, int]  # start, end, birth, death
+Busy = tuple[int, int, int]  # start, end, death
 
 
 def scatter(
@@ -36,14 +40,15 @@ def scatter(
     """
     ordered = sorted(rows, key=lambda r: (r.birth, -r.death))
     best: Placement | None = None
-    for offsets in _whole_layouts(items, alignment, enough, fixed or {}):
+    most = enough + 1 if fixed is not None else 1 << 62
+    for offsets in islice(_whole_layouts(items, alignment, enough, fixed or {}), max(LAYOUTS, WORK // len(rows))):
         for tight in (False, True):
-            found = _fill(items, offsets, ordered, (alignment, tight))
-            if best is None or found.size_bytes < best.size_bytes:
-                best = found
-            if best.size_bytes <= enough:
-                return best
-    return None if fixed is not None and best is not None and best.size_bytes > enough else best
+            found = _fill(items, offsets, ordered, (alignment, tight, most))
+            if found is not None:
+                best, most = found, found.size_bytes
+                if most <= enough:
+                    return best
+    return best
 
 
 def _whole_layouts(
@@ -54,10 +59,9 @@ def _whole_layouts(
         yield {}
         return
     gaps: list[list[int]] = separations(items, alignment).tolist()
-    top = limit // alignment * alignment
     for order in islice(permutations(range(len(items))), TRIALS):
         for hung in range(len(items) + 1):
-            offsets = _stack_and_hang(items, gaps, (order, hung), (top, fixed))
+            offsets = _stack_and_hang(items, gaps, (order, hung), (limit, alignment, fixed))
             if offsets is not None:
                 yield offsets
 
@@ -66,11 +70,11 @@ def _stack_and_hang(
     items: Sequence[Item],
     gaps: list[list[int]],
     arrangement: tuple[tuple[int, ...], int],
-    bounds: tuple[int, Mapping[int, int]],
+    bounds: tuple[int, int, Mapping[int, int]],
 ) -> dict[int, int] | None:
     """The last ``hung`` items of the order hang from the top, the others stand on 0; None if they do not fit so."""
     order, hung = arrangement
-    top, fixed = bounds
+    limit, alignment, fixed = bounds
     offsets: dict[int, int] = {}
     standing, hanging = order[: len(order) - hung], order[len(order) - hung :]
     for position, item in enumerate(standing):
@@ -79,7 +83,7 @@ def _stack_and_hang(
     for position in range(len(hanging) - 1, -1, -1):
         item = hanging[position]
         above = [offsets[other] - gaps[item][other] for other in hanging[position + 1 :]]
-        highest = min([top - items[item].size_bytes, *above]) // 4 * 4
+        highest = min([limit - items[item].size_bytes, *above]) // alignment * alignment
         offsets[item] = fixed.get(items[item].key, highest)
     for below_position, below in enumerate(order):
         for over in order[below_position + 1 :]:
@@ -89,38 +93,46 @@ def _stack_and_hang(
     return None if min(offsets.values()) < 0 else {items[i].key: offset for i, offset in offsets.items()}
 
 
-def _fill(items: Sequence[Item], offsets: dict[int, int], rows: Sequence[Row], how: tuple[int, bool]) -> Placement:
-    """Put every row into a gap: the lowest, or (tight) the smallest that is large enough."""
-    alignment, tight = how
-    whole = [busy for item in items for busy in _busy(item, offsets[item.key])]
+def _fill(
+    items: Sequence[Item], offsets: dict[int, int], rows: Sequence[Row], how: tuple[int, bool, int]
+) -> Placement | None:
+    """Put every row into a gap, the lowest or (tight) the smallest that will do; None if not below ``most``."""
+    alignment, tight, most = how
     size = max([0, *(offsets[item.key] + item.size_bytes for item in items)])
     active: list[Busy] = []  # rows placed so far that may still live, ascending
     places: dict[tuple[int, int], int] = {}
     for row in rows:
-        active = [busy for busy in active if busy[3] >= row.birth]
+        active = [busy for busy in active if busy[2] >= row.birth]
         taken = list(active)
-        for busy in whole:
-            if busy[2] <= row.death and busy[3] >= row.birth:
-                insort(taken, busy)
+        for item in items:
+            taken += _busy(item, offsets[item.key], row)
+        taken.sort()
         offset = _gap(taken, row.size_bytes, alignment, tight)
-        insort(active, (offset, offset + row.size_bytes, row.birth, row.death))
-        places[row.tensor, row.row] = offset
         size = max(size, offset + row.size_bytes)
+        if size >= most:
+            return None
+        insort(active, (offset, offset + row.size_bytes, row.death))
+        places[row.tensor, row.row] = offset
     return Placement(dict(offsets), size, False, places)
 
 
-def _busy(item: Item, offset: int) -> Iterator[Busy]:
-    for index, (birth, death) in enumerate(zip(item.births.tolist(), item.deaths.tolist(), strict=True)):
-        if birth <= death:
-            start = offset + index * item.row_bytes
-            yield start, start + item.row_bytes, birth, death
+def _busy(item: Item, offset: int, row: Row) -> list[Busy]:
+    """Parts of a contiguous item that are alive at any time in a row's life."""
+    alive = np.flatnonzero((item.births <= row.death) & (item.deaths >= row.birth) & (item.births <= item.deaths))
+    if not alive.size:
+        return []
+    breaks = np.flatnonzero(np.diff(alive) > 1)
+    starts = [int(alive[0]), *alive[breaks + 1].tolist()]
+    ends = [*alive[breaks].tolist(), int(alive[-1])]
+    size = item.row_bytes
+    return [(offset + a * size, offset + (b + 1) * size, row.death) for a, b in zip(starts, ends, strict=True)]
 
 
 def _gap(taken: Sequence[Busy], size: int, alignment: int, tight: bool) -> int:
     """Offset of a free gap of at least ``size`` bytes; ``taken`` is ascending by start."""
     free = 0
     best: tuple[int, int] | None = None
-    for start, end, _, _ in taken:
+    for start, end, _ in taken:
         if start - free >= size:
             if not tight:
                 return free

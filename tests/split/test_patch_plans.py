@@ -22,6 +22,7 @@ from split.patch import (
     check_plan,
     pareto_front,
     plan,
+    plan_and_front,
 )
 
 LAWS = settings(
@@ -183,7 +184,7 @@ def _rows(step):
 @LAWS
 @given(graph=graphs(), mode=st.sampled_from(list(InputMode)))
 def test_rows_with_addresses_of_their_own_never_need_more_than_rings(graph, mode):
-    rings = plan(graph, PlanRequest(schedule="stream", input_mode=mode))
+    rings = plan(graph, PlanRequest(schedule="stream", input_mode=mode, row_tables=False))
     shared = plan(graph, PlanRequest(schedule="stream", input_mode=mode, row_tables=True))
     assert shared.arena_bytes <= rings.arena_bytes
     assert shared.macs <= rings.macs
@@ -204,6 +205,11 @@ def test_the_front_is_monotone_and_every_point_of_it_can_be_had(graph, request):
     macs = [point.macs for point in front]
     assert sizes == sorted(set(sizes))
     assert macs == sorted(set(macs), reverse=True)
+    chosen, same = plan_and_front(graph, request)
+    check_plan(chosen)
+    assert same == front
+    within = [p for p in front if request.max_mac_factor is None or p.mac_factor <= request.max_mac_factor]
+    assert chosen.macs == (within[0] if request.optimise == "ram" else within[-1]).macs
     for point in front:
         limited = PlanRequest(
             schedule=request.schedule,
@@ -267,7 +273,7 @@ def test_patch_ranges_are_the_hull_of_what_is_needed(graph, down, across):
 @LAWS
 @given(graph=graphs())
 def test_rings_are_as_short_as_can_be_and_the_checker_notices_a_shorter_one(graph):
-    result = plan(graph, PlanRequest(schedule="stream"))
+    result = plan(graph, PlanRequest(schedule="stream", row_tables=False))
     for index, segment in enumerate(result.segments):
         offsets = [b.offset for b in segment.buffers]
         for position, buffer in enumerate(segment.buffers):
