@@ -21,7 +21,7 @@ from export.mcu.network import Network, lower
 from export.mcu.oracle import Oracle, Truth
 from export.mcu.report import McuReport, make_report
 from export.mcu.vectors import KINDS, proof_inputs
-from split.patch import pareto_front, plan
+from split.patch import plan_and_front
 from split.patch_plan import InputMode, Plan, PlanRequest
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
         max_mac_factor=options.max_mac_factor,
         optimise=options.optimise,
     )
-    chosen = plan(graph, request)
+    chosen, front = plan_and_front(graph, request)
     code = emit_network(network, chosen, name=options.name, source=options.source)
     flash = code.constant_bytes + CODE_BYTES
     if flash > limits.flash_bytes:
@@ -136,7 +136,7 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
     oracle = Oracle(model, network)
     truths = tuple(oracle.run(inputs) for inputs in proof_inputs(network, count=options.cases, seed=options.seed))
     files = make_folder(FolderRequest(code, chosen, options.name, options.source, limits, truths))
-    report = make_report(network, chosen, code, limits, pareto_front(graph, request), cases=len(truths))
+    report = make_report(network, chosen, code, limits, front, cases=len(truths))
     files |= draw_picture(chosen, limits)
     files["report.json"] = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     return McuExport(files, report, network, chosen, code, truths)
