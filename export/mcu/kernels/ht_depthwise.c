@@ -24,7 +24,7 @@ static void any_point(const ht_dwconv *op, const ht_cols *cols, const int8_t *co
         const int inside = rows[ky] != NULL && x + kx >= cols->in_x0 && x + kx < cols->in_x1;
         const int8_t *from = inside ? rows[ky] + (x + kx - cols->in_x0) * channels : NULL;
         for (int32_t k = 0; k < 4; ++k) {
-          acc[k] += (inside ? from[source[k]] : op->in_zero) * w[k];
+          acc[k] = ht_wrap_add(acc[k], (inside ? from[source[k]] : op->in_zero) * w[k]);
         }
       }
     }

@@ -14,7 +14,7 @@
 #define HT_MVE 0
 #endif
 #if !defined(HT_PORTABLE) && defined(__ARM_FEATURE_DSP) && defined(__thumb2__) && defined(__OPTIMIZE__)
-#define HT_DSP 1 /* the assembly needs all registers, so an unoptimised build is plain C */
+#define HT_DSP 1 /* the assembly needs 13 registers, so an unoptimised build is plain C */
 #else
 #define HT_DSP 0
 #endif
@@ -26,6 +26,11 @@
 #define HT_INLINE static inline
 #define HT_APART static
 #endif
+
+/* Sums wrap, so that a bias near the ends of int32 gives the same bits in every variant. */
+HT_INLINE int32_t ht_wrap_add(int32_t a, int32_t b) {
+  return (int32_t)((uint32_t)a + (uint32_t)b);
+}
 
 /* floor((a * b + 2^30) / 2^31): gemmlowp's SaturatingRoundingDoublingHighMul for b >= 0 (its nudge and truncation
  * amount to this for either sign of a). */

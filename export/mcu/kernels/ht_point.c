@@ -42,7 +42,7 @@ HT_INLINE const int8_t *dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_
 
 #elif HT_DSP
 
-/* Eight taps of four channels: input at x + XO, weights of channel i at w + WO + i * WS. */
+/* Eight or four taps of four channels; O0 to O3: where the channels' weights lie, from w. */
 #define DOT8_CHANNEL(ACC, OFFSET)                \
   "ldrd %[w0], %[w1], [%[w], #" OFFSET "]\n\t"      \
   "sxtb16 %[t], %[w0]\n\t"                          \
@@ -72,30 +72,71 @@ HT_INLINE const int8_t *dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_
   "sxtb16 %[x1], %[x1], ror #8\n\t" DOT4_CHANNEL("%[a0]", O0) DOT4_CHANNEL("%[a1]", O1) \
       DOT4_CHANNEL("%[a2]", O2) DOT4_CHANNEL("%[a3]", O3)
 
+#if defined(__clang__)
+
+#define DOT4_ASM(O0, O1, O2, O3)                                                                                \
+  __asm__ volatile(DOT4(O0, O1, O2, O3)                                                                         \
+                   : [a0] "+r"(a.a), [a1] "+r"(a.b), [a2] "+r"(a.c), [a3] "+r"(a.d), [x] "+r"(x), [x0] "=&r"(x0), \
+                     [x1] "=&r"(x1), [w0] "=&r"(w0), [t] "=&r"(t)                                               \
+                   : [w] "r"(w)                                                                                 \
+                   : "memory")
+
+/* acc += x . w over n taps, with ten registers: Clang does not give the assembly below the thirteen it needs. */
+HT_INLINE const int8_t *dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_sum4 *acc) {
+  ht_sum4 a = *acc;
+  int32_t x0, x1, w0, t;
+  for (; n >= 16; n -= 16, w += 64) {
+    DOT4_ASM("0", "16", "32", "48");
+    DOT4_ASM("4", "20", "36", "52");
+    DOT4_ASM("8", "24", "40", "56");
+    DOT4_ASM("12", "28", "44", "60");
+  }
+  if (n == 4) {
+    DOT4_ASM("0", "4", "8", "12");
+  } else if (n == 8) {
+    DOT4_ASM("0", "8", "16", "24");
+    DOT4_ASM("4", "12", "20", "28");
+  } else if (n == 12) {
+    DOT4_ASM("0", "12", "24", "36");
+    DOT4_ASM("4", "16", "28", "40");
+    DOT4_ASM("8", "20", "32", "44");
+  }
+  *acc = a;
+  return w + 4 * n;
+}
+
+#else
+
 /*
- * Sums of four channels over all runs; moves w behind the block. All fourteen registers are in use, so the place in the
- * list is kept in memory.
+ * Sums of four channels over all runs; moves w behind the block. Thirteen registers are in use (a frame pointer still
+ * fits), so the place in the list, the end of the full groups and the rest are kept in memory.
  */
 HT_INLINE ht_sum4 dot_block(const ht_run *run, const ht_run *end, const int8_t **weights) {
   ht_sum4 acc;
   const int8_t *w = *weights;
-  int32_t x, n, x0, x1, x2, x3, w0, w1, t;
+  int32_t x, x0, x1, x2, x3, w0, w1, t, limit, rest;
   __asm__ volatile(
       "ldrd %[a0], %[a1], [%[w]], #8\n\t"
       "ldrd %[a2], %[a3], [%[w]], #8\n\t"
       "6:\n\t"
       "ldr %[t], %[run]\n\t"
-      "ldrd %[x], %[n], [%[t]], #8\n\t"
+      "ldrd %[x], %[x0], [%[t]], #8\n\t"
       "str %[t], %[run]\n\t"
-      "subs %[n], %[n], #16\n\t"
-      "blt 2f\n\t"
+      "and %[t], %[x0], #12\n\t"
+      "str %[t], %[rest]\n\t"
+      "subs %[x0], %[x0], %[t]\n\t"
+      "beq 2f\n\t"
+      "add %[x0], %[x0], %[x]\n\t"
+      "str %[x0], %[limit]\n\t"
       "1:\n\t" DOT8("0", "16", "32", "48") DOT8("8", "24", "40", "56")
+      "ldr %[t], %[limit]\n\t"
       "adds %[w], %[w], #64\n\t"
-      "subs %[n], %[n], #16\n\t"
-      "bge 1b\n\t"
+      "cmp %[x], %[t]\n\t"
+      "bne 1b\n\t"
+      "ldr %[t], %[rest]\n\t"
       "2:\n\t"
-      "adds %[n], %[n], #8\n\t"
-      "bmi 4f\n\t" /* 0 or 4 left */
+      "cmp %[t], #8\n\t"
+      "blt 4f\n\t"
       "bne 3f\n\t" DOT8("0", "8", "16", "24")
       "adds %[w], %[w], #32\n\t"
       "b 5f\n\t"
@@ -103,22 +144,24 @@ HT_INLINE ht_sum4 dot_block(const ht_run *run, const ht_run *end, const int8_t *
       "adds %[w], %[w], #48\n\t"
       "b 5f\n\t"
       "4:\n\t"
-      "adds %[n], %[n], #8\n\t"
+      "cmp %[t], #0\n\t"
       "beq 5f\n\t" DOT4("0", "4", "8", "12")
       "adds %[w], %[w], #16\n\t"
       "5:\n\t"
       "ldr %[t], %[run]\n\t"
-      "ldr %[n], %[end]\n\t"
-      "cmp %[t], %[n]\n\t"
+      "ldr %[x], %[end]\n\t"
+      "cmp %[t], %[x]\n\t"
       "bne 6b"
       : [a0] "=&r"(acc.a), [a1] "=&r"(acc.b), [a2] "=&r"(acc.c), [a3] "=&r"(acc.d), [x] "=&r"(x), [w] "+&r"(w),
-        [n] "=&r"(n), [x0] "=&r"(x0), [x1] "=&r"(x1), [x2] "=&r"(x2), [x3] "=&r"(x3), [w0] "=&r"(w0), [w1] "=&r"(w1),
-        [t] "=&r"(t), [run] "+m"(run)
+        [x0] "=&r"(x0), [x1] "=&r"(x1), [x2] "=&r"(x2), [x3] "=&r"(x3), [w0] "=&r"(w0), [w1] "=&r"(w1), [t] "=&r"(t),
+        [run] "+m"(run), [limit] "=m"(limit), [rest] "=m"(rest)
       : [end] "m"(end)
       : "cc", "memory");
   *weights = w;
   return acc;
 }
+
+#endif
 
 #else
 
@@ -131,7 +174,7 @@ HT_INLINE const int8_t *dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_
       for (int32_t k = 0; k < group; ++k) {
         sum += x[k] * w[k];
       }
-      *sums[i] += sum;
+      *sums[i] = ht_wrap_add(*sums[i], sum);
     }
     x += group;
     n -= group;
@@ -141,7 +184,7 @@ HT_INLINE const int8_t *dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_
 
 #endif
 
-#if HT_MVE || !HT_DSP
+#if HT_MVE || !HT_DSP || defined(__clang__)
 HT_INLINE ht_sum4 dot_block(const ht_run *run, const ht_run *end, const int8_t **weights) {
   ht_sum4 acc = ht_load4(*weights);
   const int8_t *w = *weights + 16;

@@ -42,6 +42,29 @@ VARIANTS = {
             "mps2-an386",
         ),
         Variant(
+            "m4-clang",
+            "clang",
+            (
+                "--target=arm-none-eabi",
+                "-mcpu=cortex-m4",
+                "-mthumb",
+                "-mfloat-abi=hard",
+                "-mfpu=fpv4-sp-d16",
+                "-O2",
+                "-isystem/usr/lib/arm-none-eabi/include",
+            ),
+            "mps2-an386",
+        ),
+        Variant("m7-portable", "arm-none-eabi-gcc", ("-mcpu=cortex-m7", "-mthumb", "-Os", "-DHT_PORTABLE"), "mps2-an500"),
+        Variant(
+            "m33",
+            "arm-none-eabi-gcc",
+            ("-mcpu=cortex-m33", "-mthumb", "-mfloat-abi=hard", "-mfpu=fpv5-sp-d16", "-O3"),
+            "mps2-an505",
+            code=0x1000_0000,
+            ram=0x3800_0000,
+        ),
+        Variant(
             "m55",
             "arm-none-eabi-gcc",
             ("-mcpu=cortex-m55", "-mthumb", "-mfloat-abi=hard", "-O2"),
@@ -96,7 +119,9 @@ def build(variant: Variant, folder: Path, extra: tuple[str, ...] = ()) -> Path:
         ]
         subprocess.run(command, check=True)
         objects.append(str(target))
-    link = [variant.compiler, *variant.flags, *objects, "-o", str(binary)]
+    cross = variant.machine != ""
+    flags = [flag for flag in variant.flags if not flag.startswith(("--target", "-isystem"))]
+    link = ["arm-none-eabi-gcc" if cross else variant.compiler, *flags, *objects, "-o", str(binary)]
     if variant.machine:
         script = (HERE / "board.ld").read_text()
         script = script.replace("HT_CODE", hex(variant.code)).replace("HT_RAM", hex(variant.ram))
