@@ -41,7 +41,9 @@ class NetworkBuilder:
                 "(float32 or uint8 only at the network's edges); quantise the model to full int8 first."
             )
         if len(tensor.scales) != 1 or not -128 <= tensor.zero_points[0] <= 127:
-            raise ModelFileError(f"tensor {tensor.index} ({tensor.name[:80]}): wanted one scale and an int8 zero point.")
+            raise ModelFileError(
+                f"tensor {tensor.index} ({tensor.name[:80]}): wanted one scale and an int8 zero point."
+            )
         return Quant(tensor.scales[0], tensor.zero_points[0])
 
     def define(self, index: int, axes: tuple[int, ...] | None = None) -> Value:
@@ -50,7 +52,9 @@ class NetworkBuilder:
         quant = self.quant(tensor)
         view = View(index, tensor.shape, axes) if axes else plain_view(index, tensor.shape)
         if physical_shape(tensor.shape) is None:
-            raise UnsupportedOpError(f"tensor {index} ({tensor.name[:80]}) has shape {tensor.shape}. Accepted: batch 1, rank <= 4.")
+            raise UnsupportedOpError(
+                f"tensor {index} ({tensor.name[:80]}) has shape {tensor.shape}. Accepted: batch 1, rank <= 4."
+            )
         sizes = [1, 1, 1]
         for size, axis in zip(view.shape, view.axes, strict=True):
             if axis >= 0:

@@ -61,7 +61,7 @@ def make_environment() -> jinja2.Environment:
 
 def comment_text(text: str) -> str:
     """A free text as it may stand in a C comment or a README: printable ASCII, no comment marks, no backslashes."""
-    kept = "".join(ch if ch.isascii() and ch.isprintable() and ch not in "\\\"*/<>" else "_" for ch in text)
+    kept = "".join(ch if ch.isascii() and ch.isprintable() and ch not in '\\"*/<>' else "_" for ch in text)
     return kept[:80]
 
 

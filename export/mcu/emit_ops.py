@@ -131,7 +131,9 @@ def _depthwise(network: Network, op: DepthwiseConv2D, name: str) -> OpCode:
         f"{packed.flags}u", source.quant.zero_point, out.quant.zero_point, op.clamp.low, op.clamp.high,
     )  # fmt: skip
     params = f"static const ht_dwconv params_{name} = {initialiser(*fields)};\n"
-    return OpCode("ht_do_depthwise", f"&params_{name}", origins=(FROM_BUFFER,), tables=[*_layer_tables(name, packed), params])
+    return OpCode(
+        "ht_do_depthwise", f"&params_{name}", origins=(FROM_BUFFER,), tables=[*_layer_tables(name, packed), params]
+    )
 
 
 def _pool(network: Network, op: Pool2D, name: str) -> OpCode:
@@ -169,7 +171,8 @@ def _elementwise(network: Network, op: Elementwise, name: str) -> OpCode:
     first, second = (1, 0) if swapped else (0, 1)
     if op.shapes[first][1:] != (out.width, out.channels):
         raise UnsupportedOpError(
-            f"node {op.node} ({op.kind}): both rows are broadcast ({op.shapes}). Accepted: one operand as wide as the output."
+            f"node {op.node} ({op.kind}): both rows are broadcast ({op.shapes}). "
+            "Accepted: one operand as wide as the output."
         )
     columns, channels = op.shapes[second][1], op.shapes[second][2]
     by_pixel = columns == out.width > 1 and channels == 1 < out.channels
@@ -203,7 +206,8 @@ def _kernel_params(op: Elementwise, name: str, order: tuple[int, int], broadcast
         pairs = [(op.scaling.first, op.scaling.second)[i] for i in order] + [op.scaling.output]
         if any(shift > 0 for _, shift in pairs):
             raise UnsupportedOpError(
-                f"node {op.node} (ADD): a multiplier is 1 or more. Accepted: an output scale above 2^-19 of the inputs'."
+                f"node {op.node} (ADD): a multiplier is 1 or more. "
+                "Accepted: an output scale above 2^-19 of the inputs'."
             )
         shifts = [-shift for _, shift in pairs]
         fields = (*(q for q, _ in pairs), *shifts, *zeros, op.output_zero_point, *clamp, channels, broadcast)

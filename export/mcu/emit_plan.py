@@ -203,7 +203,8 @@ class _SegmentWriter:
         }[step.kind]()
         local = 0 if step.kind is StepKind.PULL else step.op - self.segment.first_op
         head = STEP_KINDS[step.kind] << 14 | local
-        words, row, left = [], step.row, step.count
+        words: list[tuple[int, int]] = []
+        row, left = step.row, step.count
         while left > 0:
             if left > 1 and row + left == self.graph.tensors[tensor].height:
                 return [*words, (head | TO_THE_END << 8, row)]

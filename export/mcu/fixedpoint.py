@@ -43,7 +43,7 @@ def saturating_rounding_doubling_high_mul(a: Int64s, b: Int64s | int) -> Int64s:
     product = a * np.int64(b) if isinstance(b, int) else a * b
     nudged = product + np.where(product >= 0, 1 << 30, 1 - (1 << 30))
     quotient = np.abs(nudged) >> 31  # C division truncates towards zero
-    return np.minimum(np.where(nudged < 0, -quotient, quotient), INT32_MAX)
+    return np.asarray(np.minimum(np.where(nudged < 0, -quotient, quotient), INT32_MAX), dtype=np.int64)
 
 
 def rounding_divide_by_power_of_two(x: Int64s, exponent: int) -> Int64s:

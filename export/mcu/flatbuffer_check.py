@@ -1,7 +1,7 @@
 """Checks every offset of a ``.tflite`` file before the parser library sees a byte.
 
-The FlatBuffers runtime for Python follows offsets without bounds checks (a signed offset may even wrap to the end of the
-buffer), so the rules of FlatBuffers' own verifier are applied here to the tables that the front end reads.
+The FlatBuffers runtime for Python follows offsets without bounds checks (a signed offset may even wrap to the end of
+the buffer), so the rules of FlatBuffers' own verifier are applied here to the tables that the front end reads.
 """
 
 import struct
@@ -77,12 +77,16 @@ class _Checker:
     def table(self, at: int, name: str, fields: Mapping[int, Field]) -> None:
         self.visited += 1
         if self.visited > MAX_TABLES:
-            raise ModelFileError(f"the file refers to more than {MAX_TABLES} tables; no network for a microcontroller does.")
+            raise ModelFileError(
+                f"the file refers to more than {MAX_TABLES} tables; no network for a microcontroller does."
+            )
         vtable = at - self.number("i", at, f"{name} table")
         vtable_bytes = self.number("H", vtable, f"{name} vtable")
         object_bytes = self.number("H", vtable + 2, f"{name} vtable")
         if vtable_bytes < 4 or vtable_bytes % 2 or vtable + vtable_bytes > len(self.data):
-            raise ModelFileError(f"{name} vtable at {vtable} has an impossible size of {vtable_bytes} bytes; file damaged.")
+            raise ModelFileError(
+                f"{name} vtable at {vtable} has an impossible size of {vtable_bytes} bytes; file damaged."
+            )
         if object_bytes < 4 or at + object_bytes > len(self.data):
             raise ModelFileError(f"{name} table at {at} says {object_bytes} bytes, past the file's end; file damaged.")
         for slot, field in fields.items():

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.mcu.emit_network import NetworkCode, PortCode, comment_text, make_environment
-from export.mcu.machines import MACHINES, Limits, Machine, place
-from export.mcu.errors import ScheduleError
-from export.mcu.oracle import Truth
 from device_profiles.version import __version__
+from export.mcu.emit_network import NetworkCode, comment_text, make_environment
+from export.mcu.errors import ScheduleError
+from export.mcu.machines import MACHINES, Limits, Machine, place
+from export.mcu.oracle import Truth
 from split.patch_plan import InputMode, Plan
 
 HERE = Path(__file__).parent
@@ -106,7 +106,9 @@ def _proof_files(request: FolderRequest) -> dict[str, bytes]:
         path_room=max(len(port.function) for port in code.ports) + 4,
     )
     files = {f"proof/proof_{code.prefix}.c": proof.encode("ascii")}
-    files |= {f"proof/{p.name}": p.read_bytes() for p in sorted((HERE / "harness").iterdir()) if p.suffix in (".c", ".h")}
+    files |= {
+        f"proof/{p.name}": p.read_bytes() for p in sorted((HERE / "harness").iterdir()) if p.suffix in (".c", ".h")
+    }
     for machine in usable_machines(limits):
         flash, sram = place(machine, limits)
         text = environment.get_template("board.ld.j2").render(
@@ -169,22 +171,20 @@ def _build_files(request: FolderRequest) -> dict[str, bytes]:
 def _example(code: NetworkCode) -> str:
     """A few lines of C that call the network."""
     run = f"{code.prefix}_run({code.prefix}_arena"
-    inputs = [port for port in code.ports if port.role == "input"]
-    lines = []
-    for port in inputs:
-        if port.offset >= 0:
-            lines.append(f"fill({code.prefix}_{port.function}({code.prefix}_arena), {_macro(code, port)}_BYTES);")
+    inputs = [port for port in code.ports if port.role == "input" and port.offset >= 0]
+    lines = [
+        f"fill({code.prefix}_{port.function}({code.prefix}_arena), {code.prefix.upper()}_{port.macro}_BYTES);"
+        for port in inputs
+    ]
     if code.mode is InputMode.PULLED:
         lines.append(f"int status = {run}, camera_row, NULL); /* int camera_row(void *user, int32_t y, int8_t *row) */")
     elif code.mode is InputMode.EXTERNAL:
         lines.append(f"int status = {run}, frame);")
     else:
         lines.append(f"int status = {run});")
-    for port in code.ports:
-        if port.role == "output":
-            lines.append(f"const int8_t *{port.function} = {code.prefix}_{port.function}({code.prefix}_arena);")
+    lines += [
+        f"const int8_t *{port.function} = {code.prefix}_{port.function}({code.prefix}_arena);"
+        for port in code.ports
+        if port.role == "output"
+    ]
     return "\n".join(lines)
-
-
-def _macro(code: NetworkCode, port: PortCode) -> str:
-    return f"{code.prefix.upper()}_{port.macro}"

@@ -50,8 +50,7 @@ def tensor_places(network: Network) -> dict[int, int]:
 def _to_patch_op(network: Network, op: Op, index: int, places: dict[int, int]) -> PatchOp:
     values = network.values
     inputs = tuple(
-        PatchInput(places[key], rows, columns)
-        for key, (rows, columns) in zip(op.inputs, op.reads(values), strict=True)
+        PatchInput(places[key], rows, columns) for key, (rows, columns) in zip(op.inputs, op.reads(values), strict=True)
     )
     reduces = is_reduction(op, values)
     return PatchOp(

@@ -20,9 +20,7 @@ def keep_all_plan(graph: PatchGraph) -> Plan:
     for tensor in graph.tensors:
         offsets.append(end)
         end += _aligned(tensor.size_bytes)
-    buffers = [
-        Buffer(i, offsets[i], tensor.height, tensor.row_bytes) for i, tensor in enumerate(graph.tensors)
-    ]
+    buffers = [Buffer(i, offsets[i], tensor.height, tensor.row_bytes) for i, tensor in enumerate(graph.tensors)]
     scratch = max((max(op.scratch_bytes, op.accumulator_bytes) for op in graph.ops), default=0)
     arena = end + _aligned(scratch)
     segments = []
@@ -30,6 +28,7 @@ def keep_all_plan(graph: PatchGraph) -> Plan:
         touched = tuple(dict.fromkeys([*(read.tensor for read in op.inputs), op.output]))
         extents = tuple(Extent(t, 0, graph.tensors[t].height, 0, graph.tensors[t].width) for t in touched)
         source, out = graph.tensors[op.inputs[0].tensor], graph.tensors[op.output]
+        steps: tuple[Step, ...]
         if op.reduces:
             steps = (Step(StepKind.ACCUMULATE, i, 0, source.height), Step(StepKind.FINISH, i, 0, 1))
         else:

@@ -47,17 +47,16 @@ class Machine:
         return ticks * 1_000_000_000 // self.clock_hz
 
 
+_M3 = ("-mcpu=cortex-m3", "-mthumb")
 _M4 = ("-mcpu=cortex-m4", "-mfloat-abi=hard", "-mfpu=fpv4-sp-d16", "-mthumb")
-_AN38X = {
-    "code": (Region(KIB, 4 * MIB - KIB), Region(0x21000000, 8 * MIB)),
-    "data": (Region(0x20000000, 4 * MIB), Region(0x21800000, 4 * MIB)),
-    "own": Region(0x21C00000, 4 * MIB),
-}
+_AN38X_CODE = (Region(KIB, 4 * MIB - KIB), Region(0x21000000, 8 * MIB))
+_AN38X_DATA = (Region(0x20000000, 4 * MIB), Region(0x21800000, 4 * MIB))
+_AN38X_OWN = Region(0x21C00000, 4 * MIB)
 MACHINES = {
     machine.name: machine
     for machine in (
-        Machine("mps2-an385", "Cortex-M3", ("-mcpu=cortex-m3", "-mthumb"), 0, **_AN38X, clock_hz=25_000_000),
-        Machine("mps2-an386", "Cortex-M4", _M4, 0, **_AN38X, clock_hz=25_000_000),
+        Machine("mps2-an385", "Cortex-M3", _M3, 0, _AN38X_CODE, _AN38X_DATA, _AN38X_OWN, 25_000_000),
+        Machine("mps2-an386", "Cortex-M4", _M4, 0, _AN38X_CODE, _AN38X_DATA, _AN38X_OWN, 25_000_000),
         Machine(
             "mps2-an500", "Cortex-M7", ("-mcpu=cortex-m7", "-mfloat-abi=hard", "-mfpu=fpv5-sp-d16", "-mthumb"), 0,
             code=(Region(KIB, 4 * MIB - KIB), Region(0x60000000, 8 * MIB)),
@@ -121,6 +120,8 @@ def place(machine: Machine, limits: Limits) -> tuple[Region, Region]:
         fitting = [r for r in regions if r.size_bytes >= wanted]
         if not fitting:
             most = max(r.size_bytes for r in regions)
-            raise ScheduleError(f"{machine.name} can simulate at most {most} B of {what}, but {limits.board} has {wanted} B.")
+            raise ScheduleError(
+                f"{machine.name} can simulate at most {most} B of {what}, but {limits.board} has {wanted} B."
+            )
         found.append(Region(fitting[0].start, wanted))
     return found[0], found[1]

@@ -100,7 +100,9 @@ class NativeNetwork:
         guard = self._memory.view(np.int8)
         outside = np.concatenate([guard[:64], guard[64 + self.plan.arena_bytes :]])
         if status != 0 or (outside != fill).any():
-            raise ProofError(f"the run returned {status} and changed {int((outside != fill).sum())} bytes outside of the arena.")
+            raise ProofError(
+                f"the run returned {status} and changed {int((outside != fill).sum())} bytes outside of the arena."
+            )
         last = self.plan.segments[-1]
         return tuple(
             self.read(last.buffer(self._places[port.key]).offset, self.network.values[port.key].shape)
@@ -133,4 +135,4 @@ class NativeNetwork:
     def read(self, offset: int, shape: tuple[int, int, int]) -> Int8s:
         """A copy of a tensor in the arena."""
         size = shape[0] * shape[1] * shape[2]
-        return self.arena[offset : offset + size].reshape(shape).copy()
+        return self.arena[offset : offset + size].reshape(shape).astype(np.int8, copy=True)

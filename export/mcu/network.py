@@ -9,10 +9,15 @@ import numpy as np
 from export.mcu.builder import NetworkBuilder
 from export.mcu.errors import ModelFileError, UnsupportedOpError
 from export.mcu.ops.base import Op
+from export.mcu.ops.conv2d import Conv2D
+from export.mcu.ops.depthwise import DepthwiseConv2D
+from export.mcu.ops.fully_connected import FullyConnected
 from export.mcu.ops.pad import fold_pads
 from export.mcu.ops.registry import READERS, check_supported
-from export.mcu.reader import ModelFile, Node, read_model
+from export.mcu.reader import Node, read_model
 from export.mcu.values import Quant, Value, View
+
+WEIGHTED = (Conv2D, DepthwiseConv2D, FullyConnected)
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Network:
     @property
     def weight_bytes(self) -> int:
         """Bytes of weights as the file holds them (int8), biases not counted."""
-        return sum(int(getattr(op, "weights").size) for op in self.ops if hasattr(op, "weights"))
+        return sum(int(op.weights.size) for op in self.ops if isinstance(op, WEIGHTED))
 
 
 def lower(data: bytes) -> Network:
@@ -72,15 +77,13 @@ def lower(data: bytes) -> Network:
     file = read_model(data)
     check_supported(file.nodes)
     net = _EdgeBuilder(file)
-    inputs = []
     for index in file.inputs:
         tensor = file.tensors[index]
         if tensor.dtype == np.dtype("int8"):
             net.define(index, net.input_axes(index))
     for node in file.nodes:
         READERS[node.op](node, net)
-    for index in file.inputs:
-        inputs.append(_port(net, index, net.taken.get(index, index)))
+    inputs = tuple(_port(net, index, net.taken.get(index, index)) for index in file.inputs)
     outputs = tuple(_port(net, index, net.given.get(index, index)) for index in file.outputs)
     kept = {port.key for port in outputs}
     ops = tuple(drop_unread(fold_pads(net.ops, kept), kept))
@@ -88,13 +91,15 @@ def lower(data: bytes) -> Network:
     used = {key for op in ops for key in (*op.inputs, op.output)} | {port.key for port in (*inputs, *outputs)}
     values = {key: value for key, value in net.values.items() if key in used}
     macs = sum(op.macs(values) for op in ops)
-    return Network(values, ops, tuple(inputs), outputs, {k: v for k, v in net.homes.items() if k in used}, macs)
+    return Network(values, ops, inputs, outputs, {k: v for k, v in net.homes.items() if k in used}, macs)
 
 
 def _port(net: NetworkBuilder, index: int, inner: int) -> Port:
     tensor = net.file.tensors[index]
     if inner not in net.views:
-        raise ModelFileError(f"graph input or output {index} ({tensor.name[:80]}, {tensor.dtype}) is never computed or converted.")
+        raise ModelFileError(
+            f"graph input or output {index} ({tensor.name[:80]}, {tensor.dtype}) is never computed or converted."
+        )
     view = net.views[inner]
     value = net.values[view.key]
     return Port(view.key, tensor.name, index, str(tensor.dtype), view, value.quant)
@@ -115,7 +120,9 @@ def _check_order(ops: tuple[Op, ...], inputs: set[int]) -> None:
     known = set(inputs)
     for op in ops:
         if not set(op.inputs) <= known or op.output in known:
-            raise ModelFileError(f"node {op.node} ({op.kind}) reads a tensor before it is computed, or writes one twice.")
+            raise ModelFileError(
+                f"node {op.node} ({op.kind}) reads a tensor before it is computed, or writes one twice."
+            )
         known.add(op.output)
     if not ops:
         raise ModelFileError("nothing is left to compute between the inputs and the outputs.")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from device_profiles.errors import MissingDependencyError
 from export.mcu.errors import ProofError
-from export.mcu.values import View
-
-if TYPE_CHECKING:
-    from export.mcu.network import Network
+from export.mcu.network import Network
+from export.mcu.values import Quant, View
 
 Int8s = npt.NDArray[np.int8]
 
@@ -93,13 +91,14 @@ class Oracle:
         return Truth(inputs, outputs, tensors)
 
     @staticmethod
-    def _edge(data: Int8s, dtype: str, quant: Any) -> npt.NDArray[Any]:
+    def _edge(data: Int8s, dtype: str, quant: Quant) -> npt.NDArray[Any]:
         """What the file's own input must hold so that its QUANTIZE gives exactly these integers."""
         if dtype == "int8":
             return data
         if dtype == "uint8":
             return (data.astype(np.int16) + 128).astype(np.uint8)
-        return ((data.astype(np.float32) - np.float32(quant.zero_point)) * quant.scale).astype(np.float32)
+        real = (data.astype(np.float32) - np.float32(quant.zero_point)) * quant.scale
+        return np.asarray(real, dtype=np.float32)
 
 
 def arena_guess(network: Network) -> int:

@@ -18,6 +18,7 @@ CASE = re.compile(r"case (\d+): hash ([0-9a-f]{8}), TensorFlow Lite Micro ([0-9a
 FIGURES = re.compile(r"arena (\d+) stack (\d+) instructions (\d+)")
 LAYER = re.compile(r"layer (\d+) instructions (\d+)")
 FLASH = re.compile(r"^flash (\d+)$", re.MULTILINE)
+CONSTANTS = re.compile(r"^of which constants (\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class ProofRun:
         stack_bytes: Deepest painted stack below the call of the run function; 0 on the host.
         instructions: Of the last case's run; 0 on the host.
         flash_bytes: Constants and code that the linker put into the board's flash; 0 on the host.
+        constant_bytes: Of the flash: the network's weights and tables, those of the schedule included.
         layers: Instructions per operator (only with profiling), 255 stands for input rows.
     """
 
@@ -50,6 +52,7 @@ class ProofRun:
     stack_bytes: int
     instructions: int
     flash_bytes: int
+    constant_bytes: int
     layers: dict[int, int] = field(default_factory=dict)
 
     @property
@@ -72,8 +75,8 @@ def check_toolchain() -> None:
     missing = [program for program in NEEDED if shutil.which(program) is None]
     if missing:
         raise ToolchainError(
-            f"{', '.join(missing)} not found on the path; wanted the Arm toolchain and QEMU. Run scripts/setup-mcu, or install "
-            "make, gcc-arm-none-eabi, libnewlib-arm-none-eabi and qemu-system-arm."
+            f"{', '.join(missing)} not found on the path; wanted the Arm toolchain and QEMU. "
+            "Run scripts/setup-mcu, or install make, gcc-arm-none-eabi, libnewlib-arm-none-eabi and qemu-system-arm."
         )
 
 
@@ -111,7 +114,9 @@ def _run(command: list[str], timeout_s: float) -> str:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False, errors="replace")
     except subprocess.TimeoutExpired as error:
-        raise ProofError(f"{' '.join(command[:4])} took more than {timeout_s:.0f} s; a smaller model or another machine?") from error
+        raise ProofError(
+            f"{' '.join(command[:4])} took more than {timeout_s:.0f} s; a smaller model or another machine?"
+        ) from error
     except FileNotFoundError as error:
         raise ToolchainError(f"{command[0]} is not installed; run scripts/setup-mcu.") from error
     text = done.stdout + done.stderr
@@ -124,7 +129,7 @@ def _run(command: list[str], timeout_s: float) -> str:
 def _parse(text: str, place: str) -> ProofRun:
     figures = FIGURES.search(text)
     assert figures is not None
-    flash = FLASH.search(text)
+    flash, constants = FLASH.search(text), CONSTANTS.search(text)
     cases = tuple(ProofCase(int(m[1]), m[2], m[3], int(m[4])) for m in CASE.finditer(text))
     if not cases:
         raise ProofError(f"the proof program on {place} ran no case; is golden/ complete?")
@@ -135,5 +140,6 @@ def _parse(text: str, place: str) -> ProofRun:
         int(figures[2]),
         int(figures[3]),
         int(flash[1]) if flash else 0,
+        int(constants[1]) if constants else 0,
         {int(m[1]): int(m[2]) for m in LAYER.finditer(text)},
     )

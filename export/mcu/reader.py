@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -11,7 +11,9 @@ from export.mcu.errors import ModelFileError, UnsupportedOpError
 from export.mcu.flatbuffer_check import OPTIONS, check_model, check_options
 from export.mcu.values import MAX_ELEMENTS
 
-DTYPES = {
+Accessor: TypeAlias = Any  # the schema classes carry no types
+
+DTYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.INT8: np.dtype("int8"),
     schema.TensorType.UINT8: np.dtype("uint8"),
     schema.TensorType.INT16: np.dtype("<i2"),
@@ -89,7 +91,7 @@ def read_model(data: bytes) -> ModelFile:
     return ModelFile(tensors, nodes, inputs, outputs)
 
 
-def _indices(raw: Any, count: int, what: str) -> tuple[int, ...]:
+def _indices(raw: Accessor, count: int, what: str) -> tuple[int, ...]:
     """Check tensor indices; -1 (left out) stays."""
     found = tuple(int(i) for i in np.atleast_1d(raw)) if isinstance(raw, np.ndarray) else ()
     for index in found:
@@ -98,37 +100,50 @@ def _indices(raw: Any, count: int, what: str) -> tuple[int, ...]:
     return found
 
 
-def _read_tensor(model: Any, tensor: Any, index: int) -> FileTensor:
+def _read_tensor(model: Accessor, tensor: Accessor, index: int) -> FileTensor:
     name = (tensor.Name() or b"").decode("utf-8", "replace")
     shape = tuple(int(n) for n in np.atleast_1d(tensor.ShapeAsNumpy())) if tensor.ShapeLength() else ()
     if any(n < 1 for n in shape) or math.prod(shape) > MAX_ELEMENTS:
-        raise ModelFileError(f"tensor {index} ({name[:80]}) has shape {shape[:8]}; wanted 1 to {MAX_ELEMENTS} elements.")
+        raise ModelFileError(
+            f"tensor {index} ({name[:80]}) has shape {shape[:8]}; wanted 1 to {MAX_ELEMENTS} elements."
+        )
     dtype = DTYPES.get(tensor.Type())
     if dtype is None or tensor.Sparsity() is not None:
         raise UnsupportedOpError(
-            f"tensor {index} ({name[:80]}) has type code {tensor.Type()} or is sparse. Accepted: dense int8 (with int32 biases)."
+            f"tensor {index} ({name[:80]}) has type code {tensor.Type()} or is sparse. "
+            "Accepted: dense int8 (with int32 biases)."
         )
     scales, zero_points, axis = _read_quantization(tensor.Quantization(), index)
-    return FileTensor(index, name, shape, dtype, scales, zero_points, axis, _read_data(model, tensor, index, shape, dtype))
+    return FileTensor(
+        index, name, shape, dtype, scales, zero_points, axis, _read_data(model, tensor, index, shape, dtype)
+    )
 
 
-def _read_quantization(quantization: Any, index: int) -> tuple[tuple[np.float32, ...], tuple[int, ...], int]:
+def _read_quantization(quantization: Accessor, index: int) -> tuple[tuple[np.float32, ...], tuple[int, ...], int]:
     if quantization is None or not quantization.ScaleLength():
         return (), (), 0
     scales = tuple(np.float32(s) for s in quantization.ScaleAsNumpy())
     zero_points = tuple(int(z) for z in quantization.ZeroPointAsNumpy()) if quantization.ZeroPointLength() else ()
     zero_points = zero_points or (0,) * len(scales)
     if len(zero_points) != len(scales) or not all(np.isfinite(s) and s > 0 for s in scales):
-        raise ModelFileError(f"tensor {index}: {len(scales)} scales and {len(zero_points)} zero points, or a scale that is not > 0.")
+        raise ModelFileError(
+            f"tensor {index}: {len(scales)} scales and {len(zero_points)} zero points, or a scale that is not > 0."
+        )
     return scales, zero_points, int(quantization.QuantizedDimension())
 
 
-def _read_data(model: Any, tensor: Any, index: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray | None:
+def _read_data(
+    model: Accessor, tensor: Accessor, index: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> np.ndarray | None:
     if tensor.Buffer() >= model.BuffersLength():
-        raise ModelFileError(f"tensor {index} refers to buffer {tensor.Buffer()} of {model.BuffersLength()}; file damaged.")
+        raise ModelFileError(
+            f"tensor {index} refers to buffer {tensor.Buffer()} of {model.BuffersLength()}; file damaged."
+        )
     buffer = model.Buffers(tensor.Buffer())
     if buffer.Offset() > 1:
-        raise ModelFileError(f"tensor {index}: its data lies outside the flatbuffer (a file over 2 GB); not for a microcontroller.")
+        raise ModelFileError(
+            f"tensor {index}: its data lies outside the flatbuffer (a file over 2 GB); not for a microcontroller."
+        )
     count = buffer.DataLength()
     if count == 0:
         return None
@@ -138,9 +153,11 @@ def _read_data(model: Any, tensor: Any, index: int, shape: tuple[int, ...], dtyp
     return np.frombuffer(buffer.DataAsNumpy().tobytes(), dtype=dtype).reshape(shape)
 
 
-def _read_node(data: bytes, model: Any, operator: Any, index: int, tensor_count: int) -> Node:
+def _read_node(data: bytes, model: Accessor, operator: Accessor, index: int, tensor_count: int) -> Node:
     if operator.OpcodeIndex() >= model.OperatorCodesLength():
-        raise ModelFileError(f"node {index} refers to operator code {operator.OpcodeIndex()} of {model.OperatorCodesLength()}.")
+        raise ModelFileError(
+            f"node {index} refers to operator code {operator.OpcodeIndex()} of {model.OperatorCodesLength()}."
+        )
     code = model.OperatorCodes(operator.OpcodeIndex())
     number = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
     name = OP_NAMES.get(number, f"operator {number}")

@@ -53,8 +53,8 @@ class View:
     Attributes:
         key: Key of the value.
         shape: The file's shape, batch included.
-        axes: For each dimension of ``shape`` the physical axis (0 height, 1 width, 2 channels) it runs over, or -1 for a
-            dimension of size 1 that stands for no axis.
+        axes: For each dimension of ``shape`` the physical axis (0 height, 1 width, 2 channels) it runs over, or -1 for
+            a dimension of size 1 that stands for no axis.
     """
 
     key: int

@@ -76,8 +76,9 @@ def read_add(node: Node, net: NetworkBuilder) -> None:
     clamp = activation_clamp(node, activation, operands.target.quant)
     scalar = operands.scalar
     if scalar is not None:
-        pair = (np.full(256, scalar), EVERY_INT8) if operands.constant_place == 0 else (EVERY_INT8, np.full(256, scalar))
-        table = add_integers(*pair, operands.quants, operands.target.quant, clamp)
+        level = np.full(256, scalar)
+        first, second = (level, EVERY_INT8) if operands.constant_place == 0 else (EVERY_INT8, level)
+        table = add_integers(first, second, operands.quants, operands.target.quant, clamp)
         net.ops.append(Lookup(node.index, operands.keys, operands.target.key, table.astype(np.int8), "ADD"))
         return
     net.ops.append(

@@ -50,5 +50,7 @@ def read_concatenation(node: Node, net: NetworkBuilder) -> None:
     others = [i for i in range(3) if i != axis]
     total = sum(source.shape[axis] for source in sources)
     if total != target.shape[axis] or any(s.shape[i] != target.shape[i] for s in sources for i in others):
-        raise ModelFileError(f"node {node.index} (CONCATENATION): parts {[s.shape for s in sources]} do not make {target.shape}.")
+        raise ModelFileError(
+            f"node {node.index} (CONCATENATION): parts {[s.shape for s in sources]} do not make {target.shape}."
+        )
     net.ops.append(Concatenation(node.index, tuple(source.key for source in sources), target.key, axis))

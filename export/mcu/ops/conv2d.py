@@ -73,7 +73,9 @@ def make_requant(node: Node, net: NetworkBuilder, weights: Constant, multipliers
     )
 
 
-def channel_multipliers(node: Node, weights: Constant, sizes: tuple[Value, Value], count: int, axis: int) -> list[float]:
+def channel_multipliers(
+    node: Node, weights: Constant, sizes: tuple[Value, Value], count: int, axis: int
+) -> list[float]:
     """Real multipliers of a convolution.
 
     Source: PopulateConvolutionQuantizationParams, tensorflow/lite/kernels/kernel_util.cc (float64 product of float32).
@@ -118,7 +120,8 @@ def read_conv2d(node: Node, net: NetworkBuilder) -> None:
     target = net.define(node.outputs[0])
     if weights.data.ndim != 4 or weights.data.shape[0] != target.channels or source.channels % weights.data.shape[3]:
         raise ModelFileError(
-            f"node {node.index} (CONV_2D): weights {weights.data.shape} do not fit input {source.shape} and output {target.shape}."
+            f"node {node.index} (CONV_2D): weights {weights.data.shape} do not fit "
+            f"input {source.shape} and output {target.shape}."
         )
     if target.channels % (source.channels // weights.data.shape[3]):
         raise ModelFileError(f"node {node.index} (CONV_2D): {target.channels} outputs do not divide into groups.")

@@ -56,7 +56,8 @@ def read_depthwise(node: Node, net: NetworkBuilder) -> None:
     shape = weights.data.shape
     if len(shape) != 4 or shape[0] != 1 or shape[3] != target.channels or target.channels % source.channels:
         raise ModelFileError(
-            f"node {node.index} (DEPTHWISE_CONV_2D): weights {shape} do not fit input {source.shape} and output {target.shape}."
+            f"node {node.index} (DEPTHWISE_CONV_2D): weights {shape} do not fit "
+            f"input {source.shape} and output {target.shape}."
         )
     dilation = (options.DilationHFactor(), options.DilationWFactor())
     if min(dilation) < 1 or max(dilation) > 64:
@@ -64,9 +65,7 @@ def read_depthwise(node: Node, net: NetworkBuilder) -> None:
     spread = dilate(weights.data, *dilation)
     stride = (options.StrideH(), options.StrideW())
     frame = make_frame(node, spread.shape[1:3], stride, options.Padding(), (source, target))
-    requant = make_requant(
-        node, net, weights, channel_multipliers(node, weights, (source, target), target.channels, 3)
-    )
+    requant = make_requant(node, net, weights, channel_multipliers(node, weights, (source, target), target.channels, 3))
     clamp = activation_clamp(node, options.FusedActivationFunction(), target.quant)
     keys = (node.index, (source.key,), target.key)
     if source.channels == 1:

@@ -75,7 +75,9 @@ def read_operands(node: Node, net: NetworkBuilder) -> Operands:
             data = net.constant(node, place, "int8")
             shape = physical_shape(data.data.shape)
             if constant is not None or shape is None or len(data.scales) != 1:
-                raise node.refuse("two constant operands, or one of rank > 4 or with per-channel scales", "one plain constant")
+                raise node.refuse(
+                    "two constant operands, or one of rank > 4 or with per-channel scales", "one plain constant"
+                )
             constant, constant_place = data.data.reshape(shape), place
             quants.append(Quant(data.scales[0], data.zero_points[0]))
             shapes.append(shape)

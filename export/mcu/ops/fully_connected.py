@@ -70,7 +70,9 @@ def read_fully_connected(node: Node, net: NetworkBuilder) -> None:
     source = net.values[view.key]
     weights = net.constant(node, 1, "int8")
     if weights.data.ndim != 2 or source.size_bytes % weights.data.shape[1]:
-        raise ModelFileError(f"node {node.index} (FULLY_CONNECTED): weights {weights.data.shape} do not fit {view.shape}.")
+        raise ModelFileError(
+            f"node {node.index} (FULLY_CONNECTED): weights {weights.data.shape} do not fit {view.shape}."
+        )
     batch = source.size_bytes // weights.data.shape[1]
     if batch > 1 and not view.in_memory_order:
         source = net.plain(node, 0)

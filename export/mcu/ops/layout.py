@@ -69,7 +69,7 @@ def read_reshape(node: Node, net: NetworkBuilder) -> None:
 
 
 def _spread(shape: tuple[int, ...], physical: tuple[int, int, int]) -> tuple[int, ...]:
-    """Axes of an in-order view: exact when the sizes above 1 agree, else any ascending axes (only the order is used)."""
+    """Axes of an in-order view: exact when the sizes above 1 agree, else any ascending ones (only order counts)."""
     sizes = [n for n in shape if n > 1]
     axes = [axis for axis in range(3) if physical[axis] > 1]
     exact = sizes == [physical[axis] for axis in axes]

@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from export.mcu.fixedpoint import Int64s, multiply_by_quantized_multiplier, rounding_divide_by_power_of_two
-from export.mcu.fixedpoint import round_half_away
+from export.mcu.fixedpoint import (
+    Int64s,
+    multiply_by_quantized_multiplier,
+    round_half_away,
+    rounding_divide_by_power_of_two,
+)
 from export.mcu.fixedpoint import saturating_rounding_doubling_high_mul as high_mul
 from export.mcu.ops.lookup import add_lookup
 from export.mcu.reader import Node
@@ -22,11 +26,11 @@ ONE = 2**31 - 1
 
 def saturating_left_shift(x: Int64s, amount: int) -> Int64s:
     """``x * 2**amount`` clipped to int32."""
-    return np.clip(x << amount, -(2**31), ONE)
+    return np.asarray(np.clip(x << amount, -(2**31), ONE), dtype=np.int64)
 
 
 def exp_between_minus_quarter_and_zero(a: Int64s) -> Int64s:
-    """exp of Q0.31 numbers in [-1/4, 0), by a polynomial around -1/8 (gemmlowp)."""
+    """Exp of Q0.31 numbers in [-1/4, 0), by a polynomial around -1/8 (gemmlowp)."""
     x = a + (1 << 28)
     x2 = high_mul(x, x)
     x3 = high_mul(x2, x)
@@ -36,7 +40,7 @@ def exp_between_minus_quarter_and_zero(a: Int64s) -> Int64s:
 
 
 def exp_on_negative(a: Int64s, integer_bits: int) -> Int64s:
-    """exp of numbers <= 0 with ``integer_bits`` integer bits, as Q0.31 (gemmlowp).
+    """Exp of numbers <= 0 with ``integer_bits`` integer bits, as Q0.31 (gemmlowp).
 
     Source: exp_on_negative_values, gemmlowp fixedpoint/fixedpoint.h.
     """

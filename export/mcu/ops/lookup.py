@@ -37,7 +37,9 @@ def add_lookup(node: Node, net: NetworkBuilder, place: int, function: Callable[[
     view = net.view(node, place)
     target = net.file.tensors[node.outputs[0]]
     if view.shape != target.shape:
-        raise ModelFileError(f"node {node.index} ({node.op}): input {view.shape} and output {target.shape} differ in shape.")
+        raise ModelFileError(
+            f"node {node.index} ({node.op}): input {view.shape} and output {target.shape} differ in shape."
+        )
     source = net.values[view.key]
     output = net.define(node.outputs[0], view.axes)
     if output.shape != source.shape:  # a reshaped view: make the copy explicit

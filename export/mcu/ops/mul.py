@@ -53,8 +53,13 @@ def read_mul(node: Node, net: NetworkBuilder) -> None:
     clamp = activation_clamp(node, activation, operands.target.quant)
     scalar = operands.scalar
     if scalar is not None:
-        table = mul_integers(EVERY_INT8, np.full(256, scalar), operands.quants if operands.constant_place else
-                             (operands.quants[1], operands.quants[0]), operands.target.quant, clamp)
+        table = mul_integers(
+            EVERY_INT8,
+            np.full(256, scalar),
+            operands.quants if operands.constant_place else (operands.quants[1], operands.quants[0]),
+            operands.target.quant,
+            clamp,
+        )
         net.ops.append(Lookup(node.index, operands.keys, operands.target.key, table.astype(np.int8), "MUL"))
         return
     net.ops.append(

@@ -42,7 +42,9 @@ def read_pad(node: Node, net: NetworkBuilder) -> None:
     target = net.define(node.outputs[0])
     rank = len(net.file.tensors[node.outputs[0]].shape)
     if amounts.shape != (rank, 2) or amounts.min() < 0 or source.quant != target.quant:
-        raise node.refuse(f"padding of shape {amounts.shape} or changed quantisation", "non-negative pairs, equal quantisation")
+        raise node.refuse(
+            f"padding of shape {amounts.shape} or changed quantisation", "non-negative pairs, equal quantisation"
+        )
     pairs = [(0, 0)] * (4 - rank) + [(int(a), int(b)) for a, b in amounts]
     if pairs[0] != (0, 0) or pairs[3] != (0, 0):
         raise node.refuse(f"padding {pairs} of batch or channels", "padding of height and width")
@@ -53,7 +55,7 @@ def read_pad(node: Node, net: NetworkBuilder) -> None:
 
 
 def fold_pads(ops: list[Op], kept: set[int]) -> list[Op]:
-    """Move each PAD into its readers when all of them are convolutions: a border tap adds (zero point - zero point) = 0.
+    """Move each PAD into its readers when all of them are convolutions, to which a border tap adds 0.
 
     Args:
         ops: Operators in order.
@@ -79,4 +81,3 @@ def fold_pads(ops: list[Op], kept: set[int]) -> list[Op]:
             continue
         result.append(op)
     return result
-

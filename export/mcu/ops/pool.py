@@ -47,7 +47,8 @@ def read_pool(node: Node, net: NetworkBuilder) -> None:
     target = net.define(node.outputs[0])
     if source.quant != target.quant or source.channels != target.channels:
         raise node.refuse(
-            f"input {source.shape} {source.quant} and output {target.shape} {target.quant}", "equal channels and quantisation"
+            f"input {source.shape} {source.quant} and output {target.shape} {target.quant}",
+            "equal channels and quantisation",
         )
     kernel = (options.FilterHeight(), options.FilterWidth())
     if max(kernel) > 4096:

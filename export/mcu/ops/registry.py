@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from export.mcu.builder import NetworkBuilder
 from export.mcu.errors import UnsupportedOpError
 from export.mcu.ops.add import read_add
 from export.mcu.ops.concatenation import read_concatenation
@@ -23,6 +23,9 @@ from export.mcu.ops.relu import read_relu
 from export.mcu.ops.resize_nearest import read_resize_nearest
 from export.mcu.ops.softmax import read_softmax
 from export.mcu.reader import Node
+
+if TYPE_CHECKING:
+    from export.mcu.builder import NetworkBuilder
 
 READERS: Mapping[str, Callable[[Node, NetworkBuilder], None]] = {
     "ADD": read_add,

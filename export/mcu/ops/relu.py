@@ -34,5 +34,7 @@ def read_relu(node: Node, net: NetworkBuilder) -> None:
         return np.clip(x, source.zero_point, six)
 
     if node.op == "RELU6" and source != target:
-        raise ModelFileError(f"node {node.index} (RELU6): input {source} and output {target} must have equal quantisation.")
+        raise ModelFileError(
+            f"node {node.index} (RELU6): input {source} and output {target} must have equal quantisation."
+        )
     add_lookup(node, net, 0, relu6 if node.op == "RELU6" else relu)

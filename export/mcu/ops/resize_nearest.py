@@ -31,7 +31,7 @@ class ResizeNearest(Op):
     def reads(self, values: Values) -> tuple[tuple[Window, Window], ...]:
         """Exact windows where ``position * in // out`` describes the map, else a window wide enough for all."""
         source, out = values[self.inputs[0]], values[self.output]
-        return (_window(self.rows, source.height, out.height), _window(self.columns, source.width, out.width)),
+        return ((_window(self.rows, source.height, out.height), _window(self.columns, source.width, out.width)),)
 
 
 def _window(positions: tuple[int, ...], extent: int, out: int) -> Window:
@@ -68,7 +68,9 @@ def read_resize_nearest(node: Node, net: NetworkBuilder) -> None:
     size = tuple(int(n) for n in net.constant(node, 1, "int32").data.reshape(-1))
     target = net.define(node.outputs[0])
     if size != target.shape[:2] or source.channels != target.channels or source.quant != target.quant:
-        raise ModelFileError(f"node {node.index} (RESIZE_NEAREST_NEIGHBOR): size {size} does not fit output {target.shape}.")
+        raise ModelFileError(
+            f"node {node.index} (RESIZE_NEAREST_NEIGHBOR): size {size} does not fit output {target.shape}."
+        )
     flags = {"align_corners": bool(node.options.AlignCorners()), "half_pixel": bool(node.options.HalfPixelCenters())}
     rows = nearest_positions(source.height, target.height, **flags)
     columns = nearest_positions(source.width, target.width, **flags)

@@ -120,8 +120,20 @@ class TfliteBuilder:
         per_channel = np.broadcast_to(np.float32(self.scale_of(source)) * scales, (count,))
         return self.constant(values, per_channel)
 
-    def conv(self, source, out, kernel=(3, 3), stride=(1, 1), padding=0, gain=1.0, activation=0, dilation=(1, 1), groups=1, per_channel=True):
-        _, height, width, channels = self.tensors[source].shape
+    def conv(
+        self,
+        source,
+        out,
+        kernel=(3, 3),
+        stride=(1, 1),
+        padding=0,
+        gain=1.0,
+        activation=0,
+        dilation=(1, 1),
+        groups=1,
+        per_channel=True,
+    ):
+        _, _height, _width, channels = self.tensors[source].shape
         weights, scales = self.weights((out, *kernel, channels // groups), 0, per_channel)
         taps = kernel[0] * kernel[1] * channels / groups
         target = self.window(source, out, kernel, stride, padding, dilation, self.spread(source, scales, taps, gain))
@@ -132,7 +144,9 @@ class TfliteBuilder:
         )  # fmt: skip
         return self.node("CONV_2D", [source, weights, bias], [target], "Conv2DOptions", **options)
 
-    def depthwise(self, source, multiplier=1, kernel=(3, 3), stride=(1, 1), padding=0, gain=1.0, activation=0, dilation=(1, 1)):
+    def depthwise(
+        self, source, multiplier=1, kernel=(3, 3), stride=(1, 1), padding=0, gain=1.0, activation=0, dilation=(1, 1)
+    ):
         channels = self.tensors[source].shape[3]
         out = channels * multiplier
         weights, scales = self.weights((1, *kernel, out), 3)
@@ -153,7 +167,7 @@ class TfliteBuilder:
     def window(self, source, out, kernel, stride, padding, dilation, scale):
         _, height, width, _ = self.tensors[source].shape
         sizes = []
-        for extent, k, s, d in zip((height, width), kernel, stride, dilation):
+        for extent, k, s, d in zip((height, width), kernel, stride, dilation, strict=False):
             reach = (k - 1) * d + 1
             sizes.append(-(-extent // s) if padding == 0 else (extent - reach) // s + 1)
         return self.activation((1, *sizes, out), scale, int(self.rng.integers(-128, 128)))
@@ -183,18 +197,36 @@ class TfliteBuilder:
         scales = [self.scale_of(i) for i in (first, second)]
         scale = (max(scales) * 1.3 if op == "ADD" else scales[0] * scales[1] * 40) / gain
         target = self.activation(shape, scale, int(self.rng.integers(-100, 100)))
-        return self.node(op, [first, second], [target], {"ADD": "AddOptions", "MUL": "MulOptions"}[op], fusedActivationFunction=activation)
+        return self.node(
+            op,
+            [first, second],
+            [target],
+            {"ADD": "AddOptions", "MUL": "MulOptions"}[op],
+            fusedActivationFunction=activation,
+        )
 
     def unary(self, op, source, scale=None, zero_point=None):
-        fixed = {"LOGISTIC": (1 / 256, -128), "SOFTMAX": (1 / 256, -128), "RELU6": (self.scale_of(source), self.zero_of(source))}
-        chosen = fixed.get(op, (scale or self.scale_of(source) * 0.9, int(self.rng.integers(-128, 128)) if zero_point is None else zero_point))
+        fixed = {
+            "LOGISTIC": (1 / 256, -128),
+            "SOFTMAX": (1 / 256, -128),
+            "RELU6": (self.scale_of(source), self.zero_of(source)),
+        }
+        chosen = fixed.get(
+            op,
+            (
+                scale or self.scale_of(source) * 0.9,
+                int(self.rng.integers(-128, 128)) if zero_point is None else zero_point,
+            ),
+        )
         target = self.activation(self.tensors[source].shape, *chosen)
         options = ("SoftmaxOptions", {"beta": 1.0}) if op == "SOFTMAX" else (None, {})
         return self.node(op, [source], [target], options[0], **options[1])
 
     def pad(self, source, top, bottom, left, right):
         _, height, width, channels = self.tensors[source].shape
-        target = self.activation((1, height + top + bottom, width + left + right, channels), self.scale_of(source), self.zero_of(source))
+        target = self.activation(
+            (1, height + top + bottom, width + left + right, channels), self.scale_of(source), self.zero_of(source)
+        )
         amounts = self.constant(np.array([[0, 0], [top, bottom], [left, right], [0, 0]], np.int32))
         return self.node("PAD", [source, amounts], [target], "PadOptions")
 
@@ -202,11 +234,19 @@ class TfliteBuilder:
         shape = self.tensors[source].shape
         kept = [1 if i in axes else n for i, n in enumerate(shape) if keep or i not in axes]
         target = self.activation(kept, self.scale_of(source) * 0.4 / gain, int(self.rng.integers(-60, 60)))
-        return self.node("MEAN", [source, self.constant(np.array(axes, np.int32))], [target], "ReducerOptions", keepDims=keep)
+        return self.node(
+            "MEAN", [source, self.constant(np.array(axes, np.int32))], [target], "ReducerOptions", keepDims=keep
+        )
 
     def reshape(self, source, shape):
         target = self.activation(shape, self.scale_of(source), self.zero_of(source))
-        return self.node("RESHAPE", [source, self.constant(np.array(shape, np.int32))], [target], "ReshapeOptions", newShape=list(shape))
+        return self.node(
+            "RESHAPE",
+            [source, self.constant(np.array(shape, np.int32))],
+            [target],
+            "ReshapeOptions",
+            newShape=list(shape),
+        )
 
     def transpose(self, source, order):
         shape = [self.tensors[source].shape[i] for i in order]
@@ -217,14 +257,21 @@ class TfliteBuilder:
         shape = list(self.tensors[sources[0]].shape)
         shape[axis] = sum(self.tensors[i].shape[axis] for i in sources)
         target = self.activation(shape, self.scale_of(sources[0]), self.zero_of(sources[0]))
-        return self.node("CONCATENATION", sources, [target], "ConcatenationOptions", axis=axis, fusedActivationFunction=0)
+        return self.node(
+            "CONCATENATION", sources, [target], "ConcatenationOptions", axis=axis, fusedActivationFunction=0
+        )
 
     def resize(self, source, size, align=False, half=False):
         shape = [1, *size, self.tensors[source].shape[3]]
         target = self.activation(shape, self.scale_of(source), self.zero_of(source))
         sizes = self.constant(np.array(size, np.int32))
         return self.node(
-            "RESIZE_NEAREST_NEIGHBOR", [source, sizes], [target], "ResizeNearestNeighborOptions", alignCorners=align, halfPixelCenters=half
+            "RESIZE_NEAREST_NEIGHBOR",
+            [source, sizes],
+            [target],
+            "ResizeNearestNeighborOptions",
+            alignCorners=align,
+            halfPixelCenters=half,
         )
 
 

@@ -32,7 +32,8 @@ def accepts_or_names_the_problem(data: bytes) -> None:
         network = lower(data)
         emit_network(network, keep_all_plan(to_patch_graph(network, name="n")), name="n", source="n")
     except EdgeError as error:
-        assert len(str(error)) > 20
+        problem = str(error)
+        assert len(problem) > 20
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -116,7 +117,9 @@ def test_asymmetric_weights_are_refused_by_node(tflite_builder):
     net = tflite_builder()
     source = net.activation((1, 4, 4, 3), 0.05, 4)
     weights = net.constant(np.ones((2, 1, 1, 3), np.int8), [0.1, 0.1], zero_points=[3, 0])
-    out = net.node("CONV_2D", [source, weights], [net.activation((1, 4, 4, 2), 0.1, 0)], "Conv2DOptions", strideH=1, strideW=1)
+    out = net.node(
+        "CONV_2D", [source, weights], [net.activation((1, 4, 4, 2), 0.1, 0)], "Conv2DOptions", strideH=1, strideW=1
+    )
     with pytest.raises(UnsupportedOpError, match=r"node 0 \(CONV_2D\): weights with a zero point.*Accepted: symmetric"):
         lower(net.finish([source], [out]))
 

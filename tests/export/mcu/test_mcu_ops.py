@@ -10,7 +10,9 @@ from export.mcu.oracle import Oracle
 from export.mcu.proof import prove_tensors
 from export.mcu.vectors import proof_inputs
 
-SLOW = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+SLOW = settings(
+    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +20,11 @@ def prove(kernel_library, fresh_folder):
     def run(model: bytes, count: int = 5):
         network = lower(model)
         proof = prove_tensors(
-            network, Oracle(model, network), proof_inputs(network, count=count), library=kernel_library, folder=fresh_folder()
+            network,
+            Oracle(model, network),
+            proof_inputs(network, count=count),
+            library=kernel_library,
+            folder=fresh_folder(),
         )
         assert proof.differences == ()
         assert proof.inputs == count
@@ -41,10 +47,12 @@ def grown(extent: int, kernel: int, padding: int) -> int:
 
 @SLOW
 @given(
-    st.tuples(SIZES, SIZES, st.integers(1, 9), st.integers(1, 10)), KERNELS, STRIDES, st.integers(0, 1), GAINS, ACTIVATIONS, ZEROS,
-    st.booleans(), st.integers(0, 999),
+    st.tuples(SIZES, SIZES, st.integers(1, 9), st.integers(1, 10)), KERNELS, STRIDES, st.integers(0, 1), GAINS,
+    ACTIVATIONS, ZEROS, st.booleans(), st.integers(0, 999),
 )  # fmt: skip
-def test_conv2d_equals_the_reference(tflite_builder, prove, shape, kernel, stride, padding, gain, activation, zero, channels, seed):
+def test_conv2d_equals_the_reference(
+    tflite_builder, prove, shape, kernel, stride, padding, gain, activation, zero, channels, seed
+):
     net = tflite_builder(seed)
     height, width, inputs, outputs = shape
     inputs = inputs * 4 if channels else inputs
@@ -56,10 +64,12 @@ def test_conv2d_equals_the_reference(tflite_builder, prove, shape, kernel, strid
 
 @SLOW
 @given(
-    st.tuples(SIZES, SIZES, st.integers(1, 9), st.integers(1, 4)), KERNELS, STRIDES, st.integers(0, 1), GAINS, ACTIVATIONS, ZEROS,
-    st.booleans(), st.integers(0, 999),
+    st.tuples(SIZES, SIZES, st.integers(1, 9), st.integers(1, 4)), KERNELS, STRIDES, st.integers(0, 1), GAINS,
+    ACTIVATIONS, ZEROS, st.booleans(), st.integers(0, 999),
 )  # fmt: skip
-def test_depthwise_equals_the_reference(tflite_builder, prove, shape, kernel, stride, padding, gain, activation, zero, channels, seed):
+def test_depthwise_equals_the_reference(
+    tflite_builder, prove, shape, kernel, stride, padding, gain, activation, zero, channels, seed
+):
     net = tflite_builder(seed)
     height, width, inputs, multiplier = shape
     inputs, multiplier = (inputs * 4, 1) if channels else (inputs, multiplier)
@@ -72,7 +82,9 @@ def test_depthwise_equals_the_reference(tflite_builder, prove, shape, kernel, st
 
 @SLOW
 @given(st.integers(1, 300), st.integers(1, 20), GAINS, ACTIVATIONS, ZEROS, st.booleans(), st.integers(0, 999))
-def test_fully_connected_equals_the_reference(tflite_builder, prove, inputs, outputs, gain, activation, zero, per_channel, seed):
+def test_fully_connected_equals_the_reference(
+    tflite_builder, prove, inputs, outputs, gain, activation, zero, per_channel, seed
+):
     net = tflite_builder(seed)
     source = net.activation((1, inputs), 0.04, zero)
     prove(net.finish([source], [net.dense(source, outputs, gain, activation, per_channel)]))
@@ -91,8 +103,9 @@ def test_pools_equal_the_reference(tflite_builder, prove, op, shape, kernel, str
 
 
 BROADCASTS = [
-    ((5, 6, 4), (5, 6, 4)), ((5, 6, 4), (1, 1, 4)), ((1, 1, 3), (5, 6, 3)), ((5, 6, 4), (1, 1, 1)), ((5, 6, 4), (5, 1, 4)),
-    ((5, 6, 4), (1, 6, 4)), ((5, 6, 4), (5, 6, 1)), ((5, 1, 1), (5, 6, 4)), ((1, 6, 4), (5, 1, 1)), ((1, 1, 7), (1, 1, 7)),
+    ((5, 6, 4), (5, 6, 4)), ((5, 6, 4), (1, 1, 4)), ((1, 1, 3), (5, 6, 3)), ((5, 6, 4), (1, 1, 1)),
+    ((5, 6, 4), (5, 1, 4)), ((5, 6, 4), (1, 6, 4)), ((5, 6, 4), (5, 6, 1)), ((5, 1, 1), (5, 6, 4)),
+    ((1, 6, 4), (5, 1, 1)), ((1, 1, 7), (1, 1, 7)),
 ]  # fmt: skip
 
 
@@ -102,7 +115,7 @@ BROADCASTS = [
 def test_add_and_mul_broadcast_as_the_reference(tflite_builder, prove, op, shapes, constant):
     net = tflite_builder(7)
     operands, inputs = [], []
-    for place, (shape, scale, zero) in enumerate(zip(shapes, (0.03, 0.011), (-20, 77))):
+    for place, (shape, scale, zero) in enumerate(zip(shapes, (0.03, 0.011), (-20, 77), strict=True)):
         if place == constant:
             data = net.rng.integers(-128, 128, (1, *shape)).astype(np.int8)
             operands.append(net.constant(data, [scale], zero_points=[zero]))
@@ -114,17 +127,23 @@ def test_add_and_mul_broadcast_as_the_reference(tflite_builder, prove, op, shape
 
 @SLOW
 @given(
-    st.sampled_from(["ADD", "MUL"]), st.tuples(*[st.floats(1e-3, 0.5)] * 2), st.tuples(ZEROS, ZEROS), GAINS.filter(lambda g: g < 100),
-    ACTIVATIONS, st.integers(0, 999),
+    st.sampled_from(["ADD", "MUL"]), st.tuples(*[st.floats(1e-3, 0.5)] * 2), st.tuples(ZEROS, ZEROS),
+    GAINS.filter(lambda gain: gain < 100), ACTIVATIONS, st.integers(0, 999),
 )  # fmt: skip
 def test_add_and_mul_equal_the_reference(tflite_builder, prove, op, scales, zeros, gain, activation, seed):
     net = tflite_builder(seed)
-    sources = [net.activation((1, 4, 16, 16), scale, zero) for scale, zero in zip(scales, zeros)]
+    sources = [net.activation((1, 4, 16, 16), scale, zero) for scale, zero in zip(scales, zeros, strict=True)]
     prove(net.finish(sources, [net.binary(op, *sources, activation, gain)]))
 
 
 @SLOW
-@given(st.sampled_from(["LOGISTIC", "HARD_SWISH", "RELU", "RELU6", "QUANTIZE"]), st.floats(1e-3, 0.4), ZEROS, st.floats(0.6, 1.5), ZEROS)
+@given(
+    st.sampled_from(["LOGISTIC", "HARD_SWISH", "RELU", "RELU6", "QUANTIZE"]),
+    st.floats(1e-3, 0.4),
+    ZEROS,
+    st.floats(0.6, 1.5),
+    ZEROS,
+)
 def test_functions_of_one_integer_equal_the_reference(tflite_builder, prove, op, scale, zero, ratio, out_zero):
     if op == "RELU6" and 6 / scale + zero < -128:
         return

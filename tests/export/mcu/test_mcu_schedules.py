@@ -35,12 +35,14 @@ def random_network(builder, seed: int, length: int) -> bytes:
 def random_step(net, rng, tip):
     _, height, width, channels = net.tensors[tip].shape
     kernel = tuple(int(rng.integers(1, 1 + min(5, n + 2))) for n in (height, width))
-    valid = tuple(min(k, n) for k, n in zip(kernel, (height, width)))
+    valid = tuple(min(k, n) for k, n in zip(kernel, (height, width), strict=True))
     stride = (int(rng.integers(1, 3)),) * 2
     padding = int(rng.integers(0, 2))
     kernel = valid if padding else kernel
     activation = int(rng.choice([0, 1, 3]))
-    kind = rng.choice(["conv", "point", "depthwise", "add", "excite", "pool", "function", "concatenate", "pad", "resize", "join"])
+    kind = rng.choice(
+        ["conv", "point", "depthwise", "add", "excite", "pool", "function", "concatenate", "pad", "resize", "join"]
+    )
     if kind == "conv":
         return net.conv(tip, int(rng.integers(1, 13)), kernel, stride, padding, activation=activation)
     if kind == "point":
@@ -103,8 +105,8 @@ def test_every_schedule_of_a_random_network_gives_the_reference_integers(
     wanted = [oracle.run(one).outputs for one in inputs for _ in range(2)]
     for request in requests:
         chosen, got = run_schedule(network, request, inputs)
-        for outputs, truth in zip(got, wanted):
-            for a, b in zip(outputs, truth):
+        for outputs, truth in zip(got, wanted, strict=True):
+            for a, b in zip(outputs, truth, strict=True):
                 assert np.array_equal(a, b), (request, [segment.kind.value for segment in chosen.segments])
 
 
@@ -126,5 +128,8 @@ def test_the_least_ram_of_a_wide_network_needs_patches_or_tiles_and_stays_exact(
             request = PlanRequest(schedule=schedule, input_mode=mode, max_mac_factor=None)
             chosen, got = run_schedule(network, request, inputs)
             kinds |= {segment.kind.value for segment in chosen.segments}
-            assert all(np.array_equal(a[0], b) for a, b in zip(got[::2], [oracle.run(one).outputs[0] for one in inputs]))
+            assert all(
+                np.array_equal(a[0], b)
+                for a, b in zip(got[::2], [oracle.run(one).outputs[0] for one in inputs], strict=True)
+            )
     assert kinds & {"patch", "tile"}
