@@ -165,20 +165,23 @@ HT_INLINE ht_sum4 dot_block(const ht_run *run, const ht_run *end, const int8_t *
 
 #else
 
+/* acc += x . w over n taps; returns the weights that follow. */
 HT_INLINE const int8_t *dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_sum4 *acc) {
-  int32_t *const sums[4] = {&acc->a, &acc->b, &acc->c, &acc->d};
+  ht_sum4 s = *acc;
   while (n > 0) {
     const int32_t group = n < 16 ? n : 16;
-    for (int32_t i = 0; i < 4; ++i, w += group) {
-      int32_t sum = 0;
-      for (int32_t k = 0; k < group; ++k) {
-        sum += x[k] * w[k];
-      }
-      *sums[i] = ht_wrap_add(*sums[i], sum);
+    const int8_t *const end = w + group;
+    for (; w != end; ++w) {
+      const int32_t v = *x++;
+      s.a = ht_wrap_add(s.a, v * w[0]);
+      s.b = ht_wrap_add(s.b, v * w[group]);
+      s.c = ht_wrap_add(s.c, v * w[2 * group]);
+      s.d = ht_wrap_add(s.d, v * w[3 * group]);
     }
-    x += group;
+    w += 3 * group;
     n -= group;
   }
+  *acc = s;
   return w;
 }
 
