@@ -1,5 +1,7 @@
 """Every kernel, in every variant, equals the NumPy model of TensorFlow Lite Micro on random shapes, bit for bit."""
 
+import functools
+
 import kernel_cases
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 
+@functools.lru_cache(maxsize=64)
 def batch(maker, seed, count):
     rng = np.random.default_rng(seed)
     return [kernel_cases.MAKERS[maker](rng) for _ in range(count)]
