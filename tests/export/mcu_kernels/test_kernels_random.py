@@ -22,7 +22,7 @@ def test_host_kernels_equal_the_model_without_undefined_behaviour(runner, varian
 
 
 @pytest.mark.mcu
-@pytest.mark.parametrize("variant", ["m3", "m4", "m4-clang", "m7-portable", "m33", "m55"])
+@pytest.mark.parametrize("variant", ["m3", "m4", "m4-clang", "m7-portable", "m33", "m55", "m55-clang"])
 def test_board_kernels_equal_the_model(runner, variant):
     cases = [case for maker in sorted(kernel_cases.MAKERS) for case in batch(maker, 2, 200)]
     assert runner(variant)(cases) == []
