@@ -274,7 +274,9 @@ def _checked_members(bundle: zipfile.ZipFile, archive: Path) -> list[zipfile.Zip
         if stat.S_IFMT(kind) not in (0, stat.S_IFREG):
             raise ArtefactError(f"Wanted plain files, found a link or device {name!r} in {archive}.")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ArtefactError(f"Wanted {name!r} stored or deflated, found method {member.compress_type} in {archive}.")
+            raise ArtefactError(
+                f"Wanted {name!r} stored or deflated, found method {member.compress_type} in {archive}."
+            )
         if name in seen:
             raise ArtefactError(f"Wanted each name once, found {name!r} twice in {archive}.")
         if member.file_size > MAX_FILE_BYTES or member.file_size > MAX_ZIP_RATIO * max(member.compress_size, 1024):

@@ -39,7 +39,9 @@ class SlotStore:
         try:
             self._artefacts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SlotError(f"Wanted a folder for deployed artefacts, found: {error}. Choose another --state.") from error
+            raise SlotError(
+                f"Wanted a folder for deployed artefacts, found: {error}. Choose another --state."
+            ) from error
         self._pointer = self._read()
 
     @property

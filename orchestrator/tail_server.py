@@ -271,9 +271,9 @@ class TailServer:
             tail_us=_us(ran - decoded),
         )
         pieces = encode_tensors(outputs, cut_id=model.cut_ids[request.key])
-        self._send(request, (pack_reply(reply), *pieces))
-        with self._lock:
+        with self._lock:  # counted first: who has the answer may look at once
             self.counters.answered += 1
+        self._send(request, (pack_reply(reply), *pieces))
 
     def _refuse(self, request: Request, status: Status, text: str) -> None:
         reply = Reply(request.request_id, status, queue_us=_us(time.perf_counter() - request.received))

@@ -21,7 +21,6 @@ from edge_runtime.mqtt import (
     parse_url,
 )
 
-
 # PUBLISH with properties that end too early, with an unknown property, with a topic that is not UTF-8; a packet of no kind
 MALFORMED = [b"\x30\x05\0\1t\x7f\x23", b"\x30\x06\0\1t\2\xff\0", b"\x30\x04\0\1\xff\0", b"\xf0\x02\0\0", b"\x90\x01\0"]
 

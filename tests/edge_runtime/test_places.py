@@ -43,9 +43,7 @@ def test_a_model_whose_shapes_are_not_the_manifests_is_named(network, tmp_path, 
     wider = tuple(msgspec.structs.replace(spec, shape=(1, 2, 8)) for spec in getattr(manifest, group))
     files = {path: network.whole.path(path).read_bytes() for path in manifest.files_by_path}
     files["golden/i" if group == "inputs" else "golden/o"] = bytes(64)
-    artefact = write_artefact(
-        tmp_path / "a", msgspec.structs.replace(manifest, files=(), **{group: wider}), files
-    )
+    artefact = write_artefact(tmp_path / "a", msgspec.structs.replace(manifest, files=(), **{group: wider}), files)
     with pytest.raises(error):
         local().verify(artefact)
 

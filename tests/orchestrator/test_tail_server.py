@@ -126,7 +126,10 @@ def test_a_deadline_that_is_no_number_is_named_and_holds_no_place(broker, networ
 
 
 def test_a_frame_of_another_cut_than_its_topic_is_refused(broker, network):
-    with TailServer(broker, [serve_artefact(network.tail)]) as server, offloader(broker, network, fallback=False) as device:
+    with (
+        TailServer(broker, [serve_artefact(network.tail)]) as server,
+        offloader(broker, network, fallback=False) as device,
+    ):
         device._cut_id = bytes(8)
         with pytest.raises(TailError, match="as its topic says"):
             device.infer(network.x, deadline_ms=5000)
