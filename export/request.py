@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from device_profiles import DeviceProfile
 from edge_runtime.manifest import EngineName, Licence, Precision, Preprocessing
@@ -10,6 +11,27 @@ from export.cache import Cache, cache_key
 from export.routes import Route
 from export.samples import SampleSet
 from export.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class McuChoices:
+    """How the C for a microcontroller is scheduled; see docs/microcontrollers.md.
+
+    Attributes:
+        schedule: What a segment may be; auto takes whatever is best.
+        input_mode: Where the first input lives: kept, overwritten as it is read, or pulled row by row from a callback.
+        max_ram_bytes: Largest arena; the board's SRAM when null.
+        max_macs_factor: How much may be computed twice, as a factor of the network's work; 1 is nothing.
+        optimise: Least RAM, or least instructions within the RAM that there is.
+        rounding: Whose FULLY_CONNECTED to equal: TensorFlow Lite Micro's rounds twice, LiteRT's once.
+    """
+
+    schedule: Literal["auto", "layer", "patch", "stream"] = "auto"
+    input_mode: Literal["overwritten", "resident", "pulled", "external"] = "overwritten"
+    max_ram_bytes: int | None = None
+    max_macs_factor: float = 1.0
+    optimise: Literal["ram", "speed"] = "ram"
+    rounding: Literal["tflm", "litert"] = "tflm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +47,7 @@ class ExportOptions:
         labels: One name for each class; a module's own win.
         licences: Of the weights, beside those that the module names.
         threads: Of the engine on the board.
+        mcu: For microcontrollers only.
     """
 
     precision: Precision | None = None
@@ -35,6 +58,7 @@ class ExportOptions:
     labels: tuple[str, ...] = ()
     licences: tuple[Licence, ...] = ()
     threads: int = 1
+    mcu: McuChoices = McuChoices()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +78,7 @@ class Request:
     def key(self) -> str:
         """The artefact's place in the cache: everything that its bytes depend on."""
         options = self.options
-        declared = (options.preprocessing, options.labels, options.licences, options.threads)
+        declared = (options.preprocessing, options.labels, options.licences, options.threads, options.mcu)
         route = self.route
         steps = (route.source, route.format, route.precision, route.engine, route.scheme)
         data = [None if one is None else (Path(one.source).name, one.sha256) for one in (self.calibration, self.data)]

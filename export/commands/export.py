@@ -13,7 +13,7 @@ from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import EngineName, Licence, Precision, Preprocessing
 from export.pipeline import export_model
 from export.report import findings
-from export.request import ExportOptions
+from export.request import ExportOptions, McuChoices
 from export.source import SourceError
 
 
@@ -34,6 +34,12 @@ def export(
     labels: Path | None = None,
     licence: tuple[str, ...] = (),
     threads: int = 1,
+    schedule: Literal["auto", "layer", "patch", "stream"] = "auto",
+    input_mode: Literal["overwritten", "resident", "pulled", "external"] = "overwritten",
+    max_ram: int | None = None,
+    max_macs_factor: float = 1.0,
+    optimise: Literal["ram", "speed"] = "ram",
+    rounding: Literal["tflm", "litert"] = "tflm",
     json: bool = False,
 ) -> None:
     """Turn a model into an artefact for a board.
@@ -59,6 +65,12 @@ def export(
         labels: Text file with one class name a line.
         licence: "SPDX-ID: attribution" of the weights; may be given several times.
         threads: Of the engine on the board.
+        schedule: Microcontrollers: run layer by layer, in patches, in row streams, or whatever is best.
+        input_mode: Microcontrollers: the frame is overwritten as it is read, kept, pulled by row, or the caller's.
+        max_ram: Microcontrollers: largest arena in bytes. Default: what the board has.
+        max_macs_factor: Microcontrollers: how much patches may compute twice, 1 for nothing.
+        optimise: Microcontrollers: least RAM, or least instructions.
+        rounding: Microcontrollers: whose FULLY_CONNECTED to equal.
         json: Print the artefact's folder, identifiers and findings as JSON.
     """
     options = ExportOptions(
@@ -70,6 +82,14 @@ def export(
         labels=() if labels is None else _read_labels(labels),
         licences=tuple(_licence(text) for text in licence),
         threads=threads,
+        mcu=McuChoices(
+            schedule=schedule,
+            input_mode=input_mode,
+            max_ram_bytes=max_ram,
+            max_macs_factor=max_macs_factor,
+            optimise=optimise,
+            rounding=rounding,
+        ),
     )
     with _progress(enabled=not json) as say:
         artefact = export_model(model, target, options, out=out, progress=say)
@@ -156,6 +176,8 @@ def _print(artefact: Artefact) -> None:
         console.print(f"  {row.what}: {row.value} {row.unit} ({row.device})")
     for sentence in findings(manifest):
         console.print(f"  note: {sentence}")
+    if "Makefile" in manifest.files_by_path:
+        console.print(f"  next: make -C {artefact.folder} qemu")
     console.print(f"  next: headtail inspect {artefact.folder}")
 
 
