@@ -38,6 +38,11 @@ class TfliteModel:
         """True when no tensor holds floats."""
         return not self.float_tensors
 
+    @property
+    def is_quantised(self) -> bool:
+        """True when only inputs and outputs hold floats: everything between is integers already."""
+        return set(self.float_tensors) <= {spec.engine_name for spec in (*self.inputs, *self.outputs)}
+
 
 def read_tflite(data: bytes, *, where: str) -> TfliteModel:
     """Check a .tflite file from outside and describe its main graph.
