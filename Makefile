@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON_VENV := $(VENV)/bin/python
 export HEADTAIL_DATA ?= $(wildcard ../shared)
-BENCHES := foundation
+BENCHES := foundation mcu
 # mosquitto is the broker; libdeflate makes CRC32 cheaper, zlib stands in where it is missing
 SYSTEM := mosquitto:mosquitto libdeflate.so.0:libdeflate0
 
@@ -17,6 +17,7 @@ setup-demo:
 
 setup-dev:
 	@scripts/setup-system $(SYSTEM)
+	@scripts/setup-mcu
 	@scripts/setup-venv dev $(VENV)
 
 demo: setup-demo  ## the main job, start to end, on this machine (report: demo/report.html)
@@ -45,6 +46,9 @@ bench-data: setup-dev  ## check the third-party files that benchmarks read (HEAD
 
 bench-foundation: setup-dev  ## the figures of export, cut, runtime and offload
 	$(PYTHON_VENV) -m benchmarks.foundation
+
+bench-mcu: setup-dev  ## RAM, instructions and flash of generated C on simulated Cortex-M
+	$(PYTHON_VENV) -m benchmarks.bench_mcu
 
 bench-report: setup-dev  ## write the tables of README and docs from benchmarks/results
 	$(PYTHON_VENV) scripts/generate_docs.py

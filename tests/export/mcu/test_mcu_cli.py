@@ -51,3 +51,19 @@ def test_every_schedule_is_offered(model, tmp_path, schedule):
     assert run(["export", str(model), "--target", "stm32f746g-disco", "--out", str(out), *arguments]) == 0
     done = subprocess.run(["make", "-s", "-C", str(out), "host"], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_place_qemu_compares_with_the_reference_engine(model, tmp_path, capsys):
+    out = tmp_path / "digits"
+    assert run(["export", str(model), "--target", "nucleo-f446re", "--out", str(out)]) == 0
+    assert run(["verify", str(out), "--on", "qemu", "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert '"place": "mps2-an386 (emulated)"' in printed
+    assert '"ms": null' in printed
+
+
+def test_the_place_qemu_wants_c(model, tmp_path, capsys):
+    out = tmp_path / "linux"
+    assert run(["export", str(model), "--target", "rpi-4b", "--engine", "litert", "--out", str(out)]) == 0
+    assert run(["verify", str(out), "--on", "qemu"]) == 1
+    assert "ProofError" in capsys.readouterr().err
