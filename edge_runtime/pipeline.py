@@ -147,9 +147,10 @@ def rank(
         scores = (scores - specs[0].quantisation.zero_point) * specs[0].quantisation.scale
         real = True
     if real and softmax:
-        powers = np.exp(scores - scores.max())
-        scores = powers / powers.sum()
-    best = np.argsort(-scores, kind="stable")[:count]
+        with np.errstate(invalid="ignore"):  # a network that overflows: nothing is ranked
+            powers = np.exp(scores - scores.max())
+            scores = powers / powers.sum()
+    best = [i for i in np.argsort(-scores, kind="stable")[:count] if np.isfinite(scores[i])]  # JSON has no NaN
     return tuple(
         Ranked(index=int(i), score=float(scores[i]), label=labels[i][:500] if i < len(labels) else None) for i in best
     )
