@@ -1,0 +1,169 @@
+"""An int8 ``.tflite`` file becomes a folder of C for one microcontroller board."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from device_profiles.errors import FitError
+from export.mcu.emit_network import NetworkCode, emit_network
+from export.mcu.folder import STACK_BYTES, FolderRequest, make_folder
+from export.mcu.graph import to_patch_graph
+from export.mcu.machines import Limits
+from export.mcu.network import Network, lower
+from export.mcu.oracle import Oracle, Truth
+from export.mcu.report import McuReport, make_report
+from export.mcu.vectors import KINDS, proof_inputs
+from split.patch import plan_and_front
+from split.patch_plan import InputMode, Plan, PlanRequest
+
+logger = logging.getLogger(__name__)
+CODE_BYTES = 16_000  # kernels and step loop, at most; the linker checks the true figure
+
+
+class Board(Protocol):
+    """What must be known of a board (a ``DeviceProfile`` has it)."""
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+
+    @property
+    def sram_bytes(self) -> int | None:
+        """RAM, None when unknown."""
+
+    @property
+    def flash_bytes(self) -> int | None:
+        """Flash, None when unknown."""
+
+
+@dataclass(frozen=True)
+class McuOptions:
+    """Choices of an export.
+
+    Attributes:
+        name: Of the model; the C functions are called ``ht_<name>_...``.
+        source: Where the file came from, for comments.
+        schedule: ``layer``, ``patch``, ``stream`` or ``auto``.
+        input_mode: Where the first input lives.
+        max_ram_bytes: Largest arena; None: what the board has.
+        max_mac_factor: Most recomputation; 1.0: none.
+        optimise: ``ram`` or ``speed``.
+        cases: Golden vectors.
+        seed: Of the random ones.
+    """
+
+    name: str
+    source: str = "model.tflite"
+    schedule: str = "auto"
+    input_mode: InputMode = InputMode.OVERWRITTEN
+    max_ram_bytes: int | None = None
+    max_mac_factor: float | None = 1.0
+    optimise: str = "ram"
+    cases: int = len(KINDS)
+    seed: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class McuExport:
+    """An export in memory: the files and what they were made of."""
+
+    files: Mapping[str, bytes]
+    report: McuReport
+    network: Network
+    plan: Plan
+    code: NetworkCode
+    truths: tuple[Truth, ...]
+
+
+def limits_of(board: Board) -> Limits:
+    """The linker's limits.
+
+    Raises:
+        FitError: The board's RAM or flash is not known, so nothing can be said to fit.
+    """
+    if not board.sram_bytes or not board.flash_bytes:
+        raise FitError(
+            f"{board.id} has {board.sram_bytes} B of SRAM and {board.flash_bytes} B of flash on record; wanted both. "
+            "Write a board file with these figures (docs/devices.md)."
+        )
+    return Limits(board.id, board.sram_bytes, board.flash_bytes)
+
+
+def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
+    """Turn a model into the files of an export.
+
+    Args:
+        model: An int8 ``.tflite`` file, from any source.
+        board: Its SRAM and flash are limits.
+        options: See ``McuOptions``.
+
+    Returns:
+        Files by relative path, report included.
+
+    Raises:
+        ModelFileError: The file is damaged.
+        UnsupportedOpError: An operator without exact C.
+        FitError: It does not fit; the message names the missing bytes and the layer.
+        MissingDependencyError: The reference engine is not installed.
+    """
+    limits = limits_of(board)
+    network = lower(model)
+    graph = to_patch_graph(network, name=options.name)
+    room = limits.sram_bytes - STACK_BYTES
+    request = PlanRequest(
+        schedule=options.schedule,
+        input_mode=options.input_mode,
+        max_ram_bytes=min(room, options.max_ram_bytes or room),
+        max_mac_factor=options.max_mac_factor,
+        optimise=options.optimise,
+    )
+    chosen, front = plan_and_front(graph, request)
+    code = emit_network(network, chosen, name=options.name, source=options.source)
+    flash = code.constant_bytes + CODE_BYTES
+    if flash > limits.flash_bytes:
+        raise FitError(
+            f"{options.name} needs about {flash} B of flash but {limits.board} has {limits.flash_bytes} B "
+            f"({flash - limits.flash_bytes} B over, of which weights {network.weight_bytes} B). Take a smaller network."
+        )
+    oracle = Oracle(model, network)
+    truths = tuple(oracle.run(inputs) for inputs in proof_inputs(network, count=options.cases, seed=options.seed))
+    files = make_folder(FolderRequest(code, chosen, options.name, options.source, limits, truths))
+    report = make_report(network, chosen, code, limits, front, cases=len(truths))
+    files |= draw_picture(chosen, limits)
+    files["report.json"] = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    return McuExport(files, report, network, chosen, code, truths)
+
+
+def draw_picture(chosen: Plan, limits: Limits) -> dict[str, bytes]:
+    """Memory over the schedule as SVG and PNG; nothing when matplotlib (extra ``report``) is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        logger.warning("no memory picture: matplotlib is not installed; pip install 'headtail[report]'")
+        return {}
+    from export.mcu.memory_picture import draw_memory
+
+    with tempfile.TemporaryDirectory() as folder:
+        lines = {limits.board: limits.sram_bytes} if limits.sram_bytes < 4 * chosen.arena_bytes else {}
+        pictures = draw_memory(chosen, Path(folder, "memory"), limits=lines)
+        return {path.name: path.read_bytes() for path in pictures}
+
+
+def export_mcu(model: bytes, board: Board, out_dir: Path, options: McuOptions) -> McuReport:
+    """Write an export folder; files of an earlier export in it are replaced.
+
+    Raises:
+        EdgeError: As ``build_export``.
+    """
+    export = build_export(model, board, options)
+    for relative, content in export.files.items():
+        target = out_dir / relative
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+    return export.report
