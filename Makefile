@@ -2,7 +2,7 @@
 VENV ?= .venv
 PYTHON_VENV := $(VENV)/bin/python
 export HEADTAIL_DATA ?= $(wildcard ../shared)
-BENCHES := foundation
+BENCHES := foundation mcu
 
 .PHONY: help demo test check format setup-demo setup-dev test-arm64 bench-data bench-report $(addprefix bench-,$(BENCHES))
 
@@ -43,6 +43,10 @@ bench-data: setup-dev  ## check the third-party files that benchmarks read (HEAD
 
 bench-foundation: setup-dev  ## the figures of export, cut, runtime and offload
 	$(PYTHON_VENV) -m benchmarks.foundation
+
+bench-mcu: setup-dev  ## RAM, instructions, flash and equality of generated C on simulated Cortex-M
+	@scripts/setup-mcu
+	$(PYTHON_VENV) -m benchmarks.bench_mcu
 
 bench-report: setup-dev  ## write the tables of README and docs from benchmarks/results
 	$(PYTHON_VENV) scripts/generate_docs.py

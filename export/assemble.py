@@ -59,7 +59,7 @@ def assemble(request: Request, folder: Path) -> Artefact:
 
 
 def engine_files(request: Request, converted: Converted) -> dict[str, bytes]:
-    """The files that the engine needs. Generated C for microcontrollers is added to these, from the same int8 file."""
+    """The files that the engine needs; for a microcontroller also C, generated from the same int8 file."""
     if request.route.engine == "tensorrt":
         files: dict[str, bytes] = load_step("export.to_tensorrt").tensorrt_files(
             converted.data,
@@ -69,7 +69,18 @@ def engine_files(request: Request, converted: Converted) -> dict[str, bytes]:
             where=request.source.text,
         )
         return files
-    return {request.route.file_name: converted.data}
+    whole = {request.route.file_name: converted.data}
+    if not request.board.is_microcontroller:
+        return whole
+    request.progress("generate C")
+    generated: dict[str, bytes] = load_step("export.mcu.to_artefact").c_files(
+        converted.data,
+        board=request.board,
+        name=request.source.name,
+        source=request.route.file_name,
+        choices=request.options.mcu,
+    )
+    return {**whole, **generated}
 
 
 def _manifest(request: Request, converted: Converted, calibration: Calibration | None) -> Manifest:

@@ -3,13 +3,34 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from device_profiles import DeviceProfile
 from edge_runtime.manifest import EngineName, Licence, Precision, Preprocessing
 from export.cache import Cache, cache_key
+from export.mcu.generator_hash import generator_hash
 from export.routes import Route
 from export.samples import SampleSet
 from export.source import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class McuChoices:
+    """How the C for a microcontroller is scheduled; other boards ignore it.
+
+    Attributes:
+        schedule: Whole layers, patches, row streams, or the best mixture.
+        frame: Where the input lies: in the arena (intact or overwritten), pulled row by row, or anywhere outside.
+        max_ram_bytes: Largest arena; null: what the board has.
+        max_macs_factor: Most recomputation, 1.0 is none.
+        optimise: Fewest bytes, or fewest multiply-accumulates within the limits.
+    """
+
+    schedule: Literal["auto", "layer", "patch", "stream"] = "auto"
+    frame: Literal["resident", "overwritten", "pulled", "external"] = "overwritten"
+    max_ram_bytes: int | None = None
+    max_macs_factor: float = 1.0
+    optimise: Literal["ram", "speed"] = "ram"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +46,7 @@ class ExportOptions:
         labels: One name for each class; a module's own win.
         licences: Of the weights, beside those that the module names.
         threads: Of the engine on the board.
+        mcu: The schedule of generated C.
     """
 
     precision: Precision | None = None
@@ -35,6 +57,7 @@ class ExportOptions:
     labels: tuple[str, ...] = ()
     licences: tuple[Licence, ...] = ()
     threads: int = 1
+    mcu: McuChoices = McuChoices()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +77,12 @@ class Request:
     def key(self) -> str:
         """The artefact's place in the cache: everything that its bytes depend on."""
         options = self.options
-        declared = (options.preprocessing, options.labels, options.licences, options.threads)
+        declared = (options.preprocessing, options.labels, options.licences, options.threads, options.mcu)
         route = self.route
         steps = (route.source, route.format, route.precision, route.engine, route.scheme)
+        generator = generator_hash() if self.board.is_microcontroller else None
         data = [None if one is None else (Path(one.source).name, one.sha256) for one in (self.calibration, self.data)]
-        return cache_key("artefact", self.source.sha256, self.source.name, self.board.id, steps, declared, data)
+        return cache_key("artefact", self.source.sha256, self.source.name, self.board.id, steps, generator, declared, data)
 
     @property
     def preprocessing(self) -> Preprocessing | None:

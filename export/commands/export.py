@@ -13,7 +13,7 @@ from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import EngineName, Licence, Precision, Preprocessing
 from export.pipeline import export_model
 from export.report import findings
-from export.request import ExportOptions
+from export.request import ExportOptions, McuChoices
 from export.source import SourceError
 
 
@@ -34,6 +34,11 @@ def export(
     labels: Path | None = None,
     licence: tuple[str, ...] = (),
     threads: int = 1,
+    schedule: Literal["auto", "layer", "patch", "stream"] = "auto",
+    frame: Literal["resident", "overwritten", "pulled", "external"] = "overwritten",
+    max_ram: int | None = None,
+    max_macs_factor: float = 1.0,
+    optimise: Literal["ram", "speed"] = "ram",
     json: bool = False,
 ) -> None:
     """Turn a model into an artefact for a board.
@@ -59,6 +64,11 @@ def export(
         labels: Text file with one class name a line.
         licence: "SPDX-ID: attribution" of the weights; may be given several times.
         threads: Of the engine on the board.
+        schedule: Microcontrollers: whole layers, patches, row streams, or the best mixture.
+        frame: Microcontrollers: the input lies in the arena (resident, overwritten), is pulled row by row, or external.
+        max_ram: Microcontrollers: largest arena in bytes. Default: the board's SRAM.
+        max_macs_factor: Microcontrollers: most recomputation, 1.0 is none.
+        optimise: Microcontrollers: fewest bytes, or fewest operations within the limits.
         json: Print the artefact's folder, identifiers and findings as JSON.
     """
     options = ExportOptions(
@@ -70,6 +80,9 @@ def export(
         labels=() if labels is None else _read_labels(labels),
         licences=tuple(_licence(text) for text in licence),
         threads=threads,
+        mcu=McuChoices(
+            schedule=schedule, frame=frame, max_ram_bytes=max_ram, max_macs_factor=max_macs_factor, optimise=optimise
+        ),
     )
     with _progress(enabled=not json) as say:
         artefact = export_model(model, target, options, out=out, progress=say)
