@@ -75,8 +75,9 @@ def study(graph: PatchGraph) -> GraphFacts:
             raise PatchGraphError(f"Output {graph.tensors[tensor].name} is never written.")
         last_use[tensor] = len(graph.ops)
     for tensor, use in enumerate(last_use):
-        if use < 0 and producer[tensor] >= 0:
-            raise PatchGraphError(f"{graph.tensors[tensor].name} is neither read nor an output: drop its operator.")
+        if use < 0 and producer[tensor] >= -1:
+            what = "operator" if producer[tensor] >= 0 else "network input"
+            raise PatchGraphError(f"{graph.tensors[tensor].name} is neither read nor an output: drop its {what}.")
     reads = tuple(_op_reads(graph, index) for index in range(len(graph.ops)))
     return GraphFacts(graph, tuple(producer), tuple(last_use), reads)
 

@@ -10,7 +10,9 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,11 +39,11 @@ MODELS = {  # file, bar on M4 and M55 in millions
 TICK = {"m3": 40.0, "m4": 40.0, "m55": 31.25}  # instructions per SysTick at -icount shift=0
 
 
-def quantization(op, in_zero, clamp):
+def quantization(op: Any, in_zero: int, clamp: tuple[int, int]) -> kp.Quantization:
     return kp.Quantization(op.requant.bias, op.requant.multiplier, op.requant.shift, in_zero, clamp)
 
 
-def window_rows(rng, source, frame, out, row):
+def window_rows(rng: np.random.Generator, source: Any, frame: Any, out: Any, row: int) -> bytes:
     image_rows = [row * frame.stride_height - frame.pad_top + k for k in range(frame.kernel_height)]
     body = b"".join(
         block(
@@ -52,7 +54,7 @@ def window_rows(rng, source, frame, out, row):
     return words(0, source.width, 0, out.width) + body
 
 
-def sliding_cases(rng, op, values):
+def sliding_cases(rng: np.random.Generator, op: Any, values: Any) -> Iterator[tuple[Case, int]]:
     """(case, times) for a convolution or pool."""
     source, out = values[op.inputs[0]], values[op.output]
     rows = {0: 1} if out.height == 1 else {0: 1, out.height // 2: out.height - 2, out.height - 1: 1}
@@ -77,7 +79,7 @@ def sliding_cases(rng, op, values):
         yield Case(op.kind, kind, head + tail + words(need), bytes(out.width * out.channels)), times
 
 
-def dense_cases(rng, op, values):
+def dense_cases(rng: np.random.Generator, op: Any, values: Any) -> Iterator[tuple[Case, int]]:
     source, out = values[op.inputs[0]], values[op.output]
     clamp = (op.clamp.low, op.clamp.high)
     packed = kp.pack_fully_connected(op.weights, quantization(op, source.quant.zero_point, clamp))
@@ -88,7 +90,7 @@ def dense_cases(rng, op, values):
     yield Case(op.kind, 2, head + block(x) + words(need), bytes(outputs)), op.batch
 
 
-def add_cases(rng, op, values):
+def add_cases(rng: np.random.Generator, op: Any, values: Any) -> Iterator[tuple[Case, int]]:
     out = values[op.output]
     s = op.scaling
     n = out.width * out.channels
@@ -99,8 +101,8 @@ def add_cases(rng, op, values):
     yield Case(op.kind, 8, head + data + data, bytes(n)), out.height
 
 
-def other_cases(rng, op, values):
-    source, out = values[op.inputs[0]], values[op.output]
+def other_cases(rng: np.random.Generator, op: Any, values: Any) -> Iterator[tuple[Case, int]]:
+    source = values[op.inputs[0]]
     data = block(rng.integers(-128, 128, source.size_bytes).astype(np.int8))
     if op.kind == "SOFTMAX":
         table = softmax_exp_table(op.multiplier, op.left_shift, op.diff_min)
@@ -113,7 +115,7 @@ def other_cases(rng, op, values):
         print(f"not measured: {op.kind}", file=sys.stderr)
 
 
-def layer_cases(rng, op, values):
+def layer_cases(rng: np.random.Generator, op: Any, values: Any) -> list[tuple[Case, int]]:
     if op.kind in ("CONV_2D", "DEPTHWISE_CONV_2D"):
         return list(sliding_cases(rng, op, values))
     if op.kind.endswith("POOL_2D") and not op.is_global(values):
@@ -125,7 +127,7 @@ def layer_cases(rng, op, values):
     return list(other_cases(rng, op, values))
 
 
-def measure(model, variant, binary, *, layers):
+def measure(model: str, variant: kh.Variant, binary: Path, *, layers: bool) -> None:
     rng = np.random.default_rng(0)
     net = lower((Path(os.environ["HEADTAIL_DATA"]) / "models" / MODELS[model][0]).read_bytes())
     plan = [(op, layer_cases(rng, op, net.values)) for op in net.ops]
@@ -136,17 +138,15 @@ def measure(model, variant, binary, *, layers):
         total, macs = total + count, macs + op.macs(net.values)
         if layers:
             out, work = net.values[op.output], op.macs(net.values)
-            source = net.values[op.inputs[0]]
-            print(
-                f"  {op.kind:18} {source.height}x{source.width}x{source.channels} -> {out.height}x{out.width}x{out.channels}"
-                f"  {count / 1e3:9.1f} k  {count / max(work, 1):6.2f}/MAC  {count / out.size_bytes:7.1f}/output"
-            )
+            shapes = " -> ".join("x".join(map(str, v.shape)) for v in (net.values[op.inputs[0]], out))
+            per_mac = f"{count / work:6.2f}/MAC" if work else " " * 10
+            print(f"  {op.kind:18} {shapes:24} {count / 1e3:9.1f} k {per_mac} {count / out.size_bytes:8.1f}/output")
     bar = MODELS[model][2 if variant.name == "m55" else 1]
     budget = f"budget {bar * 0.95:6.2f} M (bar {bar})" if bar else ""
     print(f"{model:8} {variant.name}: {total / 1e6:7.3f} M instructions, {total / macs:5.2f} per MAC  {budget}")
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="*", default=[])
     parser.add_argument("--variant", default="m4")

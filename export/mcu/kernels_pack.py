@@ -150,7 +150,7 @@ def _is_fast(per_channel: Int8s, q: Quantization) -> npt.NDArray[np.bool_]:
 
 
 def _freeze_constant_channels(per_channel: Int8s, q: Quantization) -> tuple[Int8s, Quantization]:
-    """Rewrite slow channels whose output cannot change (dead filters with a huge bias) as zero weights and a small bias.
+    """Rewrite slow channels whose output cannot change (dead filters with a huge bias): zero weights, a small bias.
 
     Args:
         per_channel: int8, shape (out, taps).

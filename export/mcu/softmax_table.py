@@ -10,7 +10,7 @@ _INTEGER_BITS = 5  # of the scaled difference
 
 
 def softmax_exp_table(multiplier: int, left_shift: int, diff_min: int) -> npt.NDArray[np.int32]:
-    """exp of ``x - max`` for every difference that SOFTMAX does not drop.
+    """Tabulate exp of ``x - max`` for every difference that SOFTMAX does not drop.
 
     Args:
         multiplier: Input multiplier, in [2^30, 2^31).

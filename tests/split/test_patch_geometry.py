@@ -118,6 +118,21 @@ def test_a_factor_that_cannot_be_met_is_named():
         plan(network.graph("small"), PlanRequest(max_mac_factor=0.5))
 
 
+def test_a_residual_sum_takes_no_bytes_and_a_depthwise_layer_two_rows(mobilenet_v2):
+    layers = plan(mobilenet_v2, PlanRequest(schedule="layer"))
+    for segment in layers.segments:
+        op = mobilenet_v2.ops[segment.first_op]
+        source = mobilenet_v2.tensors[op.inputs[0].tensor]
+        if op.kind == "add":
+            offsets = [segment.buffer(operand.tensor).offset for operand in op.inputs]
+            assert segment.buffer(op.output).offset in offsets
+        if op.kind == "depthwise" and op.inputs[0].rows.stride == 1:
+            graph = Network(source.height, source.channels)
+            graph.conv(source.channels, 3, depthwise=True)
+            alone = plan(graph.graph("depthwise"), PlanRequest(schedule="layer"))
+            assert alone.arena_bytes == source.size_bytes + 2 * source.row_bytes
+
+
 def test_contradictory_graphs_are_refused():
     image, out = PatchTensor("image", 4, 4, 1), PatchTensor("out", 4, 4, 1)
     op = PatchOp("late", "relu", (PatchInput(1),), 2)

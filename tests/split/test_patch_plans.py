@@ -37,6 +37,7 @@ class Builder:
         self.draw = draw
         self.tensors = []
         self.ops = []
+        self.inputs = []
 
     def tensor(self, height, width, channels):
         self.tensors.append(PatchTensor(f"t{len(self.tensors)}", height, width, channels))
@@ -71,6 +72,13 @@ class Builder:
         (rows, out_height), (columns, out_width) = self.axis(height), self.axis(width)
         channels = self.draw(st.integers(1, 6))
         return self.add("window", [PatchInput(source, rows, columns)], (out_height, out_width, channels))
+
+    def second_input(self, image):
+        """Another input of the same shape, added to a branch of the first."""
+        other = self.tensor(*self.shape(image))
+        self.inputs.append(other)
+        branch = self.relu(image)
+        self.add("add", [PatchInput(branch), PatchInput(other)], self.shape(image), in_place=True)
 
     def relu(self, source):
         return self.add("relu", [PatchInput(source)], self.shape(source), in_place=True)
@@ -108,7 +116,10 @@ class Builder:
 @st.composite
 def graphs(draw, kinds=("window", "window", "window", "relu", "residual", "squeeze", "concat", "resize", "dense")):
     builder = Builder(draw)
-    builder.tensor(draw(st.integers(1, 12)), draw(st.integers(1, 12)), draw(st.integers(1, 4)))
+    image = builder.tensor(draw(st.integers(1, 12)), draw(st.integers(1, 12)), draw(st.integers(1, 4)))
+    builder.inputs.append(image)
+    if draw(st.integers(0, 4)) == 0:
+        builder.second_input(image)
     for _ in range(draw(st.integers(1, 5))):
         getattr(builder, draw(st.sampled_from(kinds)))(builder.pick())
     return finish(builder)
@@ -116,8 +127,8 @@ def graphs(draw, kinds=("window", "window", "window", "relu", "residual", "squee
 
 def finish(builder):
     read = {operand.tensor for op in builder.ops for operand in op.inputs}
-    outputs = tuple(t for t in range(1, len(builder.tensors)) if t not in read)
-    return PatchGraph("random", tuple(builder.tensors), tuple(builder.ops), (0,), outputs)
+    outputs = tuple(t for t in range(len(builder.tensors)) if t not in read | set(builder.inputs))
+    return PatchGraph("random", tuple(builder.tensors), tuple(builder.ops), tuple(builder.inputs), outputs)
 
 
 def computed_macs(result):

@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import kernel_harness  # noqa: E402
+import kernel_harness
 
 
 @pytest.fixture(scope="session")

@@ -228,6 +228,25 @@ def copy_case(rng):
     return Case("resize", 15, words(columns.size, channels) + block(columns) + block(x), x[columns].tobytes())
 
 
+def edge_case(rng):
+    """QUANTIZE (kind 16) or DEQUANTIZE (kind 17), with ties, out-of-range values and infinities."""
+    n, zero = int(rng.integers(1, 40)), int(rng.integers(-128, 128))
+    scale = np.float32(rng.choice([0.25, 1 / 128, rng.uniform(1e-4, 3)]))
+    head = words(n, zero) + block(np.array([scale], "<f4"))
+    if rng.integers(0, 2):
+        q = tensor(rng, n)
+        y = (q.astype(np.int32) - zero).astype(np.float32) * scale
+        return Case(f"dequantize {scale} {zero}", 17, head + block(q), y.astype("<f4").tobytes())
+    ties = rng.integers(-400, 400, n).astype(np.float32) / 2 * scale
+    x = np.where(rng.integers(0, 2, n) == 0, ties, rng.normal(0, 100, n) * scale).astype(np.float32)
+    x[rng.integers(0, n)] = rng.choice([np.inf, -np.inf, 3e38])
+    with np.errstate(over="ignore"):
+        ratio = (x / scale).astype(np.float32).astype(np.float64)
+    rounded = np.clip(np.sign(ratio) * np.floor(np.abs(ratio) + 0.5), -1000, 1000)
+    want = np.clip(rounded + zero, -128, 127).astype(np.int8)
+    return Case(f"quantize {scale} {zero}", 16, head + block(x.astype("<f4")), want.tobytes())
+
+
 MAKERS = {
     "conv": conv_case,
     "dense": dense_case,
@@ -236,4 +255,5 @@ MAKERS = {
     "global": global_case,
     "binary": binary_case,
     "copy": copy_case,
+    "edge": edge_case,
 }

@@ -1,4 +1,4 @@
-"""NumPy model of TensorFlow Lite Micro's int8 reference kernels, from their definitions and independent of the product."""
+"""NumPy model of TensorFlow Lite Micro's int8 reference kernels, from their definitions, independent of the product."""
 
 import numpy as np
 

@@ -16,7 +16,9 @@ FULL = (-128, 127)
 
 
 def multipliers(in_scale, w_scales, out_scale):
-    pairs = [quantize_multiplier(float(np.float32(in_scale)) * float(w) / float(np.float32(out_scale))) for w in w_scales]
+    pairs = [
+        quantize_multiplier(float(np.float32(in_scale)) * float(w) / float(np.float32(out_scale))) for w in w_scales
+    ]
     return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
 
 
