@@ -53,6 +53,7 @@ typedef struct ht_cols {
  *   int32 bias[4]  (bias - input zero point * sum of the channel's weights)
  *   per segment (kernel row; with HT_GATHER one segment holds the whole window), padded with 0 to a multiple of 4:
  *     groups of 16 taps (the last of the segment may hold 4, 8 or 12): 4 x taps bytes, channel after channel.
+ *   At the end up to 12 more bytes that vector loads may touch, where the last group is short.
  */
 typedef struct ht_conv {
   const int8_t *weights;
@@ -103,7 +104,7 @@ void ht_acc_finish_avg(const int32_t *acc, int32_t channels, int32_t count, int8
                        int8_t *out);
 typedef struct ht_mean {
   int32_t mult;
-  int32_t shift; /* exponent, > 0 left */
+  int32_t shift; /* exponent, > 0 left; 1 / count is part of mult and shift */
   int32_t count; /* elements per mean */
   int16_t in_zero, out_zero;
 } ht_mean;

@@ -42,40 +42,42 @@ HT_INLINE const int8_t *dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_
 
 #elif HT_DSP
 
-/* Eight or four taps of four channels; O0 to O3: where the channels' weights lie, from w. */
-#define DOT8_CHANNEL(ACC, OFFSET)                \
-  "ldrd %[w0], %[w1], [%[w], #" OFFSET "]\n\t"      \
-  "sxtb16 %[t], %[w0]\n\t"                          \
-  "smlad " ACC ", %[x0], %[t], " ACC "\n\t"         \
-  "sxtb16 %[t], %[w0], ror #8\n\t"                  \
-  "smlad " ACC ", %[x1], %[t], " ACC "\n\t"         \
-  "sxtb16 %[t], %[w1]\n\t"                          \
-  "smlad " ACC ", %[x2], %[t], " ACC "\n\t"         \
-  "sxtb16 %[t], %[w1], ror #8\n\t"                  \
+/* Eight or four taps of four channels; A0 to A3: addresses of the channels' weights. */
+#define DOT8_CHANNEL(ACC, ADDRESS)          \
+  "ldrd %[w0], %[w1], " ADDRESS "\n\t"      \
+  "sxtb16 %[t], %[w0]\n\t"                  \
+  "smlad " ACC ", %[x0], %[t], " ACC "\n\t" \
+  "sxtb16 %[t], %[w0], ror #8\n\t"          \
+  "smlad " ACC ", %[x1], %[t], " ACC "\n\t" \
+  "sxtb16 %[t], %[w1]\n\t"                  \
+  "smlad " ACC ", %[x2], %[t], " ACC "\n\t" \
+  "sxtb16 %[t], %[w1], ror #8\n\t"          \
   "smlad " ACC ", %[x3], %[t], " ACC "\n\t"
-#define DOT8(O0, O1, O2, O3)                                                 \
-  "ldrd %[x1], %[x3], [%[x]], #8\n\t"                                           \
-  "sxtb16 %[x0], %[x1]\n\t"                                                     \
-  "sxtb16 %[x1], %[x1], ror #8\n\t"                                             \
-  "sxtb16 %[x2], %[x3]\n\t"                                                     \
-  "sxtb16 %[x3], %[x3], ror #8\n\t" DOT8_CHANNEL("%[a0]", O0) DOT8_CHANNEL("%[a1]", O1) \
-      DOT8_CHANNEL("%[a2]", O2) DOT8_CHANNEL("%[a3]", O3)
-#define DOT4_CHANNEL(ACC, OFFSET)                \
-  "ldr %[w0], [%[w], #" OFFSET "]\n\t"              \
-  "sxtb16 %[t], %[w0]\n\t"                          \
-  "smlad " ACC ", %[x0], %[t], " ACC "\n\t"         \
-  "sxtb16 %[t], %[w0], ror #8\n\t"                  \
+#define DOT8(A0, A1, A2, A3)             \
+  "ldrd %[x1], %[x3], [%[x]], #8\n\t"    \
+  "sxtb16 %[x0], %[x1]\n\t"              \
+  "sxtb16 %[x1], %[x1], ror #8\n\t"      \
+  "sxtb16 %[x2], %[x3]\n\t"              \
+  "sxtb16 %[x3], %[x3], ror #8\n\t"      \
+  DOT8_CHANNEL("%[a0]", A0) DOT8_CHANNEL("%[a1]", A1) DOT8_CHANNEL("%[a2]", A2) DOT8_CHANNEL("%[a3]", A3)
+#define DOT4_CHANNEL(ACC, ADDRESS)          \
+  "ldr %[w0], " ADDRESS "\n\t"              \
+  "sxtb16 %[t], %[w0]\n\t"                  \
+  "smlad " ACC ", %[x0], %[t], " ACC "\n\t" \
+  "sxtb16 %[t], %[w0], ror #8\n\t"          \
   "smlad " ACC ", %[x1], %[t], " ACC "\n\t"
-#define DOT4(O0, O1, O2, O3)                                                 \
-  "ldr %[x1], [%[x]], #4\n\t"                                                   \
-  "sxtb16 %[x0], %[x1]\n\t"                                                     \
-  "sxtb16 %[x1], %[x1], ror #8\n\t" DOT4_CHANNEL("%[a0]", O0) DOT4_CHANNEL("%[a1]", O1) \
-      DOT4_CHANNEL("%[a2]", O2) DOT4_CHANNEL("%[a3]", O3)
+#define DOT4(A0, A1, A2, A3)             \
+  "ldr %[x1], [%[x]], #4\n\t"            \
+  "sxtb16 %[x0], %[x1]\n\t"              \
+  "sxtb16 %[x1], %[x1], ror #8\n\t"      \
+  DOT4_CHANNEL("%[a0]", A0) DOT4_CHANNEL("%[a1]", A1) DOT4_CHANNEL("%[a2]", A2) DOT4_CHANNEL("%[a3]", A3)
+#define AT(OFFSET) "[%[w], #" OFFSET "]"
+#define STEP(BYTES) "[%[w]], #" BYTES /* and moves w on */
 
 #if defined(__clang__)
 
-#define DOT4_ASM(O0, O1, O2, O3)                                                                                \
-  __asm__ volatile(DOT4(O0, O1, O2, O3)                                                                         \
+#define DOT4_ASM(A0, A1, A2, A3)                                                                                \
+  __asm__ volatile(DOT4(A0, A1, A2, A3)                                                                         \
                    : [a0] "+r"(a.a), [a1] "+r"(a.b), [a2] "+r"(a.c), [a3] "+r"(a.d), [x] "+r"(x), [x0] "=&r"(x0), \
                      [x1] "=&r"(x1), [w0] "=&r"(w0), [t] "=&r"(t)                                               \
                    : [w] "r"(w)                                                                                 \
@@ -86,20 +88,20 @@ HT_INLINE const int8_t *dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_
   ht_sum4 a = *acc;
   int32_t x0, x1, w0, t;
   for (; n >= 16; n -= 16, w += 64) {
-    DOT4_ASM("0", "16", "32", "48");
-    DOT4_ASM("4", "20", "36", "52");
-    DOT4_ASM("8", "24", "40", "56");
-    DOT4_ASM("12", "28", "44", "60");
+    DOT4_ASM(AT("0"), AT("16"), AT("32"), AT("48"));
+    DOT4_ASM(AT("4"), AT("20"), AT("36"), AT("52"));
+    DOT4_ASM(AT("8"), AT("24"), AT("40"), AT("56"));
+    DOT4_ASM(AT("12"), AT("28"), AT("44"), AT("60"));
   }
   if (n == 4) {
-    DOT4_ASM("0", "4", "8", "12");
+    DOT4_ASM(AT("0"), AT("4"), AT("8"), AT("12"));
   } else if (n == 8) {
-    DOT4_ASM("0", "8", "16", "24");
-    DOT4_ASM("4", "12", "20", "28");
+    DOT4_ASM(AT("0"), AT("8"), AT("16"), AT("24"));
+    DOT4_ASM(AT("4"), AT("12"), AT("20"), AT("28"));
   } else if (n == 12) {
-    DOT4_ASM("0", "12", "24", "36");
-    DOT4_ASM("4", "16", "28", "40");
-    DOT4_ASM("8", "20", "32", "44");
+    DOT4_ASM(AT("0"), AT("12"), AT("24"), AT("36"));
+    DOT4_ASM(AT("4"), AT("16"), AT("28"), AT("40"));
+    DOT4_ASM(AT("8"), AT("20"), AT("32"), AT("44"));
   }
   *acc = a;
   return w + 4 * n;
@@ -128,25 +130,22 @@ HT_INLINE ht_sum4 dot_block(const ht_run *run, const ht_run *end, const int8_t *
       "beq 2f\n\t"
       "add %[x0], %[x0], %[x]\n\t"
       "str %[x0], %[limit]\n\t"
-      "1:\n\t" DOT8("0", "16", "32", "48") DOT8("8", "24", "40", "56")
+      "1:\n\t" DOT8(STEP("8"), AT("8"), AT("24"), AT("40")) DOT8(STEP("56"), AT("-40"), AT("-24"), AT("-8"))
       "ldr %[t], %[limit]\n\t"
-      "adds %[w], %[w], #64\n\t"
       "cmp %[x], %[t]\n\t"
       "bne 1b\n\t"
       "ldr %[t], %[rest]\n\t"
       "2:\n\t"
       "cmp %[t], #8\n\t"
       "blt 4f\n\t"
-      "bne 3f\n\t" DOT8("0", "8", "16", "24")
-      "adds %[w], %[w], #32\n\t"
+      "bne 3f\n\t" DOT8(STEP("32"), AT("-24"), AT("-16"), AT("-8"))
       "b 5f\n\t"
-      "3:\n\t" DOT8("0", "12", "24", "36") DOT4("8", "20", "32", "44")
-      "adds %[w], %[w], #48\n\t"
+      "3:\n\t" DOT8(STEP("48"), AT("-36"), AT("-24"), AT("-12"))
+      DOT4(AT("-40"), AT("-28"), AT("-16"), AT("-4"))
       "b 5f\n\t"
       "4:\n\t"
       "cmp %[t], #0\n\t"
-      "beq 5f\n\t" DOT4("0", "4", "8", "12")
-      "adds %[w], %[w], #16\n\t"
+      "beq 5f\n\t" DOT4(STEP("16"), AT("-12"), AT("-8"), AT("-4"))
       "5:\n\t"
       "ldr %[t], %[run]\n\t"
       "ldr %[x], %[end]\n\t"
@@ -165,20 +164,23 @@ HT_INLINE ht_sum4 dot_block(const ht_run *run, const ht_run *end, const int8_t *
 
 #else
 
+/* acc += x . w over n taps; returns the weights that follow. */
 HT_INLINE const int8_t *dot_run(const int8_t *x, const int8_t *w, int32_t n, ht_sum4 *acc) {
-  int32_t *const sums[4] = {&acc->a, &acc->b, &acc->c, &acc->d};
+  ht_sum4 s = *acc;
   while (n > 0) {
     const int32_t group = n < 16 ? n : 16;
-    for (int32_t i = 0; i < 4; ++i, w += group) {
-      int32_t sum = 0;
-      for (int32_t k = 0; k < group; ++k) {
-        sum += x[k] * w[k];
-      }
-      *sums[i] = ht_wrap_add(*sums[i], sum);
+    const int8_t *const end = w + group;
+    for (; w != end; ++w) {
+      const int32_t v = *x++;
+      s.a = ht_wrap_add(s.a, v * w[0]);
+      s.b = ht_wrap_add(s.b, v * w[group]);
+      s.c = ht_wrap_add(s.c, v * w[2 * group]);
+      s.d = ht_wrap_add(s.d, v * w[3 * group]);
     }
-    x += group;
+    w += 3 * group;
     n -= group;
   }
+  *acc = s;
   return w;
 }
 

@@ -12,7 +12,7 @@ void ht_prof_mark(int layer) {
 
 typedef struct ht_machine {
   int8_t *arena;
-  const ht_frame *frame;
+  const ht_source *frame;
   const int8_t **rows;
   const ht_segment *segment;
   const ht_extent *extents;
@@ -139,7 +139,7 @@ static int run_step(const ht_net *net, const ht_machine *m, const ht_step *step)
   return status;
 }
 
-int ht_run(const ht_net *net, int8_t *arena, const ht_frame *frame, const int8_t **rows) {
+int ht_run(const ht_net *net, int8_t *arena, const ht_source *frame, const int8_t **rows) {
   ht_machine m = {arena, frame, rows, NULL, NULL};
   for (uint32_t s = 0; s < net->segment_count; ++s) {
     m.segment = &net->segments[s];

@@ -91,11 +91,11 @@ typedef struct ht_segment {
 /* Writes one row of the input frame to `row`; any result but 0 stops the run, which then returns it. */
 typedef int (*ht_pull_row)(void *user, int32_t y, int8_t *row);
 
-typedef struct ht_frame {
+typedef struct ht_source {
   const int8_t *address; /* whole frame, where a buffer has offset -1 */
   ht_pull_row pull;
   void *user;
-} ht_frame;
+} ht_source;
 
 typedef struct ht_net {
   const ht_segment *segments;
@@ -104,7 +104,7 @@ typedef struct ht_net {
 } ht_net;
 
 /* Run a network. rows: work space for the largest number of row pointers of one call. 0, or what pull returned. */
-int ht_run(const ht_net *net, int8_t *arena, const ht_frame *frame, const int8_t **rows);
+int ht_run(const ht_net *net, int8_t *arena, const ht_source *frame, const int8_t **rows);
 
 /* Called after every step with the operator's number (65535: an input row was pulled). The default does nothing. */
 void ht_prof_mark(int layer);

@@ -86,8 +86,8 @@ def conv_words(packed, shape, stride_w, pad_left, zeros, clamp):
 
 def conv_case(rng, shape=None, stride=None, name="conv"):
     if shape is None:
-        kh, kw = (int(v) for v in rng.integers(1, 8, 2))
-        shape = (int(rng.integers(1, 18)), kh, kw, int(rng.choice([1, 2, 3, 4, 5, 8, 12, 16, 20, 24, 28, 32, 36])))
+        kh, kw = int(rng.choice([1, 2, 3, 3, 4, 5, 6, 7, 11])), int(rng.integers(1, 8))
+        shape = (int(rng.integers(1, 18)), kh, kw, int(rng.choice([1, 2, 3, 4, 5, 8, 12, 16, 20, 24, 28, 32, 36, 64])))
     stride = stride or tuple(int(v) for v in rng.integers(1, 4, 2))
     out, kh, kw, channels = shape
     size, pad, out_shape, padded = geometry(rng, kh, kw, stride)

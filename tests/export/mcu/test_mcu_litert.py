@@ -1,0 +1,64 @@
+"""A second opinion: LiteRT's reference kernels give the same integers, operator by operator, but for the dense layer."""
+
+import numpy as np
+import pytest
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+from export.mcu.network import lower
+from export.mcu.oracle import Oracle
+from export.mcu.vectors import proof_inputs
+
+
+def both_engines(model: bytes, count: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
+    network = lower(model)
+    oracle = Oracle(model, network)
+    litert = Interpreter(model_content=model, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
+    litert.allocate_tensors()
+    pairs = []
+    for inputs in proof_inputs(network, count=count):
+        for detail, data in zip(litert.get_input_details(), inputs, strict=True):
+            litert.set_tensor(detail["index"], data.reshape(detail["shape"]))
+        litert.invoke()
+        found = litert.get_tensor(litert.get_output_details()[0]["index"])
+        pairs.append((found.reshape(-1), oracle.run(inputs).outputs[0].reshape(-1)))
+    return pairs
+
+
+ONE_OP = {
+    "conv": lambda net, x: net.conv(x, 9, (3, 5), (2, 1)),
+    "point": lambda net, x: net.conv(x, 16, (1, 1), gain=4.0),
+    "depthwise": lambda net, x: net.depthwise(x, 1, (5, 3), (2, 2)),
+    "multiplied": lambda net, x: net.depthwise(x, 3, (3, 3)),
+    "average": lambda net, x: net.pool(x, "AVERAGE_POOL_2D", (3, 3), (2, 2), 0),
+    "largest": lambda net, x: net.pool(x, "MAX_POOL_2D", (3, 3), (2, 2), 0),
+    "add": lambda net, x: net.binary("ADD", x, net.activation((1, 9, 11, 8), 0.013, 5)),
+    "mul": lambda net, x: net.binary("MUL", x, net.activation((1, 1, 1, 8), 0.013, 5)),
+    "mean": lambda net, x: net.mean(x, [1, 2]),
+    "relu": lambda net, x: net.unary("RELU", x),
+    "logistic": lambda net, x: net.unary("LOGISTIC", x),
+    "hard swish": lambda net, x: net.unary("HARD_SWISH", x),
+    "softmax": lambda net, x: net.unary("SOFTMAX", x),
+    "requantise": lambda net, x: net.unary("QUANTIZE", x),
+    "resize": lambda net, x: net.resize(x, (18, 5)),
+    "pad": lambda net, x: net.pad(x, 1, 2, 3, 0),
+}
+
+
+@pytest.mark.parametrize("name", ONE_OP)
+def test_litert_agrees_on_every_operator_but_the_dense_layer(tflite_builder, name):
+    for seed in range(3):
+        net = tflite_builder(seed)
+        source = net.activation((1, 9, 11, 8), 0.04, -20)
+        out = ONE_OP[name](net, source)
+        inputs = [i for i, tensor in enumerate(net.tensors) if tensor.buffer == 0 and i != out]
+        for litert, micro in both_engines(net.finish(inputs, [out])):
+            assert np.array_equal(litert, micro)
+
+
+def test_the_dense_layer_differs_by_at_most_one_step(tflite_builder):
+    """LiteRT rounds once, TensorFlow Lite Micro (and CMSIS-NN) twice: the reason why the oracle is named."""
+    for seed in range(5):
+        net = tflite_builder(seed)
+        source = net.activation((1, 128), 0.04, -20)
+        for litert, micro in both_engines(net.finish([source], [net.dense(source, 64)])):
+            assert np.abs(litert.astype(int) - micro).max() <= 1
