@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON_VENV := $(VENV)/bin/python
 export HEADTAIL_DATA ?= $(wildcard ../shared)
 BENCHES := foundation mcu
+# mosquitto is the broker; libdeflate makes CRC32 cheaper, zlib stands in where it is missing
+SYSTEM := mosquitto:mosquitto libdeflate.so.0:libdeflate0
 
 .PHONY: help demo test check format setup-demo setup-dev test-arm64 bench-data bench-report $(addprefix bench-,$(BENCHES))
 
@@ -10,11 +12,11 @@ help:  ## what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 setup-demo:
-	@scripts/setup-system mosquitto:mosquitto || echo "no mosquitto: the demo uses the embedded broker"
+	@scripts/setup-system $(SYSTEM) || echo "no mosquitto: the demo uses the embedded broker"
 	@scripts/setup-venv demo $(VENV)
 
 setup-dev:
-	@scripts/setup-system mosquitto:mosquitto
+	@scripts/setup-system $(SYSTEM)
 	@scripts/setup-venv dev $(VENV)
 
 demo: setup-demo  ## the main job, start to end, on this machine (report: demo/report.html)

@@ -1,11 +1,17 @@
 """The Python API of headtail: one lazy façade over the packages.
 
+    from pathlib import Path
+
     import headtail
 
-    artefact = headtail.load("build/head")
-    session = headtail.open_session(artefact)
+    whole = headtail.export("my_package:network", "rpi-5-4gb", headtail.ExportOptions(precision="int8", calibration=Path("photos")))
+    cut = min(headtail.cuts(whole.folder).cuts, key=lambda cut: cut.payload_bytes)
+    head, tail = headtail.cut(whole.folder, cut.names, out="build/pair")
+    with headtail.serve_tail("mqtt://host", tail.folder), headtail.Offloader("mqtt://host", "pi-1", head=head) as offloader:
+        answer = offloader.infer(picture, deadline_ms=100)
 
 Nothing heavy is imported until a name is used: `import headtail` costs milliseconds and pulls in no torch.
+`examples/python_api.py` runs all of it.
 """
 
 import importlib
@@ -17,17 +23,50 @@ from device_profiles.version import __version__
 if TYPE_CHECKING:
     from device_profiles.load import list_boards, load_board
     from edge_runtime.artefact import open_artefact as load
+    from edge_runtime.offloader import Offloader, OffloadOptions
     from edge_runtime.session import open_session
+    from export.cut_pair import cut_network as cut
+    from export.cut_pair import list_cuts as cuts
+    from export.pipeline import export_model as export
+    from export.request import ExportOptions
+    from orchestrator.broker import start_broker
+    from orchestrator.deploy import deploy
+    from orchestrator.tail_server import serve_tail
 
 # name -> where it lives
 _LAZY = {
+    "ExportOptions": "export.request:ExportOptions",
+    "OffloadOptions": "edge_runtime.offloader:OffloadOptions",
+    "Offloader": "edge_runtime.offloader:Offloader",
+    "cut": "export.cut_pair:cut_network",
+    "cuts": "export.cut_pair:list_cuts",
+    "deploy": "orchestrator.deploy:deploy",
+    "export": "export.pipeline:export_model",
     "list_boards": "device_profiles.load:list_boards",
     "load": "edge_runtime.artefact:open_artefact",
     "load_board": "device_profiles.load:load_board",
     "open_session": "edge_runtime.session:open_session",
+    "serve_tail": "orchestrator.tail_server:serve_tail",
+    "start_broker": "orchestrator.broker:start_broker",
 }
 
-__all__ = ["EdgeError", "__version__", "list_boards", "load", "load_board", "open_session"]
+__all__ = [
+    "EdgeError",
+    "ExportOptions",
+    "OffloadOptions",
+    "Offloader",
+    "__version__",
+    "cut",
+    "cuts",
+    "deploy",
+    "export",
+    "list_boards",
+    "load",
+    "load_board",
+    "open_session",
+    "serve_tail",
+    "start_broker",
+]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for

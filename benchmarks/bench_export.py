@@ -57,13 +57,17 @@ def _durations(folder: Path) -> list[dict[str, Any]]:
     """Wall time of `headtail export` for every CPU target, start of the process included: new cache, then again."""
     calibration = ("--calibration", lite0.calibration_folder())
     seconds: dict[str, list[float]] = {"cold": [], "cached": []}
+    before = os.times()
     with _cache(folder / "cache"):
         for times in seconds.values():
             for name, options in CPU_TARGETS:
                 start = time.perf_counter()
                 _exported(folder, name, *options, *(calibration if "int8" in options else ()))
                 times.append(time.perf_counter() - start)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
     found = [
+        _row("export_cpu", "CPU time of these eight commands, which other load does not change", cpu, "s", None),
         _row(
             "export_cold", "Lite0 to every CPU target, new cache, four commands together", sum(seconds["cold"]), "s", 90
         ),

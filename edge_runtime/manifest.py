@@ -334,6 +334,11 @@ def _check_cut(manifest: Manifest) -> None:
         )
     if cut is None:
         return
+    hashes = {entry.sha256 for entry in manifest.files}
+    if (cut.codec == "rans") != (cut.tables_sha256 is not None) or (cut.tables_sha256 or "") not in {"", *hashes}:
+        raise ManifestError(
+            f"Wanted the hash of a listed table file for codec rans and none for raw, found {cut.tables_sha256} for {cut.codec}."
+        )
     ids = cut.accepts if manifest.role == "tail" else (cut.cut_id or "",)
     if not ids or not all(_CUT_ID.match(one) for one in ids):
         raise ManifestError(f"Wanted cut ids of 16 hex digits for a {manifest.role}, found {list(ids)}.")

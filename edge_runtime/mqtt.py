@@ -316,9 +316,8 @@ class MqttLink:
         self._ready.clear()
         with self._outstanding_lock:
             self._outstanding.clear()
-        if self._closed:
-            return
-        log.warning("lost the broker %s: %s", self._name, reason)
+        if not self._closed:
+            log.warning("lost the broker %s: %s", self._name, reason)
         if self._options.on_lost is not None:
             self._options.on_lost()
 

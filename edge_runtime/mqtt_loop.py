@@ -66,9 +66,10 @@ class NetworkLoop:
         self._wake()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
-        if not self._thread.is_alive():
+        if self._reader.acquire(timeout=1):  # nobody waits for the pipe any more
             os.close(self._wake_read)
             os.close(self._wake_write)
+            self._reader.release()
 
     def flush(self) -> None:
         """Write what waits, in the calling thread; what the socket does not take, the reader writes later."""
@@ -166,7 +167,7 @@ class NetworkLoop:
         try:
             while not ended.acquire(blocking=False):
                 left = deadline - time.monotonic()
-                if left <= 0 or self._client.socket() is None:
+                if left <= 0 or self._client.socket() is None or self._stop.is_set():
                     return False
                 self._step(left, ended)
             return True
@@ -229,7 +230,8 @@ class NetworkLoop:
         except (OSError, ValueError):  # closed by a writer that found it broken
             return
         if self._wake_read in readable:
-            os.read(self._wake_read, 4096)
+            with contextlib.suppress(OSError):  # emptied by another reader
+                os.read(self._wake_read, 4096)
         if descriptor in readable:
             self._client.loop_read()
         now = time.monotonic()

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.artefact import Artefact
+from edge_runtime.codecs import codec_of
 from edge_runtime.messages import Topics
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink
 from edge_runtime.offload import (
@@ -31,6 +32,8 @@ from edge_runtime.offload import (
 )
 from edge_runtime.session import Session, open_session
 from edge_runtime.wire import (
+    CODEC_RAW,
+    RAW_CODECS,
     REPLY_BYTES,
     Envelope,
     Limits,
@@ -131,6 +134,7 @@ class Offloader:
         _check_roles(head, fallback, key)
         self.key = head.key if head is not None else str(key)
         self._cut_id = bytes.fromhex(self.key)
+        self._code, self._codec = codec_of(head) if head is not None else (CODEC_RAW, RAW_CODECS[CODEC_RAW])
         self._head = open_session(head, threads=self._options.threads) if head else None
         self._fallback = open_session(fallback, threads=self._options.threads) if fallback else None
         self._head_lock, self._fallback_lock = threading.Lock(), threading.Lock()
@@ -238,7 +242,7 @@ class Offloader:
                 outputs = self._head.run(arrays)
             attempt.head_ms = _ms_since(begun)
             begun = time.perf_counter()
-        pieces = encode_tensors(outputs, cut_id=self._cut_id)
+        pieces = encode_tensors(outputs, cut_id=self._cut_id, codec=self._codec, code=self._code)
         attempt.encode_ms = _ms_since(begun)
         return pieces
 

@@ -106,5 +106,5 @@ def check_inputs(specs: tuple[TensorSpec, ...], arrays: Sequence[np.ndarray]) ->
     if len(arrays) != len(specs):
         raise InputError(f"Wanted {len(specs)} inputs ({', '.join(s.name for s in specs)}), found {len(arrays)}.")
     for spec, array in zip(specs, arrays, strict=True):
-        if array.dtype.name != spec.dtype or array.shape != spec.shape:
+        if array.dtype != spec.dtype or array.shape != spec.shape:  # dtype.name is slow in a cold cache
             raise InputError(f"Wanted {spec.dtype} {spec.shape} for {spec.name}, found {array.dtype} {array.shape}.")

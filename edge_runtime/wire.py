@@ -103,6 +103,14 @@ class Frame(msgspec.Struct, frozen=True):
     layers: tuple[memoryview, ...]
 
 
+class Header(msgspec.Struct, frozen=True):
+    """What a frame says of itself before its layers: codec number, route key (8 bytes), table set (4 bytes)."""
+
+    codec: int
+    cut_id: bytes
+    tables: bytes = NO_TABLES
+
+
 class Envelope(msgspec.Struct, frozen=True):
     """Head of a request. The budget counts from the moment that the tail receives it, in ms."""
 
@@ -124,6 +132,10 @@ class Reply(msgspec.Struct, frozen=True):
 class Codec(Protocol):
     """Turns tensors into layers and back; an implementation bounds its allocations by the heads' sizes."""
 
+    @property
+    def table_id(self) -> bytes:
+        """The 4 bytes that name the codec's tables, zeros where it has none."""
+
     def encode(self, arrays: Sequence[np.ndarray]) -> list[bytes | memoryview]:
         """At most `MAX_LAYERS` layers, the most important first."""
 
@@ -133,6 +145,8 @@ class Codec(Protocol):
 
 class RawCodec:
     """Codec 0: one layer, the tensors' little-endian values back to back."""
+
+    table_id = NO_TABLES
 
     def encode(self, arrays: Sequence[np.ndarray]) -> list[bytes | memoryview]:
         """One layer; a single C-contiguous little-endian tensor is not copied."""
@@ -238,12 +252,12 @@ def encode_tensors(
     if not 1 <= len(arrays) <= MAX_TENSORS:
         raise LimitError(f"Wanted 1 to {MAX_TENSORS} tensors in a frame, found {len(arrays)}.")
     heads = b"".join([_pack_head(array.dtype, array.shape) for array in arrays])
-    return _frame(code, cut_id, codec.encode(arrays), heads, len(arrays))
+    return _frame(Header(code, cut_id, codec.table_id), codec.encode(arrays), heads, len(arrays))
 
 
 def encode_image_file(data: bytes, *, cut_id: bytes) -> list[bytes | memoryview]:
     """Frame an encoded picture (JPEG, PNG, WebP file) for a whole model on the host."""
-    return _frame(CODEC_IMAGE, cut_id, [data], b"", 0)
+    return _frame(Header(CODEC_IMAGE, cut_id), [data], b"", 0)
 
 
 def decode_frame(data: bytes | memoryview, limits: Limits) -> Frame:
@@ -293,20 +307,24 @@ def decode_tensors(frame: Frame, codecs: Mapping[int, Codec] = RAW_CODECS) -> li
     codec = codecs.get(frame.codec)
     if codec is None:
         raise FormatError(f"Wanted a codec of {sorted(codecs)} for this model, found {frame.codec}.")
+    if frame.tables != codec.table_id:
+        raise FormatError(
+            f"Wanted a frame coded with table set {codec.table_id.hex()}, found {frame.tables.hex()}. "
+            "Deploy head and tail of the same cut."
+        )
     return codec.decode(frame.tensors, frame.layers)
 
 
-def _frame(
-    code: int, cut_id: bytes, layers: list[bytes | memoryview], heads: bytes, tensors: int
-) -> list[bytes | memoryview]:
+def _frame(header: Header, layers: list[bytes | memoryview], heads: bytes, tensors: int) -> list[bytes | memoryview]:
     lengths = [len(layer) for layer in layers]
     payload = sum(lengths)
     if len(layers) > MAX_LAYERS or payload > 0xFFFFFFFF:
         raise LimitError(f"Wanted at most {MAX_LAYERS} layers and 4 GiB in a frame, found {len(layers)}, {payload} B.")
-    if len(cut_id) != CUT_ID_BYTES:
-        raise FormatError(f"Wanted a cut id of {CUT_ID_BYTES} bytes, found {len(cut_id)}.")
+    if len(header.cut_id) != CUT_ID_BYTES:
+        raise FormatError(f"Wanted a cut id of {CUT_ID_BYTES} bytes, found {len(header.cut_id)}.")
     rest = _LENGTHS[len(layers)].pack(*lengths) + heads
-    fixed = _FIXED.pack(MAGIC, VERSION, code, cut_id, NO_TABLES, len(layers), tensors, 0, payload, 0)
+    names = (header.codec, header.cut_id, header.tables)
+    fixed = _FIXED.pack(MAGIC, VERSION, *names, len(layers), tensors, 0, payload, 0)
     crc = crc32(fixed + rest, 0)
     for layer in layers:
         crc = crc32(layer, crc)

@@ -22,6 +22,9 @@ from edge_runtime.manifest import canonical_bytes
 
 LIMIT_BYTES = 4 << 30
 _HASH_BYTES = 32
+_ROOT = Path(__file__).resolve().parents[1]
+_OWN_PACKAGES = ("device_profiles", "edge_runtime", "export", "orchestrator", "split")
+_OTHER_CODE = ("cut_", "trt_", "to_tensorrt")  # of this package, but no part of an export
 _LOG = logging.getLogger(__name__)
 # What takes part in an export; a new version of any of them is a new key.
 _PACKAGES = (
@@ -114,11 +117,18 @@ def cache_key(*parts: object) -> str:
     return hashlib.sha256(canonical_bytes([tool_versions(), _own_code(), *parts])).hexdigest()
 
 
+def is_own_code(path: Path) -> bool:
+    """Whether a file belongs to headtail's packages, which count in every key as a whole."""
+    return any(_ROOT / name in path.parents for name in _OWN_PACKAGES)
+
+
 @functools.cache
 def _own_code() -> str:
-    """Hash of this package's sources: whoever changes an exporter must not meet what the old one made."""
+    """Hash of the sources that make artefacts: whoever changes an exporter must not meet what the old one made."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    sources = [path for path in (_ROOT / "export").glob("*.py") if not path.name.startswith(_OTHER_CODE)]
+    sources += [_ROOT / "edge_runtime" / name for name in ("artefact.py", "manifest.py", "preprocess.py")]
+    for path in sorted(sources):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

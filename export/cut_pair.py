@@ -13,6 +13,7 @@ from device_profiles import load_board
 from device_profiles.version import __version__
 from edge_runtime import manifest as manifests
 from edge_runtime.artefact import Artefact, read_raw, write_artefact
+from edge_runtime.codecs import TABLES_NAME
 from edge_runtime.manifest import (
     SCHEMA_VERSION,
     Engine,
@@ -26,8 +27,10 @@ from edge_runtime.manifest import (
 from export.cut_check import Arrays, check_cut, kept_inputs, sample_inputs
 from export.cut_golden import latent_rule, make_golden, output_rule
 from export.cut_source import CutSource, open_cut_source
+from export.cut_tables import count_latents
+from export.samples import SampleSet, open_samples
 from split.cut_graph import CutTensor
-from split.cuts import Cut, cut_at
+from split.cuts import Cut, CutList, cut_at, find_cuts
 
 _PACKAGES = {"onnx": ("onnx", "onnxruntime"), "tflite": ("ai-edge-litert",)}
 _LICENCE_WORDS = ("LICENCE", "LICENSE", "NOTICE", "COPYING")
@@ -41,6 +44,7 @@ class PairOptions:
     head_target: str
     tail_target: str
     fallback: str | None = None
+    calibration: SampleSet | None = None  # given: the entropy coder carries the latents, with tables counted on it
     samples: tuple[tuple[np.ndarray, ...], ...] = ()  # golden inputs; random ones, or those of the artefact, when empty
 
 
@@ -66,7 +70,15 @@ def write_pair(source: CutSource, cut: Cut, options: PairOptions) -> tuple[Artef
     given = [[sample[index] for index in keep] for sample in samples]
     latents = tuple(_latent(source, tensor) for tensor in cut.tensors)
     head_hash = sha256(pair[0]).hexdigest()
-    cut_id = make_cut_id(head_sha256=head_hash, tensors=latents, codec="raw", tables_sha256=None)
+    crossing = manifests.Cut(tensors=latents)
+    tables: dict[str, bytes | Path] = {}
+    if options.calibration is not None:
+        data = count_latents(source, cut, pair[0], options.calibration).data
+        tables[TABLES_NAME] = data
+        crossing = manifests.Cut(tensors=latents, codec="rans", tables_sha256=sha256(data).hexdigest())
+    cut_id = make_cut_id(
+        head_sha256=head_hash, tensors=latents, codec=crossing.codec, tables_sha256=crossing.tables_sha256
+    )
     head_golden = make_golden(list(zip(given, [found for found, _ in results], strict=True)), latent_rule(source))
     tail_golden = make_golden(results, output_rule(source))
     base = _base_manifest(source, latents)
@@ -76,15 +88,15 @@ def write_pair(source: CutSource, cut: Cut, options: PairOptions) -> tuple[Artef
         inputs=tuple(source.inputs[index] for index in keep),
         golden=head_golden.vectors,
         fallback=options.fallback,
-        cut=manifests.Cut(cut_id=cut_id, tensors=latents),
+        cut=msgspec.structs.replace(crossing, cut_id=cut_id),
     )
     tail = msgspec.structs.replace(
         _tail_manifest(source, base),
         target=options.tail_target,
         golden=tail_golden.vectors,
-        cut=manifests.Cut(accepts=(cut_id,), tensors=latents),
+        cut=msgspec.structs.replace(crossing, accepts=(cut_id,)),
     )
-    carried = _carried_files(source)
+    carried = _carried_files(source) | tables
     return (
         write_artefact(options.out / "head", head, {base.entry: pair[0], **head_golden.files, **carried}),
         write_artefact(
@@ -128,6 +140,18 @@ def _tail_manifest(source: CutSource, head: Manifest) -> Manifest:
     )
 
 
+def list_cuts(model: Path | str) -> CutList:
+    """Every legal cut of an int8 network: what `headtail split MODEL --list` shows.
+
+    Args:
+        model: An artefact of a whole int8 network, or an int8 .onnx or .tflite file.
+
+    Raises:
+        EdgeError: A subclass for each reason, see `open_cut_source`.
+    """
+    return find_cuts(open_cut_source(Path(model)).graph)
+
+
 def cut_network(
     model: Path | str,
     at: Sequence[str],
@@ -135,6 +159,7 @@ def cut_network(
     out: Path | str,
     fallback: Artefact | None = None,
     tail_target: str = "this",
+    calibration: Path | str | None = None,
 ) -> tuple[Artefact, Artefact]:
     """Cut an int8 network in two: what `headtail split MODEL --at TENSOR` does.
 
@@ -144,6 +169,7 @@ def cut_network(
         out: Folder in which head/ and tail/ are written.
         fallback: A whole network that the device runs when the tail does not answer.
         tail_target: Board of the tail.
+        calibration: Pictures or arrays: given, the latents travel entropy coded, with tables counted on them.
 
     Returns:
         (head, tail); head + tail was found equal to the network, bit for bit.
@@ -158,6 +184,7 @@ def cut_network(
         head_target=load_board(source.artefact.manifest.target if source.artefact else "this").id,
         tail_target=load_board(tail_target).id,
         fallback=fallback.id if fallback is not None else None,
+        calibration=open_samples(calibration) if calibration is not None else None,
     )
     return write_pair(source, cut_at(source.graph, at), options)
 

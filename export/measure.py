@@ -16,12 +16,13 @@ from edge_runtime.manifest import BenchRow, EngineName, Golden, Manifest, Postpr
 from edge_runtime.session import Session, open_session
 from export import verify
 from export.convert import Converted, load_step, random_inputs
+from export.quiet import quiet
 from export.report import INT8_SQNR_DB
 from export.request import Request
 from export.samples import SampleSet, labelled
 
 GOLDEN_VECTORS = 2
-_RANDOM_INPUTS = 8
+_RANDOM_INPUTS = 4
 _CALIBRATION_CHECKED = 64  # of the calibration samples, when there is no --data
 _LARGEST_DATA = 10_000
 # The engine that runs a file here, where the board's own does not exist.
@@ -81,7 +82,8 @@ def measure(request: Request, converted: Converted, manifest: Manifest) -> Measu
 
 
 def _open(folder: Path, manifest: Manifest, data: bytes) -> Session:
-    return open_session(write_artefact(folder, manifest, {manifest.entry: data}))
+    with quiet():  # LiteRT says which delegate it uses
+        return open_session(write_artefact(folder, manifest, {manifest.entry: data}))
 
 
 def _as_engine(manifest: Manifest, engine: EngineName) -> Manifest:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from edge_runtime.manifest import Preprocessing
+from export.cache import is_own_code
 from export.source import ModelSource, Source, SourceError, module_names
 
 _SCALARS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.Size)
@@ -152,8 +153,7 @@ def own_code_files() -> list[Path]:
         name = getattr(module, "__file__", None)
         if isinstance(name, str) and name.endswith(".py") and not name.startswith(libraries):
             found.add(Path(name))
-    own = Path(__file__).parents[1]  # headtail counts by its version, in the cache's key
-    return sorted(path for path in found if own not in path.parents and path.is_file())
+    return sorted(path for path in found if not is_own_code(path) and path.is_file())
 
 
 def library_folders() -> tuple[str, ...]:

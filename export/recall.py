@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.artefact import file_sha256
-from export.cache import Cache, cache_key
+from export.cache import Cache, cache_key, is_own_code
 from export.convert import load_step
 from export.source import ModelSource, Source, find_source
 
@@ -132,7 +132,7 @@ def _witnesses(paths: set[str], libraries: tuple[str, ...]) -> tuple[Witness, ..
     found = []
     for name in sorted(paths):
         path = Path(name)
-        if not path.is_file() or path.suffix in _BINARY:
+        if not path.is_file() or path.suffix in _BINARY or is_own_code(path):
             continue
         status = path.stat()
         is_library = name.startswith(libraries) and path.suffix == ".py"

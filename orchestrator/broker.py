@@ -112,6 +112,7 @@ class MosquittoBroker:
         Raises:
             BrokerError: It ended at once, or does not listen.
         """
+        _check_free(self._options.host, self.port)
         configuration = self._folder / "mosquitto.conf"
         configuration.write_text(mosquitto_configuration(self._options, self.port))
         with (self._folder / "log").open("ab") as output:
@@ -239,6 +240,16 @@ def start_broker(options: BrokerOptions | None = None, *, embedded: bool = False
     if embedded or find_mosquitto() is None:
         return EmbeddedBroker(options)
     return MosquittoBroker(options)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Refuse a port that someone else listens on: mosquitto would end, and the other broker answer in its place."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise BrokerError(f"Wanted to listen on {host}:{port}, found: {error}. Try --port 0.") from error
 
 
 def _wait_listening(host: str, port: int, process: subprocess.Popen[bytes], output: Path) -> None:

@@ -10,12 +10,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from pathlib import Path
 from queue import SimpleQueue
 
 import numpy as np
 
 from device_profiles.errors import EdgeError
-from edge_runtime.artefact import Artefact
+from edge_runtime.artefact import Artefact, open_artefact
+from edge_runtime.codecs import codecs_of
 from edge_runtime.manifest import Manifest
 from edge_runtime.messages import MessageError, parse_topic, requests_filter
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink
@@ -24,6 +26,8 @@ from edge_runtime.session import InputError, open_session
 from edge_runtime.wire import (
     CODEC_IMAGE,
     ENVELOPE_BYTES,
+    RAW_CODECS,
+    Codec,
     FormatError,
     Frame,
     Limits,
@@ -106,10 +110,11 @@ def serve_artefact(artefact: Artefact, *, threads: int | None = None) -> Served:
     limits = limits_of(manifest.inputs)
     if manifest.preprocessing is not None:
         limits = Limits(max(limits.payload_bytes, MAX_IMAGE_BYTES), limits.tensor_bytes)
-    return Served(manifest.model.name, keys, limits, lambda frame: read_inputs(frame, manifest), run)
+    codecs = codecs_of(artefact)
+    return Served(manifest.model.name, keys, limits, lambda frame: read_inputs(frame, manifest, codecs), run)
 
 
-def read_inputs(frame: Frame, manifest: Manifest) -> list[np.ndarray]:
+def read_inputs(frame: Frame, manifest: Manifest, codecs: Mapping[int, Codec] = RAW_CODECS) -> list[np.ndarray]:
     """The model's inputs: from tensors, or for a whole model from an encoded picture.
 
     Raises:
@@ -118,7 +123,7 @@ def read_inputs(frame: Frame, manifest: Manifest) -> list[np.ndarray]:
         ImageError: The picture cannot be decoded.
     """
     if frame.codec != CODEC_IMAGE:
-        return decode_tensors(frame)
+        return decode_tensors(frame, codecs)
     if manifest.preprocessing is None or len(manifest.inputs) != 1 or len(frame.layers) != 1:
         raise FormatError(f"Wanted tensors for {manifest.model.name}, found an encoded picture.")
     image = decode_image(bytes(frame.layers[0]))
@@ -278,6 +283,20 @@ class TailServer:
             self._link.publish_pieces(request.reply_topic, pieces, request.qos)
         except MqttError as error:  # the device has its own deadline
             log.warning("a reply on %s was not sent: %s", request.reply_topic, error)
+
+
+def serve_tail(broker_url: str, *artefacts: Path | str, options: ServerOptions | None = None) -> TailServer:
+    """Open tails and whole models; the returned server answers in a `with` block, or from `start` to `close`.
+
+    Args:
+        broker_url: mqtt://host:port.
+        artefacts: Folders or .zip files.
+        options: See `ServerOptions`.
+
+    Raises:
+        EdgeError: An artefact is refused, or two answer to one key.
+    """
+    return TailServer(broker_url, [serve_artefact(open_artefact(path)) for path in artefacts], options)
 
 
 def _by_key(models: Sequence[Served]) -> Mapping[str, Served]:

@@ -1,9 +1,10 @@
 """Named errors of the entropy coder."""
 
 from device_profiles.errors import EdgeError
+from edge_runtime.wire import WireError
 
 
-class EntropyError(EdgeError):
+class EntropyError(WireError):
     """Bytes that are not a layer of this table set, or values that it cannot carry."""
 
 

@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from cyclopts import Parameter
@@ -15,6 +15,7 @@ from edge_runtime.manifest import MAX_TENSORS
 from export.cut_pair import PairOptions, write_pair
 from export.cut_source import CutSource, open_cut_source
 from export.picture_sizes import QUALITY, PictureSizes, measure_picture
+from export.samples import SampleSet, open_samples
 from split.cuts import Cut, CutError, CutList, cut_at, find_cuts
 
 
@@ -29,6 +30,8 @@ def split(
     fallback: Path | None = None,
     target: str | None = None,
     tail_target: str = "this",
+    codec: Literal["raw", "rans"] = "raw",
+    calibration: Path | None = None,
     max_tensors: int = MAX_TENSORS,
     json: bool = False,
 ) -> None:
@@ -43,6 +46,8 @@ def split(
         fallback: The artefact of a whole network that the device runs when the tail does not answer.
         target: Board of the head; the artefact's own by default, "this" for a bare file.
         tail_target: Board of the tail.
+        codec: How the crossing integers travel: as they are, or entropy coded (smaller; needs --calibration).
+        calibration: A folder of pictures or an .npz of inputs, on which the entropy tables are counted.
         max_tensors: List only cuts with at most this many crossing tensors.
         json: Print JSON instead of a table.
     """
@@ -60,10 +65,17 @@ def split(
         head_target=load_board(target or own).id,
         tail_target=load_board(tail_target).id,
         fallback=open_artefact(fallback).id if fallback else None,
+        calibration=_tables_from(codec, calibration),
     )
     cut = _chosen(source, at, max_tensors)
     report = _pair_report(source, cut, write_pair(source, cut, options))
     _print_json(report) if json else _print_pair(report, source)
+
+
+def _tables_from(codec: str, calibration: Path | None) -> SampleSet | None:
+    if (codec == "rans") != (calibration is not None):
+        raise CutError("Wanted --codec rans together with --calibration DATA, found one without the other.")
+    return None if calibration is None else open_samples(calibration)
 
 
 def _pair_report(source: CutSource, cut: Cut, pair: tuple[Artefact, Artefact]) -> dict[str, Any]:

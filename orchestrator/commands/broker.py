@@ -51,7 +51,7 @@ def _check(url: str, *, json: bool) -> None:
         sys.stdout.write("That is slow: set set_tcp_nodelay true in mosquitto.conf, or use QoS 0 for offload.\n")
 
 
-def measure_echo(url: str, *, count: int = 11) -> tuple[int, float]:
+def measure_echo(url: str, *, count: int = 11, timeout_s: float = 5.0) -> tuple[int, float]:
     """The broker's largest packet in bytes, and the median echo in ms of 1 KB at QoS 1.
 
     Raises:
@@ -62,12 +62,12 @@ def measure_echo(url: str, *, count: int = 11) -> tuple[int, float]:
     topic = f"ht/v1/check/{time.time_ns()}/up/echo"
     options = LinkOptions(subscriptions=((topic, 1),))
     with MqttLink(url, options, lambda *_: arrived.release()) as link:
-        link.wait_connected(5)
+        link.wait_connected(timeout_s)
         times = []
         for _ in range(count):
             begun = time.perf_counter()
             link.publish(Packet(topic, bytes(1000), qos=1))
-            if not link.wait_for(arrived, 5):
-                raise NotConnectedError(f"Wanted an echo from {url} within 5 s, found none.")
+            if not link.wait_for(arrived, timeout_s):
+                raise NotConnectedError(f"Wanted an echo from {url} within {timeout_s:g} s, found none.")
             times.append(1000 * (time.perf_counter() - begun))
         return link.max_packet_bytes, statistics.median(times)

@@ -45,8 +45,9 @@ def _print(outcome: Outcome, link: str) -> None:
         )
         for row in outcome.rows
     ]
-    columns = ("way", "bytes", "device ms", "host ms", "broker ms", "link ms", "total ms", "agrees with fp32")
-    print_table(f"One picture, link {link} (rate/one-way delay, emulated)", columns, rows)
+    columns = ("way", "bytes", "device", "host", "broker", "link", "total", "agrees")
+    title = f"One picture, link {link} (rate/one-way delay, emulated): bytes, median ms, top-1 as in fp32"
+    print_table(title, columns, rows, numbers=True)
     sys.stdout.write(outcome.verdict + "\n")
     outage = outcome.outage
     sys.stdout.write(

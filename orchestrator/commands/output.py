@@ -14,11 +14,20 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - any msgspec-encodable valu
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table on standard output; null prints as a dash."""
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], *, numbers: bool = False) -> None:
+    """A table on standard output; null prints as a dash.
+
+    Args:
+        title: Stands above it.
+        columns: Headings.
+        rows: One cell for each column.
+        numbers: All columns but the first hold figures: right-aligned, never wrapped.
+    """
     table = Table(title=title, title_justify="left")
     for index, column in enumerate(columns):
-        table.add_column(column, overflow="fold", no_wrap=index == 0)  # the first column is what users copy
+        first = index == 0  # what users copy
+        figures = numbers and not first
+        table.add_column(column, overflow="fold", no_wrap=first or figures, justify="right" if figures else "left")
     for row in rows:
         table.add_row(*["-" if cell is None else str(cell) for cell in row])
     Console().print(table)

@@ -9,7 +9,7 @@ import msgspec
 from edge_runtime.artefact import open_artefact
 from orchestrator.commands.output import print_json
 from orchestrator.commands.serving import until_stopped
-from orchestrator.tail_server import ServerOptions, TailServer, serve_artefact
+from orchestrator.tail_server import Served, ServerOptions, TailServer, serve_artefact
 
 
 def serve(
@@ -37,16 +37,19 @@ def serve(
     models = [serve_artefact(open_artefact(path), threads=threads) for path in artefacts]
     options = ServerOptions(workers=workers, queue_limit=queue_limit, group="tails" if shared else None, qos=qos)
     with TailServer(broker, models, options) as server:
-        keys = {model.name: list(model.keys) for model in models}
-        if json:
-            print_json({"serving": keys, "broker": broker})
-        else:
-            for name, names in keys.items():
-                sys.stdout.write(f"serving {name} as {', '.join(names)} through {broker}\n")
-        sys.stdout.flush()
         with until_stopped():
+            _announce(models, broker, json=json)
             threading.Event().wait()
         if json:
             print_json(msgspec.to_builtins(server.counters))
         else:
             sys.stdout.write(f"{server.counters}\n")
+
+
+def _announce(models: list[Served], broker: str, *, json: bool) -> None:
+    if json:
+        print_json({"serving": [{"model": model.name, "keys": list(model.keys)} for model in models], "broker": broker})
+    else:
+        for model in models:
+            sys.stdout.write(f"serving {model.name} as {', '.join(model.keys)} through {broker}\n")
+    sys.stdout.flush()

@@ -78,7 +78,7 @@ def choose_cuts(cuts: tuple[ListedCut, ...]) -> list[tuple[str, ListedCut]]:
         if not inside:
             raise CutChoiceError(f"Wanted a cut between {low:.0%} and {high:.0%} of the network, found none.")
         best = min(inside, key=lambda cut: (cut.payload_bytes, cut.head_macs))
-        chosen.append((f"{name} cut ({best.share:.0%} on the device)", best))
+        chosen.append((f"{name} cut at {best.share:.0%}", best))
     return chosen
 
 
@@ -119,7 +119,8 @@ def build(folder: Path, children: Children) -> Built:
     pairs = []
     for number, (name, cut) in enumerate(choose_cuts(cuts)):
         pair = folder / "cuts" / str(number)
-        children.run(f"split-{number}", headtail("split", str(int8), "--at", cut.at, "--out", str(pair)))
+        coder = ["--codec", "rans", "--calibration", str(calibration)] if cut.head_macs else []  # raw pixels stay raw
+        children.run(f"split-{number}", headtail("split", str(int8), "--at", cut.at, "--out", str(pair), *coder))
         pairs.append(pair)
         strategies.append(Strategy(name=name, kind="cut", artefact=str(pair / "head")))
     strategies += [

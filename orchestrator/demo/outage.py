@@ -1,5 +1,6 @@
 """The second half's last scene: a real agent streams, the broker is stopped, the fallback answers in time."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,8 +62,10 @@ def show_outage(
     """
     results = folder / "stream.jsonl"
     results.unlink(missing_ok=True)
+    state = folder / "device"
+    shutil.rmtree(state, ignore_errors=True)  # a device that has nothing yet
     stream = ["--source", f"dir:{folder / 'pictures'}", "--loop", "--fps", str(FPS), "--deadline-ms", str(deadline_ms)]
-    start = ["run", "--device", DEVICE, "--broker", device_url, "--state", str(folder / "device"), "--threads", "1"]
+    start = ["run", "--device", DEVICE, "--broker", device_url, "--state", str(state), "--threads", "1"]
     children.start(
         "agent", edge_agent("--log-level", "info", *start, *stream, "--results", str(results)), ready="edge-agent"
     )

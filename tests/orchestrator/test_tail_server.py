@@ -130,6 +130,31 @@ def test_losing_the_broker_ends_waiting_requests_at_once_and_it_comes_back(own_b
         assert device.infer(network.x, deadline_ms=5000).source == "remote"
 
 
+def test_closing_ends_waiting_requests_at_once(broker, network):
+    taken, hold, ends = threading.Event(), threading.Event(), []
+
+    def run(arrays):
+        taken.set()
+        hold.wait(10)
+        return [arrays[0] + 1]
+
+    def call(device):
+        try:
+            device.infer(network.x, deadline_ms=60_000)
+        except TailUnavailableError as error:
+            ends.append(error)
+
+    with TailServer(broker, [served(run, network.head.key)]):
+        device = offloader(broker, network, fallback=False)
+        caller = threading.Thread(target=call, args=(device,))
+        caller.start()
+        assert taken.wait(10)
+        device.close()
+        caller.join(10)
+        hold.set()
+    assert len(ends) == 1
+
+
 def test_a_tail_killed_mid_stream_leaves_no_request_without_its_one_end(broker, network):
     first = kill_9_server(broker, network)
     with offloader(broker, network, deadline_ms=150, breaker_failures=2) as device:

@@ -1,5 +1,6 @@
 """The wheel holds every file that the packages need and nothing else, and works where nothing else is installed."""
 
+import os
 import subprocess
 import sys
 import venv
@@ -19,26 +20,19 @@ def run(*command, **options):
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, **options)
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel of this tree, built the way `pip install .` builds it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    done = run(
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        ROOT,
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "-q",
-        "-w",
-        folder,
-    )
+def build(folder, **environment):
+    """Build the wheel of this tree the way `pip install .` does."""
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", folder)
+    done = run(sys.executable, "-m", "pip", "wheel", ROOT, *options, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
     (path,) = folder.glob("headtail-*.whl")
     return path
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel of this tree."""
+    return build(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +70,12 @@ def test_the_wheel_holds_boards_types_and_sources_and_no_tests(wheel):
     assert {f"{package}/py.typed" for package in PACKAGES} <= found
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "edge_runtime" / "csrc").glob("*.[ch]")} <= found
     assert not [name for name in found if "test" in Path(name).parts[0] or "/tests/" in name]
+
+
+def test_without_c_the_wheel_fits_every_machine(tmp_path):
+    path = build(tmp_path, HEADTAIL_NO_C="1")
+    assert path.name.endswith("-py3-none-any.whl")
+    assert not [name for name in names_in(path) if name.endswith(".so")]
 
 
 def test_the_wheel_asks_for_numpy_and_msgspec_alone(wheel):
