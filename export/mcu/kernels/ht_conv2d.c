@@ -85,8 +85,8 @@ static int splits(const ht_conv *op) {
 }
 
 /* One position that is not wholly inside of the image, or whose window is always copied. */
-HT_APART void any_point(const ht_conv *op, const ht_cols *cols, const int8_t *const *rows,
-                                                int32_t x, int8_t *out, int8_t *scratch) {
+HT_APART void any_point(const ht_conv *op, const ht_cols *cols, const int8_t *const *rows, int32_t x, int8_t *out,
+                        int8_t *scratch) {
   uint32_t zeros[ZEROS / 4];
   const split s = split_window(op, cols, x);
   const int32_t run = op->kernel_w * op->in_channels;

@@ -32,8 +32,8 @@ HT_INLINE int32_t ht_wrap_add(int32_t a, int32_t b) {
   return (int32_t)((uint32_t)a + (uint32_t)b);
 }
 
-/* floor((a * b + 2^30) / 2^31): gemmlowp's SaturatingRoundingDoublingHighMul for b >= 0 (its nudge and truncation
- * amount to this for either sign of a). */
+/* floor((a * b + 2^30) / 2^31). gemmlowp's SaturatingRoundingDoublingHighMul (nudge by sign, divide towards zero) is
+ * the same integer for either sign, ties included; only a = b = INT32_MIN would differ and does not occur. */
 HT_INLINE int32_t ht_high_mul(int32_t a, int32_t b) {
   return (int32_t)(((int64_t)a * b + ((int64_t)1 << 30)) >> 31);
 }
@@ -98,7 +98,7 @@ HT_INLINE ht_sum4 ht_load4(const int8_t *p) { /* 4-byte aligned */
 
 /* The form for any exponent, and for fewer than four channels. */
 HT_APART void ht_store_any(ht_sum4 s, const ht_rq4 *rq, unsigned general, int32_t zero2, int32_t count,
-                                int8_t *out) {
+                           int8_t *out) {
   const int32_t acc[4] = {s.a, s.b, s.c, s.d};
   for (int32_t i = 0; i < 4 && i < count; ++i) {
     out[i] = (int8_t)(general ? ht_clamp(ht_requant(acc[i], rq->mult[i], rq->shift[i]) + (zero2 >> 1), -128, 127)
@@ -120,8 +120,10 @@ HT_INLINE void ht_store_vector(int32x4_t h, const ht_rq4 *rq, int32_t zero2, int
 /* Requantises four sums and stores them as int8; zero2 as above. */
 HT_INLINE void ht_store4(ht_sum4 s, const ht_rq4 *rq, int32_t zero2, int8_t *out) {
 #if HT_MVE
-  int32x4_t h;
-  __asm__("vmov %q0[2], %q0[0], %1, %3\n\tvmov %q0[3], %q0[1], %2, %4" : "=&w"(h) : "r"(s.a), "r"(s.b), "r"(s.c), "r"(s.d));
+  int32x4_t h = vdupq_n_s32(s.a);
+  h = vsetq_lane_s32(s.b, h, 1);
+  h = vsetq_lane_s32(s.c, h, 2);
+  h = vsetq_lane_s32(s.d, h, 3);
   ht_store_vector(h, rq, zero2, out);
 #elif HT_DSP
   int32_t m0, m1, shifts; /* only the low byte of a register counts in a shift by register */

@@ -3,11 +3,6 @@
 
 #define SUM_INTEGER_BITS 12
 
-/* gemmlowp's SaturatingRoundingDoublingHighMul for any signs that do not overflow. */
-static inline int32_t high_mul(int32_t a, int32_t b) {
-  return ht_high_mul(a, b);
-}
-
 static int32_t saturating_left(int32_t x, int32_t bits) {
   const int32_t limit = (int32_t)((1u << (31 - bits)) - 1u);
   return x > limit ? INT32_MAX : (x < -limit ? INT32_MIN : (int32_t)((uint32_t)x << bits));
@@ -16,9 +11,9 @@ static int32_t saturating_left(int32_t x, int32_t bits) {
 /* 1 / (1 + a) for a in [0, 1), Q0.31: three Newton steps in Q2.29. */
 static int32_t one_over_one_plus(int32_t a) {
   const int32_t half = (int32_t)(((int64_t)a + INT32_MAX + 1) / 2); /* (1 + a) / 2, rounded half up */
-  int32_t x = 1515870810 + high_mul(half, -1010580540);
+  int32_t x = 1515870810 + ht_high_mul(half, -1010580540);
   for (int i = 0; i < 3; ++i) {
-    x += saturating_left(high_mul(x, (1 << 29) - high_mul(half, x)), 2);
+    x += saturating_left(ht_high_mul(x, (1 << 29) - ht_high_mul(half, x)), 2);
   }
   return saturating_left(x, 1);
 }
@@ -51,7 +46,7 @@ void ht_softmax_row(const ht_softmax *op, const int8_t *in, int8_t *out, int32_t
     const int32_t shift = SUM_INTEGER_BITS - zeros + 31 - 8;
     for (int32_t c = 0; c < depth; ++c) {
       const int32_t d = top - in[c];
-      const int32_t y = d < op->entries ? ht_round_shift(high_mul(scale, op->exp_table[d]), shift) : 0;
+      const int32_t y = d < op->entries ? ht_round_shift(ht_high_mul(scale, op->exp_table[d]), shift) : 0;
       out[c] = (int8_t)ht_clamp(y - 128, -128, 127);
     }
   }

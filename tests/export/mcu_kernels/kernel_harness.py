@@ -52,8 +52,24 @@ VARIANTS = {
                 "-mfpu=fpv4-sp-d16",
                 "-O2",
                 "-isystem/usr/lib/arm-none-eabi/include",
+                "-fshort-enums",
             ),
             "mps2-an386",
+        ),
+        Variant(
+            "m55-clang",
+            "clang",
+            (
+                "--target=arm-none-eabi",
+                "-mcpu=cortex-m55",
+                "-mthumb",
+                "-mfloat-abi=hard",
+                "-O2",
+                "-isystem/usr/lib/arm-none-eabi/include",
+                "-fshort-enums",
+            ),
+            "mps3-an547",
+            ram=0x2100_0000,
         ),
         Variant(
             "m7-portable", "arm-none-eabi-gcc", ("-mcpu=cortex-m7", "-mthumb", "-Os", "-DHT_PORTABLE"), "mps2-an500"
