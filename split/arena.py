@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 NO_CONFLICT = -(1 << 40)
 EXACT_ITEMS = 6  # all orders of up to this many buffers are tried
-SWAP_ROUNDS = 3  # rounds of pairwise exchange for more buffers
+SWAP_ROUNDS = 3  # rounds of pairwise exchange for more buffers,
+SWAP_WORK = 100_000  # but at most about this many pairs of buffers looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,11 +241,13 @@ class _Search:
         orders = _good_orders(self.items)
         scored = sorted((self.first_fit(order), order) for order in orders)
         size, order = scored[0]
+        left = SWAP_WORK // (len(order) * len(order))
         for _ in range(SWAP_ROUNDS):
             before = size
             for i in range(len(order)):
                 for j in range(i + 1, len(order)):
-                    if self.done():
+                    left -= 1
+                    if self.done() or left < 0:
                         return
                     swapped = list(order)
                     swapped[i], swapped[j] = swapped[j], swapped[i]

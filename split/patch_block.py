@@ -10,7 +10,7 @@ import numpy as np
 from split.arena import Item, Placement, Row, fullest_step, live_bound, place, place_around
 from split.patch_graph import PatchGraph
 from split.patch_plan import EdgeKind, InputMode, Pass
-from split.patch_reads import GraphFacts
+from split.patch_reads import GraphFacts, Range
 from split.patch_stream import NEVER, RowSchedule, stream_rows
 from split.scatter import scatter
 
@@ -98,6 +98,7 @@ class EdgeContext:
     facts: GraphFacts
     input_mode: InputMode
     schedules: dict[tuple[int, int], RowSchedule] = field(default_factory=dict)  # the latest stream simulation
+    ranges: dict[tuple[int, int], dict[tuple[int, bool], list[dict[int, Range]] | None]] = field(default_factory=dict)
 
     @property
     def graph(self) -> PatchGraph:
@@ -114,6 +115,13 @@ class EdgeContext:
             self.schedules.clear()
             self.schedules[first, stop] = stream_rows(self.facts, first, stop, pulled=self.pulled_by(first))
         return self.schedules[first, stop]
+
+    def remember(self, block: tuple[int, int]) -> dict[tuple[int, bool], list[dict[int, Range]] | None]:
+        """Return the ranges of tilings of one block that were worked out so far; the latest block is remembered."""
+        if block not in self.ranges:
+            self.ranges.clear()
+            self.ranges[block] = {}
+        return self.ranges[block]
 
     def external(self, tensor: int) -> bool:
         """Whether a tensor lies in the caller's memory."""

@@ -16,6 +16,8 @@ from split.patch_reads import study
 from split.patch_search import Edge, Path, search, tidy
 from split.patch_stream_edge import scattered_block
 
+LONGEST_BLOCK = 200  # operators; the C step format holds 256 in a segment
+MOST_BLOCKS = 12_000  # about; longer networks get shorter blocks, so that planning stays quick
 UNUSABLE = 1 << 61  # bytes of an edge that cannot be taken
 SCHEDULES = {
     "layer": (EdgeKind.LAYER,),
@@ -83,9 +85,10 @@ class _Planner:
         """Every edge of the request's schedule."""
         count = len(self.graph.ops)
         single = [len(self.context.facts.live_at(i)) == 1 for i in range(count)] + [True]
+        longest = max(16, min(LONGEST_BLOCK, MOST_BLOCKS // count))
         found = []
         for first in range(count):
-            for stop in range(first + 1, count + 1):
+            for stop in range(first + 1, min(first + longest, count) + 1):
                 if stop == first + 1 or (single[first] and single[stop]):
                     found += self._edges_between(first, stop)
         return found
@@ -164,6 +167,12 @@ class _Planner:
         blocks = [self.block(edge) for edge in chosen.edges]
         segments = lay_out(self.graph, blocks, placements, self.request.alignment)
         arena = max(segment.arena_bytes for segment in segments)
+        most = self.request.max_ram_bytes
+        if most is not None and arena > most:
+            raise FitError(
+                f"{self.graph.name} needs {arena} B of RAM but {most} B are allowed ({arena - most} B over): its "
+                f"segments fit one by one, but tensors that pass between them find no room to move. Allow {arena} B."
+            )
         bound = max(edge.bound_bytes for edge in chosen.edges)
         exact = all(p.exact for p in placements if p.size_bytes == arena)
         certificate = "live-bound" if arena - bound < self.request.alignment else "exhaustive" if exact else "greedy"

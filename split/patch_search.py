@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from split.patch_plan import EdgeKind
 
+MOST_FAILURES = 60  # edges that may turn out larger than their bound before untested ones are given up
+UNPROVEN = 1 << 62
+
 
 @dataclass(frozen=True)
 class Edge:
@@ -83,6 +86,9 @@ def _walk(label: _Label) -> list[int]:
 def search(edges: Sequence[Edge], positions: int, refine: Callable[[Edge, int], int]) -> list[Path]:
     """Return the Pareto front with every path proven to fit.
 
+    After MOST_FAILURES disappointments only tested edges and single operators remain, which bounds the time on long
+    networks of equal layers; the front is then what the tested edges give.
+
     Args:
         edges: All edges with their live bounds.
         positions: Number of operators.
@@ -90,7 +96,8 @@ def search(edges: Sequence[Edge], positions: int, refine: Callable[[Edge, int], 
             ``enough`` is met.
     """
     sizes = [edge.bound_bytes for edge in edges]
-    proven = [1 << 62] * len(edges)  # bytes with which an edge is known to fit
+    proven = [UNPROVEN] * len(edges)  # bytes with which an edge is known to fit
+    failures = 0
     while True:
         front = pareto_paths(edges, positions, sizes)
         changed = False
@@ -101,8 +108,18 @@ def search(edges: Sequence[Edge], positions: int, refine: Callable[[Edge, int], 
                     if proven[index] > size:
                         sizes[index] = proven[index]
                         changed = True
+                        failures += 1
+        if failures > MOST_FAILURES:
+            _drop_unproven(edges, proven, sizes)
         if not changed:
             return [Path(size, macs, tuple(edges[i] for i in path)) for size, macs, path in front]
+
+
+def _drop_unproven(edges: Sequence[Edge], proven: Sequence[int], sizes: list[int]) -> None:
+    """Give up on edges whose bound was never tested; single operators stay, so that a path always exists."""
+    for index, edge in enumerate(edges):
+        if proven[index] == UNPROVEN and edge.stop > edge.first + 1:
+            sizes[index] = UNPROVEN
 
 
 def tidy(edges: Sequence[Edge], positions: int, path: Path, refine: Callable[[Edge, int], int]) -> Path:

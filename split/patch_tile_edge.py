@@ -61,7 +61,14 @@ def _parts(extent: int, count: int) -> list[Range]:
 
 
 def _ranges(context: EdgeContext, tiling: _Tiling, count: int, *, columns: bool) -> list[dict[int, Range]] | None:
-    """Return the ranges of every tensor per part along one axis."""
+    """Return the ranges of every tensor per part along one axis; grids of one block share them."""
+    known = context.remember((tiling.first, tiling.stop))
+    if (count, columns) not in known:
+        known[count, columns] = _find_ranges(context, tiling, count, columns=columns)
+    return known[count, columns]
+
+
+def _find_ranges(context: EdgeContext, tiling: _Tiling, count: int, *, columns: bool) -> list[dict[int, Range]] | None:
     shape = context.graph.tensors[tiling.target]
     found = []
     for part in _parts(shape.width if columns else shape.height, count):

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(os.environ.get("BENCH_ROOT") or Path(__file__).resolve().parents[2])
+ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "export" / "mcu_kernels")]
 
 import kernel_harness as kh  # noqa: E402

@@ -115,9 +115,30 @@ def _conv(network: Network, op: Conv2D, name: str) -> OpCode:
 
 
 def _fully_connected(network: Network, op: FullyConnected, name: str) -> OpCode:
+    if op.rounds_once:
+        return _dense_once(network, op, name)
     packed = pack_fully_connected(op.weights, _quantization(network, op, op.requant, op.clamp))
     tables = [*_layer_tables(name, packed), _conv_params(network, op, name, packed)]
     return OpCode("ht_do_fully_connected", f"&params_{name}", origins=(FROM_START,), tables=tables)
+
+
+def _dense_once(network: Network, op: FullyConnected, name: str) -> OpCode:
+    outs, ins = op.weights.shape
+    requant = op.requant
+    _fits(op, outs, ins)
+    if int(requant.shift.max()) > 30:
+        raise UnsupportedOpError(f"node {op.node} (FULLY_CONNECTED): a multiplier above 2^30. Accepted: smaller ones.")
+    tables = [
+        int8_array(f"weights_{name}", op.weights.tobytes()),
+        int32_array(f"bias_{name}", [int(v) for v in requant.bias]),
+        int32_array(f"multiplier_{name}", [int(v) for v in requant.multiplier]),
+        int8_array(f"exponent_{name}", requant.shift.astype(np.int8).tobytes()),
+    ]
+    zeros = (network.values[op.inputs[0]].quant.zero_point, network.values[op.output].quant.zero_point)
+    pointers = (f"weights_{name}", f"bias_{name}", f"multiplier_{name}", f"exponent_{name}")
+    fields = (*pointers, ins, outs, *zeros, op.clamp.low, op.clamp.high)
+    tables.append(f"static const ht_dense_once params_{name} = {initialiser(*fields)};\n")
+    return OpCode("ht_do_dense_once", f"&params_{name}", origins=(FROM_START,), tables=tables)
 
 
 def _depthwise(network: Network, op: DepthwiseConv2D, name: str) -> OpCode:

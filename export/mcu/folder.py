@@ -34,6 +34,7 @@ class FolderRequest:
         source: Where the network came from.
         limits: The board.
         truths: Golden vectors, at least one.
+        reference: The engine that they come from.
     """
 
     code: NetworkCode
@@ -42,6 +43,7 @@ class FolderRequest:
     source: str
     limits: Limits
     truths: Sequence[Truth]
+    reference: str = "TensorFlow Lite Micro"
 
 
 def make_folder(request: FolderRequest) -> dict[str, bytes]:
@@ -103,6 +105,7 @@ def _proof_files(request: FolderRequest) -> dict[str, bytes]:
         row_bytes=first.width * first.channels,
         first_input=first.function,
         cases=len(request.truths),
+        reference=request.reference,
         path_room=max(len(port.function) for port in code.ports) + 4,
     )
     files = {f"proof/proof_{code.prefix}.c": proof.encode("ascii")}
@@ -152,6 +155,7 @@ def _build_files(request: FolderRequest) -> dict[str, bytes]:
         "schedule": ", ".join(dict.fromkeys(segment.kind.value for segment in request.plan.segments)),
         "mode_text": MODE_TEXT[code.mode],
         "example": _example(code),
+        "reference": request.reference,
         "machines": [_MachineLine(m.name, m.flags, 10**12 // m.clock_hz) for m in machines],
         "machine_names": ", ".join(m.name for m in machines),
         "default_machine": default,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,6 +93,14 @@ def lower(data: bytes) -> Network:
     values = {key: value for key, value in net.values.items() if key in used}
     macs = sum(op.macs(values) for op in ops)
     return Network(values, ops, inputs, outputs, {k: v for k, v in net.homes.items() if k in used}, macs)
+
+
+def round_dense_once(network: Network) -> Network:
+    """The same network with FULLY_CONNECTED as LiteRT's reference kernels compute it (one rounding)."""
+    ops = tuple(
+        dataclasses.replace(op, rounds_once=True) if isinstance(op, FullyConnected) else op for op in network.ops
+    )
+    return dataclasses.replace(network, ops=ops)
 
 
 def _port(net: NetworkBuilder, index: int, inner: int) -> Port:

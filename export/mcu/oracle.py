@@ -53,6 +53,8 @@ class Oracle:
         ProofError: The engine refuses the model.
     """
 
+    name = "TensorFlow Lite Micro"
+
     def __init__(self, model: bytes, network: Network) -> None:
         try:
             from tflite_micro import runtime
@@ -81,7 +83,7 @@ class Oracle:
         """
         network = self._network
         for place, (port, data) in enumerate(zip(network.inputs, inputs, strict=True)):
-            self._engine.set_input(self._edge(from_physical(data, port.view), port.dtype, port.quant), place)
+            self._engine.set_input(edge_input(from_physical(data, port.view), port.dtype, port.quant), place)
         self._engine.invoke()
         tensors = {}
         for key, (index, view) in network.homes.items():
@@ -90,15 +92,15 @@ class Oracle:
         outputs = tuple(tensors[port.key] for port in network.outputs)
         return Truth(inputs, outputs, tensors)
 
-    @staticmethod
-    def _edge(data: Int8s, dtype: str, quant: Quant) -> npt.NDArray[Any]:
-        """What the file's own input must hold so that its QUANTIZE gives exactly these integers."""
-        if dtype == "int8":
-            return data
-        if dtype == "uint8":
-            return (data.astype(np.int16) + 128).astype(np.uint8)
-        real = (data.astype(np.float32) - np.float32(quant.zero_point)) * quant.scale
-        return np.asarray(real, dtype=np.float32)
+
+def edge_input(data: Int8s, dtype: str, quant: Quant) -> npt.NDArray[Any]:
+    """What the file's own input must hold so that its QUANTIZE gives exactly these integers."""
+    if dtype == "int8":
+        return data
+    if dtype == "uint8":
+        return (data.astype(np.int16) + 128).astype(np.uint8)
+    real = (data.astype(np.float32) - np.float32(quant.zero_point)) * quant.scale
+    return np.asarray(real, dtype=np.float32)
 
 
 def arena_guess(network: Network) -> int:

@@ -12,6 +12,7 @@ from export.mcu.keep_all import keep_all_plan
 from export.mcu.native import NativeNetwork
 from export.mcu.network import Network
 from export.mcu.oracle import Int8s, Oracle
+from export.mcu.oracle_litert import LitertOracle
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class TensorProof:
 
 
 def prove_tensors(
-    network: Network, oracle: Oracle, inputs: Iterable[tuple[Int8s, ...]], *, library: Path, folder: Path
+    network: Network, oracle: Oracle | LitertOracle, inputs: Iterable[tuple[Int8s, ...]], *, library: Path, folder: Path
 ) -> TensorProof:
     """Run the layer-wise, keep-everything build and compare each tensor.
 

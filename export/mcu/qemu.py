@@ -14,7 +14,9 @@ from export.mcu.errors import ProofError, ToolchainError
 from export.mcu.machines import find_machine
 
 NEEDED = ("make", "arm-none-eabi-gcc", "arm-none-eabi-size", "qemu-system-arm")
-CASE = re.compile(r"case (\d+): hash ([0-9a-f]{8}), TensorFlow Lite Micro ([0-9a-f]{8}), differing bytes (\d+)")
+CASE = re.compile(
+    r"case (\d+): hash ([0-9a-f]{8}), (?:TensorFlow Lite Micro|LiteRT) ([0-9a-f]{8}), differing bytes (\d+)"
+)
 FIGURES = re.compile(r"arena (\d+) stack (\d+) instructions (\d+)")
 LAYER = re.compile(r"layer (\d+) instructions (\d+)")
 FLASH = re.compile(r"^flash (\d+)$", re.MULTILINE)

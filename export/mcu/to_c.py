@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -17,8 +17,9 @@ from export.mcu.emit_network import NetworkCode, emit_network
 from export.mcu.folder import STACK_BYTES, FolderRequest, make_folder
 from export.mcu.graph import to_patch_graph
 from export.mcu.machines import Limits
-from export.mcu.network import Network, lower
+from export.mcu.network import Network, lower, round_dense_once
 from export.mcu.oracle import Oracle, Truth
+from export.mcu.oracle_litert import LitertOracle
 from export.mcu.report import McuReport, make_report
 from export.mcu.vectors import KINDS, proof_inputs
 from split.patch import plan_and_front
@@ -56,6 +57,7 @@ class McuOptions:
         max_ram_bytes: Largest arena; None: what the board has.
         max_mac_factor: Most recomputation; 1.0: none.
         optimise: ``ram`` or ``speed``.
+        rounding: Whose FULLY_CONNECTED to equal: ``tflm`` rounds twice, ``litert`` once.
         cases: Golden vectors.
         seed: Of the random ones.
     """
@@ -67,6 +69,7 @@ class McuOptions:
     max_ram_bytes: int | None = None
     max_mac_factor: float | None = 1.0
     optimise: str = "ram"
+    rounding: Literal["tflm", "litert"] = "tflm"
     cases: int = len(KINDS)
     seed: int = 0
 
@@ -116,6 +119,8 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
     """
     limits = limits_of(board)
     network = lower(model)
+    if options.rounding == "litert":
+        network = round_dense_once(network)
     graph = to_patch_graph(network, name=options.name)
     room = limits.sram_bytes - STACK_BYTES
     request = PlanRequest(
@@ -133,9 +138,11 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
             f"{options.name} needs about {flash} B of flash but {limits.board} has {limits.flash_bytes} B "
             f"({flash - limits.flash_bytes} B over, of which weights {network.weight_bytes} B). Take a smaller network."
         )
-    oracle = Oracle(model, network)
+    oracle = LitertOracle(model, network) if options.rounding == "litert" else Oracle(model, network)
     truths = tuple(oracle.run(inputs) for inputs in proof_inputs(network, count=options.cases, seed=options.seed))
-    files = make_folder(FolderRequest(code, chosen, options.name, options.source, limits, truths))
+    files = make_folder(
+        FolderRequest(code, chosen, options.name, options.source, limits, truths, reference=oracle.name)
+    )
     report = make_report(network, chosen, code, limits, front, cases=len(truths))
     files |= draw_picture(chosen, limits)
     files["report.json"] = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"

@@ -25,6 +25,7 @@ class FullyConnected(Op):
     requant: Requant
     clamp: Clamp
     batch: int
+    rounds_once: bool = False  # as LiteRT's reference kernels; TensorFlow Lite Micro and CMSIS-NN round twice
 
     @property
     def kind(self) -> str:

@@ -131,6 +131,17 @@ void ht_do_concat_columns(const ht_op *op, const ht_call *call);
 void ht_do_concat_rows(const ht_op *op, const ht_call *call);
 void ht_do_resize(const ht_op *op, const ht_call *call); /* params = uint16_t map of the columns; constant = which row, or NULL */
 
+void ht_do_dense_once(const ht_op *op, const ht_call *call);      /* [ht_dense_once] */
+
+/* FULLY_CONNECTED rounded once, as LiteRT does; plain rows of weights. exponent > 0 is a left shift, at most 30. */
+typedef struct ht_dense_once {
+  const int8_t *weights; /* out_features rows of in_features */
+  const int32_t *bias, *multiplier;
+  const int8_t *exponent;
+  uint16_t in_features, out_features;
+  int16_t in_zero, out_zero, low, high;
+} ht_dense_once;
+
 /* ADD and MUL: the kernel's parameters and what is special about the operands. */
 typedef struct ht_binary {
   const void *kernel;      /* ht_add or ht_mul */

@@ -1,12 +1,25 @@
-"""A second opinion: LiteRT's reference kernels give the same integers, operator by operator, but for the dense layer."""
+"""A second opinion: LiteRT agrees operator by operator, but for the dense layer, whose rounding is an option."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-from export.mcu.network import lower
+from export.mcu.network import lower, round_dense_once
 from export.mcu.oracle import Oracle
+from export.mcu.oracle_litert import LitertOracle
+from export.mcu.proof import prove_tensors
+from export.mcu.qemu import prove
+from export.mcu.to_c import McuOptions, export_mcu
 from export.mcu.vectors import proof_inputs
+
+
+@dataclass(frozen=True)
+class Board:
+    id: str = "test-board"
+    sram_bytes: int | None = 64 * 1024
+    flash_bytes: int | None = 256 * 1024
 
 
 def both_engines(model: bytes, count: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -62,3 +75,27 @@ def test_the_dense_layer_differs_by_at_most_one_step(tflite_builder):
         source = net.activation((1, 128), 0.04, -20)
         for litert, micro in both_engines(net.finish([source], [net.dense(source, 64)])):
             assert np.abs(litert.astype(int) - micro).max() <= 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_litert_equals_litert_in_every_tensor(tflite_builder, kernel_library, fresh_folder, seed):
+    net = tflite_builder(seed)
+    source = net.activation((1, 6, 5, 8), 0.04, -20)
+    tip = net.dense(net.conv(source, 8), 96, activation=1, per_channel=seed % 2 == 1)
+    model = net.finish([source], [net.unary("SOFTMAX", net.dense(tip, 40, gain=3.0))])
+    network = round_dense_once(lower(model))
+    oracle = LitertOracle(model, network)
+    inputs = proof_inputs(network, count=8)
+    proof = prove_tensors(network, oracle, inputs, library=kernel_library, folder=fresh_folder())
+    assert proof.differences == ()
+
+
+@pytest.mark.mcu
+def test_an_export_with_litert_rounding_proves_itself_against_litert(tflite_builder, tmp_path):
+    net = tflite_builder(1)
+    source = net.activation((1, 200), 0.04, -20)
+    model = net.finish([source], [net.dense(source, 64)])
+    export_mcu(model, Board(), tmp_path, McuOptions(name="dense", rounding="litert"))
+    run = prove(tmp_path, machine="mps2-an386")
+    assert run.differing == 0
+    assert "of LiteRT;" in (tmp_path / "README.md").read_text()
