@@ -17,6 +17,7 @@ setup-demo:
 
 setup-dev:
 	@scripts/setup-system $(SYSTEM)
+	@scripts/setup-mcu
 	@scripts/setup-venv dev $(VENV)
 
 demo: setup-demo  ## the main job, start to end, on this machine (report: demo/report.html)

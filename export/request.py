@@ -24,6 +24,7 @@ class McuChoices:
         max_ram_bytes: Largest arena; null: what the board has.
         max_macs_factor: Most recomputation, 1.0 is none.
         optimise: Fewest bytes, or fewest multiply-accumulates within the limits.
+        rounding: Whose FULLY_CONNECTED to equal: TensorFlow Lite Micro rounds twice, LiteRT once.
     """
 
     schedule: Literal["auto", "layer", "patch", "stream"] = "auto"
@@ -31,6 +32,7 @@ class McuChoices:
     max_ram_bytes: int | None = None
     max_macs_factor: float = 1.0
     optimise: Literal["ram", "speed"] = "ram"
+    rounding: Literal["tflm", "litert"] = "tflm"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,9 @@ class Request:
         steps = (route.source, route.format, route.precision, route.engine, route.scheme)
         generator = generator_hash() if self.board.is_microcontroller else None
         data = [None if one is None else (Path(one.source).name, one.sha256) for one in (self.calibration, self.data)]
-        return cache_key("artefact", self.source.sha256, self.source.name, self.board.id, steps, generator, declared, data)
+        return cache_key(
+            "artefact", self.source.sha256, self.source.name, self.board.id, steps, generator, declared, data
+        )
 
     @property
     def preprocessing(self) -> Preprocessing | None:

@@ -39,6 +39,7 @@ def export(
     max_ram: int | None = None,
     max_macs_factor: float = 1.0,
     optimise: Literal["ram", "speed"] = "ram",
+    rounding: Literal["tflm", "litert"] = "tflm",
     json: bool = False,
 ) -> None:
     """Turn a model into an artefact for a board.
@@ -69,6 +70,7 @@ def export(
         max_ram: Microcontrollers: largest arena in bytes. Default: the board's SRAM.
         max_macs_factor: Microcontrollers: most recomputation, 1.0 is none.
         optimise: Microcontrollers: fewest bytes, or fewest operations within the limits.
+        rounding: Microcontrollers: dense layers as TensorFlow Lite Micro (twice) or as LiteRT (once).
         json: Print the artefact's folder, identifiers and findings as JSON.
     """
     options = ExportOptions(
@@ -81,7 +83,12 @@ def export(
         licences=tuple(_licence(text) for text in licence),
         threads=threads,
         mcu=McuChoices(
-            schedule=schedule, frame=frame, max_ram_bytes=max_ram, max_macs_factor=max_macs_factor, optimise=optimise
+            schedule=schedule,
+            frame=frame,
+            max_ram_bytes=max_ram,
+            max_macs_factor=max_macs_factor,
+            optimise=optimise,
+            rounding=rounding,
         ),
     )
     with _progress(enabled=not json) as say:

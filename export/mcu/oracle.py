@@ -60,7 +60,7 @@ class Oracle:
             from tflite_micro import runtime
         except ImportError as error:
             raise MissingDependencyError(
-                "the reference engine needs the package tflite-micro; pip install 'headtail[dev]'."
+                "the reference engine needs the package tflite-micro; pip install 'headtail[export-mcu]'."
             ) from error
         self._network = network
         try:

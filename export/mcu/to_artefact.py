@@ -28,6 +28,7 @@ def c_files(model: bytes, *, board: DeviceProfile, name: str, source: str, choic
         max_ram_bytes=choices.max_ram_bytes,
         max_mac_factor=choices.max_macs_factor,
         optimise=choices.optimise,
+        rounding=choices.rounding,
     )
     return dict(build_export(model, board, options).files)
 
