@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.data import data_path, imagenet_samples
-from benchmarks.rows import RESULTS, circumstances, make_row, merge_rows, parse_measurement, read_rows, write_rows
 from PIL import Image
 
+from benchmarks.data import data_path, imagenet_samples
+from benchmarks.rows import RESULTS, circumstances, make_row, merge_rows, parse_measurement, read_rows, write_rows
 from export.mcu.emit_network import emit_network
 from export.mcu.graph import to_patch_graph
 from export.mcu.machines import MACHINES

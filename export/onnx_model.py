@@ -50,12 +50,7 @@ def read_onnx(data: bytes, *, where: str) -> Any:  # noqa: ANN401 - onnx.ModelPr
         raise SourceError(f"Wanted an ONNX model with nodes, found an empty graph in {where}.")
     try:
         return _checked(model, where)
-    except (
-        ValueError,
-        RuntimeError,
-        TypeError,
-        LookupError,
-    ) as error:  # of a damaged message: names that are no text, bad enums
+    except (ValueError, RuntimeError, TypeError, LookupError) as error:  # of a damaged message: names that are no text, bad enums
         raise SourceError(f"Wanted an ONNX model, found a damaged one ({str(error)[:200]}) in {where}.") from error
 
 

@@ -5,7 +5,8 @@ import subprocess
 import pytest
 
 from edge_runtime.artefact import open_artefact
-from export.cache import open_cache
+from export.cache import Cache, open_cache
+from export.mcu.errors import UnsupportedOpError
 from export.mcu.places import QemuPlace, qemu
 from export.pipeline import export_model
 from export.request import ExportOptions, McuChoices
@@ -51,3 +52,27 @@ def test_verify_on_qemu_compares_every_golden_byte(board_artefact):
 def test_building_leaves_the_artefact_intact(board_artefact):
     subprocess.run(["make", "-s", "-C", str(board_artefact.folder), "qemu"], check=True, capture_output=True)
     assert open_artefact(board_artefact.folder).id == board_artefact.id
+
+
+def test_an_operator_without_c_is_named_before_anything_runs(tflite_builder, tmp_path):
+    net = tflite_builder()
+    source = net.activation((1, 8), 0.05, 4)
+    path = tmp_path / "tanh.tflite"
+    path.write_bytes(net.finish([source], [net.node("TANH", [source], [net.activation((1, 8), 1 / 128, 0)])]))
+    with pytest.raises(UnsupportedOpError, match=r"node 0 \(TANH\): no C kernel"):
+        export_model(str(path), "nucleo-f446re", out=tmp_path / "out", cache=Cache(tmp_path / "cache"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.mcu
+def test_float_edges_around_an_int8_network_need_no_calibration(tflite_builder, tmp_path):
+    net = tflite_builder()
+    real = net.activation((1, 6, 6, 3), dtype="float32")
+    source = net.node("QUANTIZE", [real], [net.activation((1, 6, 6, 3), 0.05, -3)])
+    out = net.dense(net.conv(source, 4), 3)
+    result = net.node("DEQUANTIZE", [out], [net.activation((1, 3), dtype="float32")])
+    path = tmp_path / "edges.tflite"
+    path.write_bytes(net.finish([real], [result]))
+    made = export_model(str(path), "nucleo-f446re", out=tmp_path / "out", cache=Cache(tmp_path / "cache"))
+    assert made.entry.read_bytes() == path.read_bytes()
+    assert qemu().verify(made).passed
