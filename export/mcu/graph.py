@@ -64,7 +64,7 @@ def _to_patch_op(network: Network, op: Op, index: int, places: dict[int, int]) -
         accumulator_bytes=4 * values[op.output].channels if reduces else 0,
         in_place=isinstance(op, Add | Mul | Lookup | Softmax) and not reduces,
         whole_rows=isinstance(op, FULL_WIDTH)
-        or (isinstance(op, Concatenation) and op.axis == 1)
+        or (isinstance(op, Concatenation) and op.axis != 2)
         or (isinstance(op, Mean) and not reduces),
     )
 
