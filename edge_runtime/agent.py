@@ -93,6 +93,7 @@ class Agent:
         self._next: Pipeline | None = None  # built by a deployment, taken by the main loop
         self._swap = threading.Lock()
         self._frames = self._heartbeats = 0
+        self._before = Counters()  # of the pipelines that ran earlier
         subscriptions = ((self._topics.deploy, 1), (self._topics.block("+"), 1))
         self._death = Packet(self._topics.up("death"), encode_control(Death(boot=self.boot)), 1, retain=True)
         link_options = LinkOptions(subscriptions=subscriptions, greeting=self._birth, will=self._death)
@@ -113,6 +114,8 @@ class Agent:
                 self._loop(frames)
             finally:
                 self._stop.set()
+                if self._source is not None:
+                    self._source.stop()
                 for thread in threads:
                     thread.join(timeout=5)
                 self._say_goodbye()
@@ -168,10 +171,13 @@ class Agent:
     def _take_next(self) -> None:
         with self._swap:
             following, self._next = self._next, None
-        if following is not None:
+            if following is None:
+                return
             old, self._pipeline = self._pipeline, following
             if old is not None:
-                old.close()
+                self._before = self._before.plus(old.counters)
+        if old is not None:
+            old.close()
 
     def _build(self) -> Pipeline | None:
         """The pipeline of what was given or deployed; null when that is nothing."""
@@ -188,7 +194,7 @@ class Agent:
         self._store.activate(artefact)
         try:
             built = self._build()
-        except EdgeError:
+        except BaseException:  # whatever it was: after a restart the device must come up with what ran before
             self._store.roll_back()
             raise
         with self._swap:
@@ -244,8 +250,9 @@ class Agent:
 
     def _heartbeat(self) -> Packet:
         self._heartbeats += 1
-        pipeline, source = self._pipeline, self._source
-        counters = pipeline.counters if pipeline else Counters()
+        source = self._source
+        with self._swap:
+            counters = self._before.plus(self._pipeline.counters if self._pipeline else Counters())
         beat = Heartbeat(
             boot=self.boot,
             seq=self._heartbeats,

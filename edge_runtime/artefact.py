@@ -9,6 +9,7 @@ import shutil
 import stat
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,7 +249,7 @@ def _unpack(archive: Path) -> Path:
             raise ArtefactError(f"Wanted to unpack into {target}, found other files there. Remove them first.")
         staging.chmod(0o755)
         _replace_folder(staging, target)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, ValueError, OSError) as error:
         raise ArtefactError(f"Wanted an artefact as .zip, found: {error}, in {archive}. Copy it again.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -272,6 +273,10 @@ def _checked_members(bundle: zipfile.ZipFile, archive: Path) -> list[zipfile.Zip
             )
         if stat.S_IFMT(kind) not in (0, stat.S_IFREG):
             raise ArtefactError(f"Wanted plain files, found a link or device {name!r} in {archive}.")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ArtefactError(
+                f"Wanted {name!r} stored or deflated, found method {member.compress_type} in {archive}."
+            )
         if name in seen:
             raise ArtefactError(f"Wanted each name once, found {name!r} twice in {archive}.")
         if member.file_size > MAX_FILE_BYTES or member.file_size > MAX_ZIP_RATIO * max(member.compress_size, 1024):

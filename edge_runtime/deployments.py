@@ -42,7 +42,7 @@ class Deployments:
         if start.artefact in (self._store.active.head, self._store.active.whole):
             self._send(start, "active")
             return
-        if self._incoming is None or self._incoming.start.zip_sha256 != start.zip_sha256:
+        if self._incoming is None or _content(self._incoming.start) != _content(start):
             try:
                 self._incoming = IncomingFile(self._store.incoming, start)
             except (TransferError, OSError) as error:
@@ -77,6 +77,10 @@ class Deployments:
         except (EdgeError, OSError) as error:
             self._fail(incoming.start, error)
             return
+        except Exception as error:  # an engine's own: the host must hear of it, or it waits in vain
+            log.exception("deployment of %s broke", incoming.start.artefact[:16])
+            self._fail(incoming.start, error)
+            return
         finally:
             shutil.rmtree(self._store.incoming, ignore_errors=True)
         self._send(incoming.start, "active")
@@ -104,3 +108,7 @@ class Deployments:
         self._report(
             DeployStatus(boot=self._boot, transfer=start.transfer, state=state, have=have, error=error)  # type: ignore[arg-type] # one of the literals
         )
+
+
+def _content(start: DeployStart) -> tuple[str, int]:
+    return start.zip_sha256, start.size

@@ -11,7 +11,7 @@ from device_profiles.errors import EdgeError
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
-MAX_FILES = 128
+MAX_FILES = 256
 MAX_FILE_BYTES = 1 << 30
 MAX_TENSORS = 8  # the wire frame counts tensors in this range too
 

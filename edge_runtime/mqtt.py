@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -54,7 +54,7 @@ class UrlError(MqttError):
 
 @dataclass(frozen=True)
 class BrokerUrl:
-    """mqtt://[user[:password]@]host[:port]."""
+    """mqtt://[user[:password]@]host[:port]; user and password are percent-decoded."""
 
     host: str
     port: int
@@ -99,7 +99,8 @@ def parse_url(url: str) -> BrokerUrl:
         raise UrlError(f"Wanted a broker URL such as mqtt://host:1883, found {url!r}: {error}.") from error
     if parts.scheme != "mqtt" or not parts.hostname or parts.path not in ("", "/"):
         raise UrlError(f"Wanted a broker URL such as mqtt://host:1883 (TLS is not built yet), found {url!r}.")
-    return BrokerUrl(parts.hostname, port, parts.username, parts.password)
+    user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
+    return BrokerUrl(parts.hostname, port, user, password)
 
 
 class MqttLink:

@@ -67,8 +67,10 @@ class NetworkLoop:
         if self._thread.is_alive():
             self._thread.join(timeout=10)
         if self._reader.acquire(timeout=1):  # nobody waits for the pipe any more
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            read, write = self._wake_read, self._wake_write
+            self._wake_read = self._wake_write = -1  # the numbers may soon be somebody else's
+            os.close(read)
+            os.close(write)
             self._reader.release()
 
     def flush(self) -> None:
@@ -169,7 +171,11 @@ class NetworkLoop:
                 left = deadline - time.monotonic()
                 if left <= 0 or self._client.socket() is None or self._stop.is_set():
                     return False
-                self._step(left, ended)
+                try:
+                    self._step(left, ended)
+                except Exception:  # the thread meets it too, and connects anew
+                    log.exception("a packet of %s cannot be read", self._name)
+                    return False
             return True
         finally:
             self._reader.release()
@@ -224,15 +230,20 @@ class NetworkLoop:
         if sock is None:
             return
         descriptor = sock.fileno()
-        waiting_to_write = [descriptor] if self.wants_to_write else []
+        poll = select.poll()  # select() takes no descriptor above 1023
         try:
-            readable, _, _ = select.select([descriptor, self._wake_read], waiting_to_write, [], timeout_s)
-        except (OSError, ValueError):  # closed by a writer that found it broken
+            poll.register(self._wake_read, select.POLLIN)
+            poll.register(descriptor, select.POLLIN | (select.POLLOUT if self.wants_to_write else 0))
+            ready = dict(poll.poll(1000 * timeout_s))
+        except (OSError, ValueError):  # closed
             return
-        if self._wake_read in readable:
+        if self._wake_read in ready:
             with contextlib.suppress(OSError):  # emptied by another reader
                 os.read(self._wake_read, 4096)
-        if descriptor in readable:
+        found = ready.get(descriptor, 0)
+        if found & select.POLLNVAL:  # closed by a writer that found it broken
+            return
+        if found & ~select.POLLOUT:
             self._client.loop_read()
         now = time.monotonic()
         if now - self._last_misc >= _MISC_EVERY_S:
@@ -255,8 +266,8 @@ def keep_heap(block_bytes: int = 16 << 20) -> None:
     Freeing one large block raises malloc's thresholds for as long as the process lives (mallopt(3), M_MMAP_THRESHOLD);
     its pages are never touched. Without it, every 100 KB buffer costs page faults.
     """
-    del_me = bytes(block_bytes)
-    del del_me
+    block = bytes(block_bytes)
+    del block
 
 
 def _written_by_us(_client: paho.Client, _userdata: object, _sock: object) -> None:

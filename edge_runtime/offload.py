@@ -35,7 +35,6 @@ class Ticket:
     on_end: Callable[[], object]
     reply: Reply | None = None
     body: memoryview | None = None
-    answered_at: float = 0.0
 
 
 @dataclass(slots=True)
@@ -46,6 +45,12 @@ class Counters:
     local: int = 0
     failed: int = 0
     late: int = 0  # answers to requests that had already ended
+
+    def plus(self, other: "Counters") -> "Counters":
+        """The sums."""
+        return Counters(
+            self.remote + other.remote, self.local + other.local, self.failed + other.failed, self.late + other.late
+        )
 
 
 class Pending:
@@ -67,13 +72,13 @@ class Pending:
         self._open[ticket.request_id] = ticket
         return True
 
-    def answer(self, reply: Reply, body: memoryview, now: float) -> bool:
+    def answer(self, reply: Reply, body: memoryview) -> bool:
         """End a request by its reply; False, and counted, when it has ended already or never was."""
         ticket = self._open.pop(reply.request_id, None)
         if ticket is None:
             self.late += 1
             return False
-        ticket.reply, ticket.body, ticket.answered_at = reply, body, now
+        ticket.reply, ticket.body = reply, body
         ticket.on_end()
         return True
 

@@ -4,6 +4,7 @@ Every call of `Offloader.infer` ends once: with the tail's answer, the local mod
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -167,6 +168,7 @@ class Offloader:
             deadline_ms: From now; the options' deadline when null.
 
         Raises:
+            OffloadError: A deadline that is no finite number.
             DeadlineError: No answer in time and no fallback that could give one.
             TailUnavailableError: The tail cannot be asked now, and there is no fallback.
             TailError: The tail answered with an error, and there is no fallback.
@@ -232,6 +234,8 @@ class Offloader:
     def _begin(self, deadline_ms: float | None) -> _Attempt:
         now = time.perf_counter()
         budget_ms = self._options.deadline_ms if deadline_ms is None else deadline_ms
+        if not math.isfinite(budget_ms):
+            raise OffloadError(f"Wanted a finite deadline in ms, found {budget_ms}.")
         return _Attempt(now, now + budget_ms / 1000)
 
     def _run_head(self, arrays: Sequence[np.ndarray], attempt: _Attempt) -> list[bytes | memoryview]:
@@ -292,11 +296,12 @@ class Offloader:
             budget_ms = max(1, int(1000 * wait_s))
             envelope = pack_envelope(Envelope(ticket.request_id, budget_ms))
             attempt.bytes_sent = self._link.publish_pieces(self._request_topic, (envelope, *pieces), self._options.qos)
-        except MqttError:
+            left_s = wait_s - (time.perf_counter() - now)
+            answered = self._link.wait_for(ended, max(0.0, left_s))
+        except BaseException:  # Ctrl-C too: an open ticket would hold its place for ever
             self._abandon(ticket)
             raise
-        left_s = wait_s - (time.perf_counter() - now)
-        if not self._link.wait_for(ended, max(0.0, left_s)) and self._abandon(ticket):
+        if not answered and self._abandon(ticket):
             raise DeadlineError(
                 f"Wanted the tail's answer within {1000 * wait_s:.0f} ms, found none. "
                 "Is `headtail tail serve` running with this model, and the link fast enough?"
@@ -330,12 +335,13 @@ class Offloader:
         view = memoryview(payload)
         reply = unpack_reply(view)
         with self._lock:
-            if self._pending.answer(reply, view[REPLY_BYTES:], time.perf_counter()):
+            if self._pending.answer(reply, view[REPLY_BYTES:]):
                 self._breaker.succeeded()
 
     def _on_lost(self) -> None:
         with self._lock:
             self._pending.give_up_all()  # their answers go to a session that is no more
+            self._breaker.released()  # one of them may have been the probe
 
     def _read_answer(self, ticket: Ticket, attempt: _Attempt, sent_at: float) -> Answer:
         reply = ticket.reply

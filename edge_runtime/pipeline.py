@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import Manifest, TensorSpec
 from edge_runtime.messages import Ranked
@@ -16,6 +17,10 @@ from edge_runtime.session import Session, open_session
 from edge_runtime.sources import Frame
 
 _MAX_LABEL_BYTES = 1 << 20
+
+
+class LabelError(EdgeError):
+    """An artefact's class names cannot be read."""
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -106,11 +111,19 @@ def backs(head: Manifest, whole: Artefact) -> bool:
 
 
 def read_labels(artefact: Artefact | None) -> tuple[str, ...]:
-    """The artefact's class names, if it has any."""
+    """The artefact's class names, if it has any.
+
+    Raises:
+        LabelError: The file is not UTF-8 text.
+    """
     if artefact is None or artefact.manifest.postprocessing.labels is None:
         return ()
-    with artefact.path(artefact.manifest.postprocessing.labels).open(encoding="utf-8") as stream:
-        return tuple(stream.read(_MAX_LABEL_BYTES).splitlines())
+    path = artefact.path(artefact.manifest.postprocessing.labels)
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return tuple(stream.read(_MAX_LABEL_BYTES).splitlines())
+    except UnicodeDecodeError as error:
+        raise LabelError(f"Wanted class names in UTF-8, found: {error}, in {path}. Export it again.") from error
 
 
 def rank(

@@ -77,7 +77,7 @@ def compare_golden(artefact: Artefact, session: Session, golden: Golden) -> Chec
     """Run one golden vector.
 
     Raises:
-        GoldenError: It has another number of inputs or outputs than the model.
+        GoldenError: It has another number of inputs or outputs than the model, or the model gives another shape.
         IntegrityError: A file's size is not that of its tensor.
     """
     if len(golden.inputs) != len(session.inputs) or len(golden.expected) != len(session.outputs):
@@ -90,6 +90,11 @@ def compare_golden(artefact: Artefact, session: Session, golden: Golden) -> Chec
     begun = time.perf_counter()
     found = session.run(inputs)
     ms = 1000 * (time.perf_counter() - begun)
+    if [array.shape for array in found] != [array.shape for array in wanted]:
+        raise GoldenError(
+            f"Wanted outputs {[array.shape for array in wanted]} as in the manifest, "
+            f"found {[array.shape for array in found]} in {artefact.folder}. Export it again."
+        )
     if golden.compare == "exact":
         passed = all(a.tobytes() == b.tobytes() for a, b in zip(found, wanted, strict=True))
         worst = max(_difference(a, b) for a, b in zip(found, wanted, strict=True))

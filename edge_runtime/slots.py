@@ -30,13 +30,18 @@ class SlotStore:
     """The state folder of a device: `artefacts/<id>/`, `incoming/` and the pointer file.
 
     Raises:
-        SlotError: The pointer file is damaged.
+        SlotError: The folder cannot be made, or the pointer file is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._artefacts = folder / "artefacts"
-        self._artefacts.mkdir(parents=True, exist_ok=True)
+        try:
+            self._artefacts.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise SlotError(
+                f"Wanted a folder for deployed artefacts, found: {error}. Choose another --state."
+            ) from error
         self._pointer = self._read()
 
     @property

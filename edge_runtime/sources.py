@@ -104,9 +104,14 @@ class Newest:
         frames: The source.
         fps: Frames a second; null takes them as they come.
         keep_all: Wait for the taker instead of dropping.
+
+    Raises:
+        SourceError: A rate that is not positive.
     """
 
     def __init__(self, frames: Iterable[Frame], *, fps: float | None = None, keep_all: bool = False) -> None:
+        if fps is not None and not fps > 0:
+            raise SourceError(f"Wanted more than 0 frames a second, found {fps:g}.")
         self._frames, self._fps, self._keep_all = frames, fps, keep_all
         self._changed = threading.Condition()
         self._frame: Frame | None = None
@@ -178,7 +183,7 @@ class Newest:
 def _folder(folder: Path, *, loop: bool) -> Iterator[tuple[str, bytes]]:
     if not folder.is_dir():
         raise SourceError(f"Wanted a folder of pictures, found none at {folder}.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not paths:
         raise SourceError(f"Wanted pictures ({', '.join(_SUFFIXES)}) in {folder}, found none.")
     return _read_files(paths, loop=loop)

@@ -1,6 +1,7 @@
 """Convert, run what was converted in the runtime itself, compare it with its source, and write the artefact."""
 
 import logging
+import re
 from pathlib import Path
 
 import msgspec
@@ -74,28 +75,43 @@ def _measure(request: Request, converted: Converted, manifest: Manifest) -> Meas
 
 
 def engine_files(request: Request, converted: Converted) -> dict[str, bytes]:
-    """The files that the engine needs; for a microcontroller also C, generated from the same int8 file."""
+    """The files that the engine needs; for a microcontroller the generated C besides, from the same int8 file."""
     if request.route.engine == "tensorrt":
-        files: dict[str, bytes] = load_step("export.to_tensorrt").tensorrt_files(
+        engine: dict[str, bytes] = load_step("export.to_tensorrt").tensorrt_files(
             converted.data,
             board=request.board,
             precision=request.route.precision,
             file_name=request.route.file_name,
             where=request.source.text,
         )
-        return files
-    whole = {request.route.file_name: converted.data}
-    if not request.board.is_microcontroller:
-        return whole
-    request.progress("generate C")
-    generated: dict[str, bytes] = load_step("export.mcu.to_artefact").c_files(
-        converted.data,
-        board=request.board,
-        name=request.source.name,
-        source=request.route.file_name,
-        choices=request.options.mcu,
+        return engine
+    files = {request.route.file_name: converted.data}
+    return {**files, **mcu_files(request, converted)} if request.board.is_microcontroller else files
+
+
+def mcu_files(request: Request, converted: Converted) -> dict[str, bytes]:
+    """The C project of a microcontroller: sources, proof program, build files, memory picture, report."""
+    to_c = load_step("export.mcu.to_c")
+    choices = request.options.mcu
+    options = to_c.McuOptions(
+        name=c_name(request.source.name),
+        source=Path(request.source.text).name,
+        schedule=choices.schedule,
+        input_mode=to_c.InputMode(choices.input_mode),
+        max_ram_bytes=choices.max_ram_bytes,
+        max_mac_factor=choices.max_macs_factor,
+        optimise=choices.optimise,
+        rounding=choices.rounding,
     )
-    return {**whole, **generated}
+    request.progress("generate C")
+    files: dict[str, bytes] = dict(to_c.build_export(converted.data, request.board, options).files)
+    return files
+
+
+def c_name(name: str) -> str:
+    """A model's name as part of C identifiers: letters, digits and underscores, a letter first."""
+    cleaned = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").lower()
+    return cleaned if cleaned[:1].isalpha() else f"model_{cleaned}"
 
 
 def _manifest(request: Request, converted: Converted, calibration: Calibration | None) -> Manifest:

@@ -127,6 +127,8 @@ def _own_code() -> str:
     """Hash of the sources that make artefacts: whoever changes an exporter must not meet what the old one made."""
     digest = hashlib.sha256()
     sources = [path for path in (_ROOT / "export").glob("*.py") if not path.name.startswith(_OTHER_CODE)]
+    sources += [path for path in (_ROOT / "export" / "mcu").rglob("*") if path.suffix in (".py", ".c", ".h", ".j2")]
+    sources += list((_ROOT / "split").glob("patch*.py"))
     sources += [_ROOT / "edge_runtime" / name for name in ("artefact.py", "manifest.py", "preprocess.py")]
     for path in sorted(sources):
         digest.update(path.read_bytes())

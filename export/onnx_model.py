@@ -50,7 +50,12 @@ def read_onnx(data: bytes, *, where: str) -> Any:  # noqa: ANN401 - onnx.ModelPr
         raise SourceError(f"Wanted an ONNX model with nodes, found an empty graph in {where}.")
     try:
         return _checked(model, where)
-    except (ValueError, RuntimeError, TypeError, LookupError) as error:  # of a damaged message: names that are no text, bad enums
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+        LookupError,
+    ) as error:  # of a damaged message: names that are no text, bad enums
         raise SourceError(f"Wanted an ONNX model, found a damaged one ({str(error)[:200]}) in {where}.") from error
 
 
@@ -59,10 +64,22 @@ def _checked(model: Any, where: str) -> Any:  # noqa: ANN401 - onnx.ModelProto
     if model.functions:
         model = onnx.inliner.inline_local_functions(model)
     _fix_batch(model, where)
+    _name_nodes(model)
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     clean(model)
     check_model(model, where=where)
     return model
+
+
+def _name_nodes(model: Any) -> None:  # noqa: ANN401 - onnx.ModelProto
+    """Names are optional in ONNX, and need not differ; layers are told apart by them here."""
+    seen: set[str] = set()
+    for index, node in enumerate(model.graph.node):
+        if not node.name or node.name in seen:
+            node.name = f"{node.op_type}_{index}"
+            while node.name in seen:
+                node.name += "_"
+        seen.add(node.name)
 
 
 def parse(data: bytes) -> Any:  # noqa: ANN401 - onnx.ModelProto

@@ -8,7 +8,6 @@ from typing import Literal
 from device_profiles import DeviceProfile
 from edge_runtime.manifest import EngineName, Licence, Precision, Preprocessing
 from export.cache import Cache, cache_key
-from export.mcu.generator_hash import generator_hash
 from export.routes import Route
 from export.samples import SampleSet
 from export.source import Source
@@ -16,19 +15,19 @@ from export.source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class McuChoices:
-    """How the C for a microcontroller is scheduled; other boards ignore it.
+    """How the C for a microcontroller is scheduled; see docs/microcontrollers.md.
 
     Attributes:
-        schedule: Whole layers, patches, row streams, or the best mixture.
-        frame: Where the input lies: in the arena (intact or overwritten), pulled row by row, or anywhere outside.
-        max_ram_bytes: Largest arena; null: what the board has.
-        max_macs_factor: Most recomputation, 1.0 is none.
-        optimise: Fewest bytes, or fewest multiply-accumulates within the limits.
-        rounding: Whose FULLY_CONNECTED to equal: TensorFlow Lite Micro rounds twice, LiteRT once.
+        schedule: What a segment may be; auto takes whatever is best.
+        input_mode: Where the first input lives: kept, overwritten as it is read, or pulled row by row from a callback.
+        max_ram_bytes: Largest arena; the board's SRAM when null.
+        max_macs_factor: How much may be computed twice, as a factor of the network's work; 1 is nothing.
+        optimise: Least RAM, or least instructions within the RAM that there is.
+        rounding: Whose FULLY_CONNECTED to equal: TensorFlow Lite Micro's rounds twice, LiteRT's once.
     """
 
     schedule: Literal["auto", "layer", "patch", "stream"] = "auto"
-    frame: Literal["resident", "overwritten", "pulled", "external"] = "overwritten"
+    input_mode: Literal["overwritten", "resident", "pulled", "external"] = "overwritten"
     max_ram_bytes: int | None = None
     max_macs_factor: float = 1.0
     optimise: Literal["ram", "speed"] = "ram"
@@ -48,7 +47,7 @@ class ExportOptions:
         labels: One name for each class; a module's own win.
         licences: Of the weights, beside those that the module names.
         threads: Of the engine on the board.
-        mcu: The schedule of generated C.
+        mcu: For microcontrollers only.
     """
 
     precision: Precision | None = None
@@ -82,11 +81,8 @@ class Request:
         declared = (options.preprocessing, options.labels, options.licences, options.threads, options.mcu)
         route = self.route
         steps = (route.source, route.format, route.precision, route.engine, route.scheme)
-        generator = generator_hash() if self.board.is_microcontroller else None
         data = [None if one is None else (Path(one.source).name, one.sha256) for one in (self.calibration, self.data)]
-        return cache_key(
-            "artefact", self.source.sha256, self.source.name, self.board.id, steps, generator, declared, data
-        )
+        return cache_key("artefact", self.source.sha256, self.source.name, self.board.id, steps, declared, data)
 
     @property
     def preprocessing(self) -> Preprocessing | None:

@@ -91,7 +91,7 @@ class MosquittoBroker:
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self.start()
-        except BrokerError:
+        except BaseException:  # Ctrl-C too: the process is in a session of its own
             self.close()
             raise
 

@@ -16,6 +16,7 @@ import msgspec
 from device_profiles import BoardError, load_board
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, file_sha256, pack_artefact
+from edge_runtime.backends.trt_boards import check_deploy
 from edge_runtime.messages import (
     BLOCK_BYTES,
     Birth,
@@ -148,6 +149,7 @@ def deploy(
     Raises:
         UnknownDeviceError: The device has not said that it is there.
         EngineMismatchError: It cannot run this.
+        DeployRefusedError: The artefact's own board is too old for the device package (JetPack 4 and 5).
         RejectedError: It refused the artefact, with its reason.
         DeployError: A tail, or no progress within the timeout.
     """
@@ -156,6 +158,7 @@ def deploy(
         raise DeployError(
             f"Wanted a head or a whole model for {device}, found the tail {artefact.folder}. Serve it here."
         )
+    check_deploy(artefact.manifest)
     topics = Topics(options.tenant, device)
     inbox: SimpleQueue[Birth | Death | DeployStatus] = SimpleQueue()
     subscriptions = ((topics.up("birth"), 1), (topics.up("death"), 1), (topics.up("deploy"), 1))

@@ -180,7 +180,11 @@ class TailServer:
         for worker in self._workers:
             worker.start()
         self._link.start()
-        self._link.wait_connected(timeout_s)
+        try:
+            self._link.wait_connected(timeout_s)
+        except BaseException:  # nobody else will: a `with` block was not entered
+            self.close()
+            raise
         return self
 
     @property
@@ -223,8 +227,9 @@ class TailServer:
         with self._lock:
             self.counters.received += 1
             refused = self._queue.push(request)
-        self._wake.put(True)
-        if refused is not None:
+        if refused is None:  # else as many wait as before
+            self._wake.put(True)
+        else:
             self._refuse(refused, Status.BUSY, f"{self._options.queue_limit} requests wait already")
 
     def _work(self) -> None:
@@ -248,7 +253,10 @@ class TailServer:
             self._refuse(request, Status.UNKNOWN_MODEL, f"no model with key {request.key} here")
             return
         try:
-            arrays = model.read(decode_frame(request.frame, model.limits))
+            frame = decode_frame(request.frame, model.limits)
+            if frame.cut_id != model.cut_ids[request.key]:
+                raise FormatError(f"Wanted a frame of cut {request.key} as its topic says, found {frame.cut_id.hex()}.")
+            arrays = model.read(frame)
             decoded = time.perf_counter()
             outputs = model.run(arrays)
         except (WireError, ImageError, InputError) as error:
@@ -263,9 +271,9 @@ class TailServer:
             tail_us=_us(ran - decoded),
         )
         pieces = encode_tensors(outputs, cut_id=model.cut_ids[request.key])
-        self._send(request, (pack_reply(reply), *pieces))
-        with self._lock:
+        with self._lock:  # counted first: who has the answer may look at once
             self.counters.answered += 1
+        self._send(request, (pack_reply(reply), *pieces))
 
     def _refuse(self, request: Request, status: Status, text: str) -> None:
         reply = Reply(request.request_id, status, queue_us=_us(time.perf_counter() - request.received))

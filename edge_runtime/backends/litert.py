@@ -26,9 +26,12 @@ class LiteRtSession:
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run once; see `Session.run`."""
         check_inputs(self.inputs, arrays)
-        for index, array in zip(self._input_ids, arrays, strict=True):
-            self._interpreter.set_tensor(index, array)
-        self._interpreter.invoke()
+        try:
+            for index, array in zip(self._input_ids, arrays, strict=True):
+                self._interpreter.set_tensor(index, array)
+            self._interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise EngineError(f"Wanted LiteRT to run the model, found: {error}") from error
         return [self._interpreter.get_tensor(index) for index in self._output_ids]
 
     def close(self) -> None:

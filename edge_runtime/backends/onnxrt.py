@@ -32,7 +32,10 @@ class OnnxRuntimeSession:
         """Run once; see `Session.run`."""
         check_inputs(self.inputs, arrays)
         feeds = dict(zip(self._input_names, arrays, strict=True))
-        results: list[np.ndarray] = self._session.run(self._output_names, feeds)
+        try:
+            results: list[np.ndarray] = self._session.run(self._output_names, feeds)
+        except Exception as error:  # as in `open_backend`
+            raise EngineError(f"Wanted onnxruntime {ort.__version__} to run the model, found: {error}") from error
         return results
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ def export(
     licence: tuple[str, ...] = (),
     threads: int = 1,
     schedule: Literal["auto", "layer", "patch", "stream"] = "auto",
-    frame: Literal["resident", "overwritten", "pulled", "external"] = "overwritten",
+    input_mode: Literal["overwritten", "resident", "pulled", "external"] = "overwritten",
     max_ram: int | None = None,
     max_macs_factor: float = 1.0,
     optimise: Literal["ram", "speed"] = "ram",
@@ -65,12 +65,12 @@ def export(
         labels: Text file with one class name a line.
         licence: "SPDX-ID: attribution" of the weights; may be given several times.
         threads: Of the engine on the board.
-        schedule: Microcontrollers: whole layers, patches, row streams, or the best mixture.
-        frame: Microcontrollers: the input lies in the arena (resident, overwritten), is pulled row by row, or external.
-        max_ram: Microcontrollers: largest arena in bytes. Default: the board's SRAM.
-        max_macs_factor: Microcontrollers: most recomputation, 1.0 is none.
-        optimise: Microcontrollers: fewest bytes, or fewest operations within the limits.
-        rounding: Microcontrollers: dense layers as TensorFlow Lite Micro (twice) or as LiteRT (once).
+        schedule: Microcontrollers: run layer by layer, in patches, in row streams, or whatever is best.
+        input_mode: Microcontrollers: the frame is overwritten as it is read, kept, pulled by row, or the caller's.
+        max_ram: Microcontrollers: largest arena in bytes. Default: what the board has.
+        max_macs_factor: Microcontrollers: how much patches may compute twice, 1 for nothing.
+        optimise: Microcontrollers: least RAM, or least instructions.
+        rounding: Microcontrollers: whose FULLY_CONNECTED to equal.
         json: Print the artefact's folder, identifiers and findings as JSON.
     """
     options = ExportOptions(
@@ -84,7 +84,7 @@ def export(
         threads=threads,
         mcu=McuChoices(
             schedule=schedule,
-            frame=frame,
+            input_mode=input_mode,
             max_ram_bytes=max_ram,
             max_macs_factor=max_macs_factor,
             optimise=optimise,
@@ -176,6 +176,8 @@ def _print(artefact: Artefact) -> None:
         console.print(f"  {row.what}: {row.value} {row.unit} ({row.device})")
     for sentence in findings(manifest):
         console.print(f"  note: {sentence}")
+    if "Makefile" in manifest.files_by_path:
+        console.print(f"  next: make -C {artefact.folder} qemu")
     console.print(f"  next: headtail inspect {artefact.folder}")
 
 

@@ -1,4 +1,4 @@
-"""What an artefact for a microcontroller holds beside the int8 file: generated C, build files, proof, report."""
+"""What the head of a cut network holds for a microcontroller: generated C, entropy coder, frame writer, proof."""
 
 from __future__ import annotations
 
@@ -6,31 +6,6 @@ from device_profiles import DeviceProfile
 from edge_runtime.entropy import parse_tables
 from export.mcu.head import head_files
 from export.mcu.to_c import McuOptions, build_export
-from export.request import McuChoices
-from split.patch_plan import InputMode
-
-
-def c_files(model: bytes, *, board: DeviceProfile, name: str, source: str, choices: McuChoices) -> dict[str, bytes]:
-    """Generate the folder of C for a board; see ``export.mcu.to_c.build_export`` for the errors.
-
-    Args:
-        model: The int8 ``.tflite`` file of the artefact.
-        board: Its SRAM and flash are limits.
-        name: Of the model.
-        source: The file's name, for comments.
-        choices: The schedule.
-    """
-    options = McuOptions(
-        name=name,
-        source=source,
-        schedule=choices.schedule,
-        input_mode=InputMode(choices.frame),
-        max_ram_bytes=choices.max_ram_bytes,
-        max_mac_factor=choices.max_macs_factor,
-        optimise=choices.optimise,
-        rounding=choices.rounding,
-    )
-    return dict(build_export(model, board, options).files)
 
 
 def head_c_files(
@@ -44,6 +19,9 @@ def head_c_files(
         name: Of the model.
         tables: The pair's table set, null for raw latents (the C then ends in them, without a frame).
         cut_id: 16 hex digits, what frames carry.
+
+    Raises:
+        EdgeError: As ``export.mcu.to_c.build_export``.
     """
     made = build_export(model, board, McuOptions(name=name, source="model.tflite"))
     if tables is None:

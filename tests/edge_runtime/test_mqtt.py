@@ -1,8 +1,11 @@
 import os
 import queue
+import resource
 import signal
+import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -17,6 +20,9 @@ from edge_runtime.mqtt import (
     UrlError,
     parse_url,
 )
+
+# PUBLISH with properties that end too early, with an unknown property, with a topic that is not UTF-8; a packet of no kind
+MALFORMED = [b"\x30\x05\0\1t\x7f\x23", b"\x30\x06\0\1t\2\xff\0", b"\x30\x04\0\1\xff\0", b"\xf0\x02\0\0", b"\x90\x01\0"]
 
 
 class Inbox:
@@ -146,6 +152,52 @@ def test_pieces_to_a_stalled_broker_are_kept_whole_up_to_a_limit(own_broker):
             link.publish_pieces("t", [bytes(300_000)], 0)
 
 
+def test_a_process_with_very_many_open_files_still_connects(broker):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, limits[1]), limits[1]))
+    files = []
+    try:
+        files += [os.open(os.devnull, os.O_RDONLY) for _ in range(1024)]  # select() takes no number above 1023
+        inbox = Inbox()
+        with connected(broker, inbox, subscriptions=(("ht/v1/many/files/up/x", 1),)) as link:
+            link.publish(Packet("ht/v1/many/files/up/x", b"seen", 1))
+            assert inbox.next()[1] == b"seen"
+    finally:
+        for descriptor in files:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_closed_link_touches_no_descriptor_any_more(broker):
+    link = connected(broker)
+    link.close()
+    read, write = os.pipe()  # takes the numbers that the link had
+    try:
+        os.set_blocking(read, False)
+        link._loop._wake()
+        with pytest.raises(BlockingIOError):
+            os.read(read, 1)
+    finally:
+        os.close(read)
+        os.close(write)
+
+
+@pytest.mark.parametrize("packet", MALFORMED)
+def test_a_packet_that_is_no_mqtt_costs_the_connection_and_nothing_else(packet):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ended = threading.Lock()
+        ended.acquire()
+        with MqttLink(f"mqtt://127.0.0.1:{server.getsockname()[1]}", LinkOptions(), Inbox()).start() as link:
+            for _ in range(2):  # it comes back after the first
+                peer, _ = server.accept()
+                with peer:
+                    peer.recv(4096)
+                    peer.sendall(bytes([0x20, 3, 0, 0, 0]))  # CONNACK, accepted
+                    link.wait_connected(10)
+                    peer.sendall(packet)
+                    assert not link.wait_for(ended, 0.3)
+
+
 def test_no_broker_is_a_named_error():
     link = MqttLink("mqtt://127.0.0.1:1", LinkOptions(), Inbox()).start()
     with pytest.raises(NotConnectedError, match="headtail broker"):
@@ -157,6 +209,7 @@ def test_no_broker_is_a_named_error():
 def test_urls():
     assert parse_url("host") == BrokerUrl("host", 1883)
     assert parse_url("mqtt://u:p@[::1]:99") == BrokerUrl("::1", 99, "u", "p")
+    assert parse_url("mqtt://u:p%40s%2Fs@h") == BrokerUrl("h", 1883, "u", "p@s/s")
     for bad in ("http://x", "mqtt://", "mqtt://h:99999", "mqtts://h", "mqtt://h/path", ""):
         with pytest.raises(UrlError):
             parse_url(bad)

@@ -23,7 +23,7 @@ def test_every_request_ends_exactly_once_whatever_happens_in_which_order(events)
                 opened.add(identity)
         elif event == "answer":
             was_open = identity in opened and identity not in ended
-            assert pending.answer(Reply(identity, Status.OK), EMPTY, 1.0) == was_open
+            assert pending.answer(Reply(identity, Status.OK), EMPTY) == was_open
         elif event == "lost":
             still_open = len(opened) - len(ended)
             assert pending.give_up_all() == still_open
@@ -37,7 +37,7 @@ def test_an_answer_after_the_end_is_counted_and_dropped():
     pending = Pending(limit=1)
     pending.add(Ticket(b"a", 0.0, lambda: None))
     assert pending.give_up(b"a")
-    assert not pending.answer(Reply(b"a", Status.OK), EMPTY, 0.0)
+    assert not pending.answer(Reply(b"a", Status.OK), EMPTY)
     assert pending.late == 1
     assert len(pending) == 0
 

@@ -8,6 +8,7 @@ import pytest
 
 from edge_runtime.artefact import write_artefact
 from edge_runtime.places import GoldenError, local
+from edge_runtime.session import EngineError
 
 
 def changed(network, folder, expected, **golden):
@@ -34,6 +35,17 @@ def test_golden_vectors_are_compared_as_the_manifest_says(network, tmp_path, off
     assert report.passed == passes
     assert report.place == "local"
     assert report.checks[0].ms > 0
+
+
+@pytest.mark.parametrize(("group", "error"), [("inputs", EngineError), ("outputs", GoldenError)])
+def test_a_model_whose_shapes_are_not_the_manifests_is_named(network, tmp_path, group, error):
+    manifest = network.whole.manifest
+    wider = tuple(msgspec.structs.replace(spec, shape=(1, 2, 8)) for spec in getattr(manifest, group))
+    files = {path: network.whole.path(path).read_bytes() for path in manifest.files_by_path}
+    files["golden/i" if group == "inputs" else "golden/o"] = bytes(64)
+    artefact = write_artefact(tmp_path / "a", msgspec.structs.replace(manifest, files=(), **{group: wider}), files)
+    with pytest.raises(error):
+        local().verify(artefact)
 
 
 def test_a_vector_of_another_shape_is_named(network, tmp_path):

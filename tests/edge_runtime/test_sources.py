@@ -34,6 +34,18 @@ def test_a_stream_of_jpegs_is_cut_at_its_pictures(shades, step):
     assert list(split_jpegs(Trickle(b"".join(pictures), step))) == pictures
 
 
+def test_folders_named_like_pictures_are_no_frames(tmp_path):
+    (tmp_path / "old.jpg").mkdir()
+    (tmp_path / "new.jpg").write_bytes(jpeg(7))
+    assert [frame.name for frame in open_source(f"dir:{tmp_path}")] == ["new.jpg"]
+
+
+@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan")])
+def test_a_rate_that_is_none_is_named(fps):
+    with pytest.raises(SourceError, match="frames a second"):
+        Newest(iter(()), fps=fps)
+
+
 def test_a_stream_of_something_else_is_named():
     with pytest.raises(SourceError, match="JPEG"):
         list(split_jpegs(io.BytesIO(b"GIF89a....")))

@@ -85,3 +85,13 @@ def test_an_edited_model_is_a_model_or_a_named_error(position, value):
     except SourceError:
         return
     onnx.checker.check_model(model)
+
+
+def test_nodes_without_names_or_with_the_same_get_names_of_their_own():
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("Relu", ["a"], ["b"], name="n")]
+    nodes += [helper.make_node("Relu", ["b"], ["c"], name="n"), helper.make_node("Relu", ["c"], ["y"], name="Relu_0")]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2]) for name in "xy"]
+    graph = helper.make_graph(nodes, "g", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    names = [node.name for node in read_onnx(model.SerializeToString(), where="test").graph.node]
+    assert len(set(names)) == 4

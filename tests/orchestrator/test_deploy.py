@@ -11,10 +11,10 @@ import pytest
 
 from edge_runtime.agent import Agent, AgentOptions
 from edge_runtime.artefact import IntegrityError, write_artefact
-from edge_runtime.manifest import Engine
+from edge_runtime.manifest import Engine, Postprocessing
 from edge_runtime.messages import BLOCK_BYTES, Slots
 from edge_runtime.offloader import OffloadOptions
-from edge_runtime.slots import SlotStore
+from edge_runtime.slots import SlotError, SlotStore
 from edge_runtime.sources import Frame, Newest
 from orchestrator.deploy import (
     DeployError,
@@ -134,6 +134,52 @@ def test_a_model_that_fails_its_golden_vectors_is_rejected_and_the_old_one_stays
     store = SlotStore(tmp_path / "state")
     assert store.active.whole == network.whole.id
     assert [path.name for path in (store.folder / "artefacts").iterdir()] == [network.whole.id]
+
+
+def test_class_names_that_are_no_text_are_rejected_and_the_old_model_stays(broker, network, tmp_path):
+    files = {path: network.whole.path(path).read_bytes() for path in network.whole.manifest.files_by_path}
+    manifest = msgspec.structs.replace(network.whole.manifest, files=(), postprocessing=Postprocessing(labels="names"))
+    hostile = write_artefact(tmp_path / "hostile", manifest, {**files, "names": b"cat\n\xff\xfe"})
+    with Running(broker, "dep5", tmp_path / "state"):
+        deploy(broker, "dep5", network.whole)
+        with pytest.raises(RejectedError, match="UTF-8"):
+            deploy(broker, "dep5", hostile)
+    assert SlotStore(tmp_path / "state").active.whole == network.whole.id
+
+
+def test_whatever_goes_wrong_on_the_device_the_host_hears_of_it_and_the_old_model_stays(
+    broker, network, tmp_path, monkeypatch
+):
+    artefact = large_artefact(network, tmp_path / "large")
+    with Running(broker, "dep6", tmp_path / "state") as device:
+        deploy(broker, "dep6", network.whole)
+
+        def fail():
+            raise MemoryError("no room")
+
+        monkeypatch.setattr(device.agent, "_build", fail)
+        with pytest.raises(RejectedError, match="MemoryError: no room"):
+            deploy(broker, "dep6", artefact)
+    assert SlotStore(tmp_path / "state").active.whole == network.whole.id
+
+
+def test_counters_go_on_over_a_deployment(broker, network, tmp_path):
+    source = Newest(endless(network.x), fps=200)
+    with Running(broker, "dep7", tmp_path / "state", source) as device:
+        deploy(broker, "dep7", network.whole)
+        assert device.enough.wait(20)
+        deploy(broker, "dep7", large_artefact(network, tmp_path / "large"))
+        old = device.agent._pipeline
+        while device.agent._pipeline is old and device.agent._next is not None:
+            device.enough.wait(0.01)
+        beat = msgspec.json.decode(device.agent._heartbeat().payload)
+        assert beat["local"] >= 5
+
+
+def test_a_state_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(SlotError, match="--state"):
+        SlotStore(tmp_path / "file" / "state")
 
 
 def test_devices_that_are_not_there_or_cannot_run_it_are_named(broker, network, tmp_path):

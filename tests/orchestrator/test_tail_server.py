@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from edge_runtime.manifest import Preprocessing, TensorSpec
-from edge_runtime.mqtt import LinkOptions, MqttLink, Packet
+from edge_runtime.mqtt import LinkOptions, MqttLink, NotConnectedError, Packet
 from edge_runtime.offload import DeadlineError, OffloadError, TailError, TailUnavailableError
 from edge_runtime.offloader import Offloader, OffloadOptions
 from edge_runtime.wire import Envelope, Limits, Status, decode_tensors, pack_envelope, unpack_reply
@@ -84,6 +84,64 @@ def test_without_tail_and_fallback_the_deadline_has_a_name_and_the_breaker_opens
         with pytest.raises(TailUnavailableError, match="asked again soon"):
             device.infer(network.x, deadline_ms=50)
         assert device.counters.failed == 3
+
+
+def test_a_probe_lost_with_the_connection_does_not_hold_the_tail_off_for_ever(own_broker, network):
+    arrived = threading.Event()
+    with offloader(own_broker.url, network, fallback=False, breaker_failures=1) as device:
+        with pytest.raises(DeadlineError):
+            device.infer(network.x, deadline_ms=20)
+        with MqttLink(own_broker.url, LinkOptions(subscriptions=(("ht/v1/#", 0),)), lambda *_: arrived.set()) as spy:
+            spy.wait_connected(10)
+            ended = []
+            while not arrived.is_set():  # until the breaker lets a probe through
+                asking = threading.Thread(target=_ask, args=(device, network.x, ended))
+                asking.start()
+                arrived.wait(0.1)
+                if not arrived.is_set():
+                    asking.join(10)
+            own_broker.stop(kill=True)
+            asking.join(10)
+            assert isinstance(ended[-1], TailUnavailableError)
+        own_broker.start()
+        device.wait_connected()
+        with TailServer(own_broker.url, [serve_artefact(network.tail)]):
+            np.testing.assert_array_equal(device.infer(network.x, deadline_ms=5000).outputs[0], network.y)
+
+
+def _ask(device, x, ended):
+    try:
+        ended.append(device.infer(x, deadline_ms=30_000))
+    except OffloadError as error:
+        ended.append(error)
+
+
+@pytest.mark.parametrize("deadline_ms", [float("nan"), float("inf")])
+def test_a_deadline_that_is_no_number_is_named_and_holds_no_place(broker, network, deadline_ms):
+    with offloader(broker, network, in_flight=1) as device:
+        for _ in range(2):
+            with pytest.raises(OffloadError, match="finite"):
+                device.infer(network.x, deadline_ms=deadline_ms)
+        assert device.open_requests == 0
+
+
+def test_a_frame_of_another_cut_than_its_topic_is_refused(broker, network):
+    with (
+        TailServer(broker, [serve_artefact(network.tail)]) as server,
+        offloader(broker, network, fallback=False) as device,
+    ):
+        device._cut_id = bytes(8)
+        with pytest.raises(TailError, match="as its topic says"):
+            device.infer(network.x, deadline_ms=5000)
+        assert server.counters.refused == 1
+
+
+def test_a_server_without_a_broker_is_named_and_leaves_no_thread(network):
+    before = set(threading.enumerate())
+    server = TailServer("mqtt://127.0.0.1:1", [serve_artefact(network.tail)])
+    with pytest.raises(NotConnectedError):
+        server.start(timeout_s=0.1)
+    assert not {thread for thread in set(threading.enumerate()) - before if thread.is_alive()}
 
 
 def test_an_answer_after_the_deadline_is_counted_and_dropped(broker, network):

@@ -21,7 +21,7 @@ def board_artefact(tflite_builder, tmp_path_factory, monkeypatch_session):
     tip = net.depthwise(net.conv(source, 8, (3, 3), (2, 2)))
     path = folder / "tiny.tflite"
     path.write_bytes(net.finish([source], [net.unary("SOFTMAX", net.dense(net.mean(tip, [1, 2]), 4))]))
-    options = ExportOptions(mcu=McuChoices(frame="pulled", schedule="stream"))
+    options = ExportOptions(mcu=McuChoices(input_mode="pulled", schedule="stream"))
     return export_model(str(path), "stm32f746g-disco", options, out=folder / "out", cache=open_cache())
 
 
