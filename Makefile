@@ -47,8 +47,7 @@ bench-data: setup-dev  ## check the third-party files that benchmarks read (HEAD
 bench-foundation: setup-dev  ## the figures of export, cut, runtime and offload
 	$(PYTHON_VENV) -m benchmarks.foundation
 
-bench-mcu: setup-dev  ## RAM, instructions, flash and equality of generated C on simulated Cortex-M
-	@scripts/setup-mcu
+bench-mcu: setup-dev  ## RAM, instructions and flash of generated C on simulated Cortex-M
 	$(PYTHON_VENV) -m benchmarks.bench_mcu
 
 bench-report: setup-dev  ## write the tables of README and docs from benchmarks/results

@@ -129,11 +129,11 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
     else:
-        sys.stdout.write(f"{report.artefact}  {report.engine}  opened in {report.load_ms:.0f} ms\n")
+        sys.stdout.write(f"{report.artefact}  {report.engine}  opened in {report.load_ms or 0:.0f} ms\n")
         for check in report.checks:
             word = "ok" if check.passed else "DIFFERS"
             sys.stdout.write(
-                f"{word}  {', '.join(check.inputs)}  {check.compare}, worst {check.worst:g}, {check.ms:.1f} ms\n"
+                f"{word}  {', '.join(check.inputs)}  {check.compare}, worst {check.worst:g}, {check.ms or 0:.1f} ms\n"
             )
         if not report.checks:
             sys.stdout.write("no golden vectors: only hashes and the engine were checked\n")

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 MAX_REST_BYTES = 8 << 20  # of packets that wait for the socket
 _FIRST_PAUSE_S = 0.25
 _MISC_EVERY_S = 0.5  # keepalive
+_READ_WRITE = select.POLLIN | select.POLLOUT
 _LINGER_S = 0.05  # how long the thread leaves the socket alone after a caller has read it: the next one comes soon
 
 
@@ -42,6 +43,9 @@ class NetworkLoop:
         self._reconnect_max_s = reconnect_max_s
         client.on_socket_register_write = _written_by_us
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._poll = select.poll()  # select() takes no descriptor above 1023
+        self._poll.register(self._wake_read, select.POLLIN)
+        self._watched: tuple[int | None, int] = (None, 0)  # the socket's descriptor, and the events
         self._write_lock = threading.Lock()
         self._rest: deque[memoryview] = deque()  # of packets that `send` could not write at once
         self._rest_begun = False  # the first of them is partly written: nothing else may go before it
@@ -230,11 +234,9 @@ class NetworkLoop:
         if sock is None:
             return
         descriptor = sock.fileno()
-        poll = select.poll()  # select() takes no descriptor above 1023
         try:
-            poll.register(self._wake_read, select.POLLIN)
-            poll.register(descriptor, select.POLLIN | (select.POLLOUT if self.wants_to_write else 0))
-            ready = dict(poll.poll(1000 * timeout_s))
+            self._watch(descriptor, _READ_WRITE if self.wants_to_write else select.POLLIN)
+            ready = dict(self._poll.poll(1000 * timeout_s))
         except (OSError, ValueError):  # closed
             return
         if self._wake_read in ready:
@@ -254,6 +256,16 @@ class NetworkLoop:
         if self.wants_to_write and (ended is None or ended.locked()):
             with self._write_lock:
                 self._write()
+
+    def _watch(self, descriptor: int, events: int) -> None:
+        """Wait for these events of the socket from now on; under the reader's lock."""
+        if (descriptor, events) == self._watched:
+            return
+        before = self._watched[0]
+        if before not in (descriptor, None):
+            self._poll.unregister(before)
+        self._poll.register(descriptor, events)
+        self._watched = (descriptor, events)
 
     def _wake(self) -> None:
         with contextlib.suppress(OSError):  # a full pipe wakes as well; a closed one has nobody to wake

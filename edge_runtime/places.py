@@ -22,9 +22,10 @@ class Check(msgspec.Struct, frozen=True):
     inputs: tuple[str, ...]
     compare: str
     tolerance: float
-    worst: float  # largest absolute difference; for argmax the share of rows that differ
+    worst: float  # largest absolute difference; for argmax the share of rows, for an emulator the bytes that differ
     passed: bool
-    ms: float
+    ms: float | None  # null where the place knows no time
+    instructions: int | None = None  # counted by an emulator
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -33,7 +34,7 @@ class Report(msgspec.Struct, frozen=True):
     place: str
     artefact: str
     engine: str
-    load_ms: float
+    load_ms: float | None
     checks: tuple[Check, ...]
 
     @property

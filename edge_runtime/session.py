@@ -51,7 +51,7 @@ _BACKENDS = {
     "onnxruntime": ("edge_runtime.backends.onnxrt", "onnxruntime", "ort"),
     "litert": ("edge_runtime.backends.litert", "ai_edge_litert", "litert"),
     "tflite-runtime": ("edge_runtime.backends.litert", "tflite_runtime", "tflite-runtime"),
-    "tflite-micro": ("edge_runtime.backends.litert", "ai_edge_litert", "litert"),
+    "tflite-micro": ("edge_runtime.backends.tflm", "ai_edge_litert", "litert"),
     "tensorrt": ("edge_runtime.backends.trt", "tensorrt", "tensorrt"),
 }
 

@@ -1,6 +1,5 @@
 """Convert, run what was converted in the runtime itself, compare it with its source, and write the artefact."""
 
-import logging
 import re
 from pathlib import Path
 
@@ -18,14 +17,12 @@ from edge_runtime.manifest import (
     TensorSpec,
     Tool,
 )
-from edge_runtime.session import EngineError
 from export.cache import tool_versions
 from export.calibration import CalibrationData, decode_calibration, open_calibration
 from export.convert import Converted, Job, convert, load_step
-from export.measure import Measured, engine_here, library_version, measure
+from export.measure import engine_here, library_version, measure
 from export.request import Request
 
-_LOG = logging.getLogger(__name__)
 METHODS = {"onnx": "mean-square error, biases corrected", "tflite": "min-max"}  # how ranges are chosen, by file format
 LABELS_FILE = "labels.txt"
 
@@ -53,25 +50,13 @@ def assemble(request: Request, folder: Path) -> Artefact:
     if request.route.precision == "int8" and converted.fp32 is not None and not calibrated:
         calibrate(converted.source_inputs)  # the int8 file came from the cache; the record is still wanted
     manifest = _manifest(request, converted, calibrated[0] if calibrated else None)
-    made = engine_files(request, converted)  # before it is run: what a board cannot take is refused by name here
     request.progress("verify")
-    checked = _measure(request, converted, manifest)
-    files: dict[str, bytes | Path] = {**made, **checked.golden_files}
+    checked = measure(request, converted, manifest)
+    files: dict[str, bytes | Path] = {**engine_files(request, converted), **checked.golden_files}
     if request.labels:
         files[LABELS_FILE] = ("\n".join(request.labels) + "\n").encode()
     manifest = msgspec.structs.replace(manifest, quality=checked.quality, golden=checked.golden, bench=checked.bench)
     return write_artefact(folder, manifest, files)
-
-
-def _measure(request: Request, converted: Converted, manifest: Manifest) -> Measured:
-    """As `measure`; a file that only the microcontroller's engine opens has been proven there, as generated C."""
-    try:
-        return measure(request, converted, manifest)
-    except EngineError as error:
-        if not request.board.is_microcontroller:
-            raise
-        _LOG.warning("%s is not measured here, only proven as C against tflite-micro: %s", request.source.text, error)
-        return Measured(None, (), {}, ())
 
 
 def engine_files(request: Request, converted: Converted) -> dict[str, bytes]:

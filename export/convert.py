@@ -145,7 +145,7 @@ def _convert_tflite(job: Job) -> Converted:
     fp32_inputs = describe(_renamed(found.inputs, names[0]), image=image, tflite=True)
     fp32_outputs = describe(_renamed(found.outputs, names[1]), task=_task(job))
     source_inputs = _source_inputs(job, fp32_inputs)
-    if found.is_full_integer:
+    if found.is_quantised:
         _check_ready(job)
         return Converted(fp32, None, source_inputs, fp32_inputs, fp32_outputs, output_step=_step(fp32_outputs))
     if job.route.precision == "fp32":

@@ -1,5 +1,6 @@
 """Run a converted file in the runtime itself: how far it is from its source, how fast, and its golden vectors."""
 
+import importlib.util
 import platform
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,8 @@ def engine_here(engine: EngineName) -> EngineName:
 
 def library_version(engine: EngineName) -> str:
     """The installed version of the library of an engine that runs here."""
+    if engine == "tflite-micro" and importlib.util.find_spec("tflite_micro") is not None:
+        return version("tflite-micro")
     return version(_LIBRARY[engine])
 
 

@@ -35,10 +35,13 @@ class TfliteModel:
 
     @property
     def is_full_integer(self) -> bool:
-        """True when no tensor holds floats, but for inputs and outputs beside a QUANTIZE or DEQUANTIZE."""
-        edges = {spec.engine_name for spec in (*self.inputs, *self.outputs) if spec.dtype == "float32"}
-        converts = {"QUANTIZE", "DEQUANTIZE"} & set(self.operators)
-        return not self.float_tensors or (bool(converts) and set(self.float_tensors) <= edges)
+        """True when no tensor holds floats."""
+        return not self.float_tensors
+
+    @property
+    def is_quantised(self) -> bool:
+        """True when only inputs and outputs hold floats: everything between is integers already."""
+        return set(self.float_tensors) <= {spec.engine_name for spec in (*self.inputs, *self.outputs)}
 
 
 def read_tflite(data: bytes, *, where: str) -> TfliteModel:

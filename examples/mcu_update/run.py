@@ -1,6 +1,6 @@
 """Signs three packages, builds the updater for a simulated Cortex-M4 and cuts the power at every flash operation.
 
-    python examples/mcu_update/run.py [FOLDER]
+python examples/mcu_update/run.py [FOLDER]
 """
 
 import os

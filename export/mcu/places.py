@@ -1,69 +1,54 @@
-"""Simulated Cortex-M boards as places of ``headtail verify --on``."""
+"""The place `qemu`: an export's proof program on a simulated Cortex-M, byte for byte against TensorFlow Lite Micro."""
 
-from __future__ import annotations
-
-import time
-
+from device_profiles import load_board
 from edge_runtime.artefact import Artefact
 from edge_runtime.places import Check, Report
 from export.mcu.errors import ProofError
-from export.mcu.qemu import ProofRun, prove
+from export.mcu.folder import default_machine
+from export.mcu.qemu import prove
+from export.mcu.to_c import limits_of
 
 
 class QemuPlace:
-    """A board in QEMU; an empty name means the export's own default, usually the Cortex-M4."""
+    """A simulated Cortex-M; without a name the one that is large enough for the artefact's board."""
 
     def __init__(self, machine: str = "") -> None:
         self.machine = machine
 
     def verify(self, artefact: Artefact) -> Report:
-        """Build the artefact's C for the board, run its golden vectors there and compare every byte.
+        """Build a copy of the artefact's C and run its golden inputs; see `Place.verify`.
+
+        Counts are instructions: an emulator knows no time.
 
         Raises:
-            ProofError: The artefact holds no generated C, or it does not build or run.
-            ToolchainError: Compiler or emulator are not installed.
+            ProofError: The artefact holds no C, or its proof program gives no result.
+            ToolchainError: Compiler or emulator is missing.
         """
-        folder = artefact.folder
-        if not (folder / "Makefile").is_file() or not (folder / "proof").is_dir():
+        if "Makefile" not in artefact.manifest.files_by_path:
             raise ProofError(
-                f"{folder} holds no generated C for a microcontroller. Export for one: headtail export MODEL --target BOARD."
+                f"Wanted an artefact with C for a microcontroller, found one for {artefact.manifest.target} without. "
+                "Export it with --target and one of the boards of kind mcu (headtail devices)."
             )
-        begun = time.perf_counter()
-        run = prove(folder, machine=self.machine or default_machine_of(artefact))
-        ms = 1000 * (time.perf_counter() - begun)
-        return Report("qemu", artefact.id, _engine(run), 0.0, tuple(_check(run, i, ms) for i in range(len(run.cases))))
-
-
-def default_machine_of(artefact: Artefact) -> str:
-    """The machine that the export's Makefile takes by default.
-
-    Raises:
-        ProofError: The Makefile names none.
-    """
-    for line in (artefact.folder / "Makefile").read_text().splitlines():
-        name, separator, value = line.partition("?=")
-        if separator and name.strip() == "MACHINE":
-            return value.strip()
-    raise ProofError(f"{artefact.folder}/Makefile names no MACHINE; export again.")
-
-
-def _engine(run: ProofRun) -> str:
-    return (
-        f"generated C on {run.place} (emulated): {run.ram_bytes} B RAM ({run.arena_bytes} arena + {run.stack_bytes} stack), "
-        f"{run.flash_bytes} B flash, {run.instructions} instructions"
-    )
-
-
-def _check(run: ProofRun, number: int, ms: float) -> Check:
-    """One golden vector; ``worst`` is the number of bytes that differ, ``ms`` the share of build and emulation."""
-    case = run.cases[number]
-    return Check(
-        (f"golden/{case.number:02d}",), "exact", 0.0, float(case.differing), case.differing == 0, ms / len(run.cases)
-    )
+        machine = self.machine or default_machine(limits_of(load_board(artefact.manifest.target)))
+        run = prove(artefact.folder, machine=machine)
+        checks = tuple(
+            Check(
+                inputs=(f"case {case.number}",),
+                compare="exact",
+                tolerance=0.0,
+                worst=float(case.differing),
+                passed=case.differing == 0 and case.hash == case.wanted,
+                ms=None,
+                instructions=run.instructions if case is run.cases[-1] else None,
+            )
+            for case in run.cases
+        )
+        engine = f"generated C: arena {run.arena_bytes} B, stack {run.stack_bytes} B, flash {run.flash_bytes} B"
+        return Report(f"{machine} (emulated)", artefact.id, engine, None, checks)
 
 
 def qemu() -> QemuPlace:
-    """The entry point ``qemu``: the default board."""
+    """The entry point `qemu` of `headtail.places`."""
     return QemuPlace()
 
 

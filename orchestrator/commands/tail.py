@@ -9,7 +9,7 @@ import msgspec
 from edge_runtime.artefact import open_artefact
 from orchestrator.commands.output import print_json
 from orchestrator.commands.serving import until_stopped
-from orchestrator.tail_server import Served, ServerOptions, TailServer, serve_artefact
+from orchestrator.tail_server import Served, ServeError, ServerOptions, TailServer, serve_artefact
 
 
 def serve(
@@ -34,6 +34,8 @@ def serve(
         qos: Largest QoS of requests; 0 with the embedded broker, which raises a request's QoS to this one.
         json: Print JSON.
     """
+    if not artefacts:
+        raise ServeError("Wanted at least one tail or whole model to serve, found none. Give its folder or .zip.")
     models = [serve_artefact(open_artefact(path), threads=threads) for path in artefacts]
     options = ServerOptions(workers=workers, queue_limit=queue_limit, group="tails" if shared else None, qos=qos)
     with TailServer(broker, models, options) as server:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import open_artefact
-from edge_runtime.places import Place, Report
+from edge_runtime.places import Check, Place, Report
 from orchestrator.commands.output import print_json, print_table
 
 GROUP = "headtail.places"
@@ -20,7 +20,7 @@ def verify(artefact: Path, *, on: str = "local", json: bool = False) -> int:
 
     Args:
         artefact: A folder or .zip.
-        on: Where: "local" is this machine; installed packages add places.
+        on: Where: "local" is this machine, "qemu" a simulated Cortex-M for microcontrollers; packages may add places.
         json: Print JSON.
 
     Returns:
@@ -49,18 +49,17 @@ def find_place(name: str) -> Place:
 
 
 def _print(report: Report) -> None:
-    title = f"{report.artefact[:16]} on {report.place}: {report.engine}, opened in {report.load_ms:.0f} ms"
-    rows: list[tuple[object, ...]] = [
-        (
-            ", ".join(c.inputs),
-            c.compare,
-            f"{c.tolerance:g}",
-            f"{c.worst:g}",
-            f"{c.ms:.1f}",
-            "ok" if c.passed else "DIFFERS",
-        )
-        for c in report.checks
-    ]
+    opened = "" if report.load_ms is None else f", opened in {report.load_ms:.0f} ms"
+    title = f"{report.artefact[:16]} on {report.place}: {report.engine}{opened}"
+    rows = [_row(check) for check in report.checks]
     if not rows:
         rows = [("no golden vectors: only hashes and engine were checked", None, None, None, None, None)]
-    print_table(title, ("golden inputs", "compare", "tolerance", "worst", "ms", ""), rows)
+    print_table(title, ("golden inputs", "compare", "tolerance", "worst", "cost", ""), rows)
+
+
+def _row(check: Check) -> tuple[object, ...]:
+    cost = None if check.ms is None else f"{check.ms:.1f} ms"
+    if check.instructions is not None:
+        cost = f"{check.instructions} instructions"
+    word = "ok" if check.passed else "DIFFERS"
+    return ", ".join(check.inputs), check.compare, f"{check.tolerance:g}", f"{check.worst:g}", cost, word

@@ -73,6 +73,12 @@ def test_the_command_runs_a_broker_until_it_is_stopped(number):
         measure_echo(url, timeout_s=0.2)
 
 
+def test_serving_nothing_is_named():
+    done = subprocess.run([*HEADTAIL, "tail", "serve"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith("ServeError: Wanted at least one tail")
+
+
 def test_serving_says_what_it_serves_and_what_it_did(broker, network):
     command = [
         *HEADTAIL,

@@ -44,7 +44,7 @@ def test_verify_on_qemu_compares_every_golden_byte(board_artefact):
     report = qemu().verify(board_artefact)
     assert report.passed
     assert len(report.checks) == 5
-    assert "mps2-an386" in report.engine
+    assert "mps2-an386" in report.place
     assert QemuPlace("mps3-an547").verify(board_artefact).passed
 
 

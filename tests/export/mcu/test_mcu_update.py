@@ -12,7 +12,9 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "mcu_update"
 
 @pytest.mark.mcu
 def test_a_power_cut_in_any_flash_operation_leaves_a_verified_model(tmp_path):
-    done = subprocess.run([sys.executable, str(EXAMPLE / "run.py"), str(tmp_path)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE / "run.py"), str(tmp_path)], capture_output=True, text=True, check=True
+    )
     found = re.fullmatch(r"power cuts (\d+), booted the old model after (\d+), wrong 0\n", done.stdout)
     assert found is not None
     assert int(found[1]) > 300
