@@ -7,11 +7,12 @@ import msgspec
 import numpy as np
 
 from device_profiles.errors import EdgeError
+from edge_runtime.answer import Answer, Breakdown
 from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import Manifest, TensorSpec
 from edge_runtime.messages import Ranked
 from edge_runtime.offload import Counters
-from edge_runtime.offloader import Answer, Breakdown, Offloader, OffloadOptions
+from edge_runtime.offloader import Offloader, OffloadOptions
 from edge_runtime.preprocess import prepare
 from edge_runtime.session import Session, open_session
 from edge_runtime.sources import Frame

@@ -64,6 +64,11 @@ def test_the_place_qemu_compares_with_the_reference_engine(model, tmp_path, caps
 
 def test_the_place_qemu_wants_c(model, tmp_path, capsys):
     out = tmp_path / "linux"
-    assert run(["export", str(model), "--target", "rpi-4b", "--engine", "litert", "--out", str(out)]) == 0
+    assert (
+        run(
+            ["export", str(model), "--target", "rpi-4b", "--engine", "litert", "--precision", "int8", "--out", str(out)]
+        )
+        == 0
+    )
     assert run(["verify", str(out), "--on", "qemu"]) == 1
     assert "ProofError" in capsys.readouterr().err
