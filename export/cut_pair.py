@@ -24,6 +24,7 @@ from edge_runtime.manifest import (
     Tool,
     make_cut_id,
 )
+from export.convert import load_step
 from export.cut_check import Arrays, check_cut, kept_inputs, sample_inputs
 from export.cut_golden import latent_rule, make_golden, output_rule
 from export.cut_source import CutSource, open_cut_source
@@ -98,11 +99,33 @@ def write_pair(source: CutSource, cut: Cut, options: PairOptions) -> tuple[Artef
     )
     carried = _carried_files(source) | tables
     return (
-        write_artefact(options.out / "head", head, {base.entry: pair[0], **head_golden.files, **carried}),
+        write_artefact(
+            options.out / "head",
+            head,
+            {base.entry: pair[0], **head_golden.files, **carried, **_generated_c(source, head, pair[0], tables)},
+        ),
         write_artefact(
             options.out / "tail", tail, {base.entry: pair[1], **tail_golden.files, **carried, **_label_files(source)}
         ),
     )
+
+
+def _generated_c(
+    source: CutSource, head: Manifest, model: bytes, tables: dict[str, bytes | Path]
+) -> dict[str, bytes | Path]:
+    """C for a head on a microcontroller: network, coder and frame writer; nothing for other boards."""
+    board = load_board(head.target)
+    if not board.is_microcontroller or source.kind != "tflite" or head.cut is None or head.cut.cut_id is None:
+        return {}
+    data = tables.get(TABLES_NAME)
+    generated: dict[str, bytes | Path] = load_step("export.mcu.to_artefact").head_c_files(
+        model,
+        board=board,
+        name=source.name,
+        tables=data if isinstance(data, bytes) else None,
+        cut_id=head.cut.cut_id,
+    )
+    return generated
 
 
 def _base_manifest(source: CutSource, latents: tuple[TensorSpec, ...]) -> Manifest:

@@ -10,7 +10,10 @@ from export.mcu.to_c import limits_of
 
 
 class QemuPlace:
-    """The simulated Cortex-M that is large enough for the artefact's board."""
+    """A simulated Cortex-M; without a name the one that is large enough for the artefact's board."""
+
+    def __init__(self, machine: str = "") -> None:
+        self.machine = machine
 
     def verify(self, artefact: Artefact) -> Report:
         """Build a copy of the artefact's C and run its golden inputs; see `Place.verify`.
@@ -26,7 +29,7 @@ class QemuPlace:
                 f"Wanted an artefact with C for a microcontroller, found one for {artefact.manifest.target} without. "
                 "Export it with --target and one of the boards of kind mcu (headtail devices)."
             )
-        machine = default_machine(limits_of(load_board(artefact.manifest.target)))
+        machine = self.machine or default_machine(limits_of(load_board(artefact.manifest.target)))
         run = prove(artefact.folder, machine=machine)
         checks = tuple(
             Check(
@@ -47,3 +50,28 @@ class QemuPlace:
 def qemu() -> QemuPlace:
     """The entry point `qemu` of `headtail.places`."""
     return QemuPlace()
+
+
+def qemu_m3() -> QemuPlace:
+    """The entry point ``qemu-m3``."""
+    return QemuPlace("mps2-an385")
+
+
+def qemu_m4() -> QemuPlace:
+    """The entry point ``qemu-m4``."""
+    return QemuPlace("mps2-an386")
+
+
+def qemu_m7() -> QemuPlace:
+    """The entry point ``qemu-m7``."""
+    return QemuPlace("mps2-an500")
+
+
+def qemu_m33() -> QemuPlace:
+    """The entry point ``qemu-m33``."""
+    return QemuPlace("mps2-an505")
+
+
+def qemu_m55() -> QemuPlace:
+    """The entry point ``qemu-m55``."""
+    return QemuPlace("mps3-an547")
