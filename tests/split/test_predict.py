@@ -55,9 +55,7 @@ def test_the_fit_recovers_the_constants_without_noise():
 
 def test_one_disturbed_kernel_does_not_move_the_fit():
     samples = [sample for sample in _samples(networks=24) if sample.kind == "conv"]
-    samples[0] = (
-        Sample("conv", samples[0].macs, samples[0].bytes, 1e4, "n0")
-    )
+    samples[0] = Sample("conv", samples[0].macs, samples[0].bytes, 1e4, "n0")
     assert fit_roofline(samples).macs_per_ms == pytest.approx(TRUE["conv"].macs_per_ms, rel=0.06)
 
 
