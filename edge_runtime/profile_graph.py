@@ -57,11 +57,12 @@ def read_graph(path: Path) -> OnnxGraph:
     with path.open("rb") as stream:
         if path.stat().st_size == 0:
             raise GraphError(f"Wanted an ONNX model, found an empty file at {path}. Export it again.")
-        with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
-            try:
-                return _read_model(view)
-            except (IndexError, UnicodeDecodeError, ValueError) as error:
-                raise GraphError(f"Wanted an ONNX model, found: {error}, in {path}. Export it again.") from error
+        # Closed when the last view is gone: an error's traceback holds views of it.
+        view = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
+    try:
+        return _read_model(view)
+    except (IndexError, UnicodeDecodeError, ValueError) as error:
+        raise GraphError(f"Wanted an ONNX model, found: {error}, in {path}. Export it again.") from error
 
 
 def _read_model(view: memoryview) -> OnnxGraph:

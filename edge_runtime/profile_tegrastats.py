@@ -59,7 +59,7 @@ def read_log(lines: Iterable[str], *, interval_s: float) -> list[Sample]:
     """Samples of a recorded log, the first at 0 s.
 
     Lines carry whole seconds or no time at all, so that time is counted in intervals; where the written time runs ahead
-    by more than a second plus an interval, or where a line is broken, samples are missing and time goes on without them.
+    by a second plus an interval or more, or where a line is broken, samples are missing and time goes on without them.
     A line that lacks rails which the first one had is broken too.
 
     Args:
@@ -82,7 +82,7 @@ def read_log(lines: Iterable[str], *, interval_s: float) -> list[Sample]:
         if reading.stamp_s is not None:
             zero = reading.stamp_s - step * interval_s if zero is None else zero
             ahead = reading.stamp_s - zero - step * interval_s
-            if ahead > 1.0 + interval_s:
+            if ahead > 0.999 + interval_s:
                 step += round(ahead / interval_s)
         samples.append(Sample(step * interval_s, reading.total_w))
     if not samples:

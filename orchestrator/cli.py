@@ -14,7 +14,7 @@ COMMANDS = {
     "split": ("export.commands.split:split", "Cut an exported, quantised network into head and tail."),
     "inspect": ("orchestrator.commands.inspect:inspect", "Show what an artefact says of itself."),
     "verify": ("orchestrator.commands.verify:verify", "Check an artefact and run its golden vectors."),
-    "profile": ("orchestrator.commands.profile:profile", "Measure an artefact: latency, kernels, memory, energy."),
+    "profile": ("orchestrator.commands.profiling:profile", "Measure an artefact: latency, kernels, memory, energy."),
     "broker": ("orchestrator.commands.broker:broker", "Start an MQTT broker for devices and tails."),
     "deploy": ("orchestrator.commands.deploy:deploy", "Send an artefact to a device and activate it."),
     "demo": ("orchestrator.commands.demo:demo", "Run the main job, start to end, on this machine."),

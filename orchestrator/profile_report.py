@@ -109,10 +109,11 @@ def _plot_bars(profile: Profile) -> bytes:
     )
     axes.tick_params(axis="y", labelsize=6)
     axes.margins(y=0.01)
+    axes.set_xlim(0, 1.6 * max(kernel.latency.p50 for kernel in shown))  # lines of disturbed kernels leave the picture
     axes.set_xlabel(f"{profile.unit}, median (line: p90)")
     kinds = dict.fromkeys(kernel.kind for kernel in shown)
     handles = [axes.barh([names[0]], [0], color=COLOURS.get(kind, "#6c757d"), label=kind) for kind in kinds]
-    axes.legend(handles=handles, fontsize=7, frameon=False, loc="lower right")
+    axes.legend(handles=handles, fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return _png(figure)
 
 
