@@ -1,79 +1,23 @@
 """The planner against brute force over all subsets of operators, and enumeration against the minimum cut."""
 
 import math
-from itertools import combinations
 
 import pytest
 
-from device_profiles.link import Link
-from edge_runtime.manifest import MAX_TENSORS
+from benchmarks.plan_instances import LINKS, best_head_ms, random_problem
 from split.plan import Goal, PlanError, Power, make_plan, price
-from split.plan_heads import answer_bytes, crossing_names, cut_candidates, message_bytes
+from split.plan_heads import crossing_names, cut_candidates
 from split.plan_mincut import min_cut
 
 INSTANCES = 520
-LINKS = (
-    Link(up_bytes_per_s=2e6, down_bytes_per_s=1e6, rtt_ms=1.0, jitter_ms=0.5, per_message_ms=0.1, per_byte_ms=1e-5),
-    Link(up_bytes_per_s=1e5, down_bytes_per_s=1e6, rtt_ms=4.0),
-)
 
 
-def _brute_force(problem, link):
-    """Least p50 over every subset of the non-repeatable operators that is a legal head, from the definition alone."""
-    graph, free = problem.graph, problem.free
-    real = [index for index in range(len(graph.nodes)) if index not in free]
-    best = None
-    for size in range(1, len(real)):
-        for head in combinations(real, size):
-            names = _crossing(problem, set(head))
-            if names is None or not 1 <= len(names) <= MAX_TENSORS:
-                continue
-            inside = math.fsum(problem.device[index].p50_ms for index in head)
-            outside = math.fsum(problem.host[index].p50_ms for index in real if index not in head)
-            for encoder in problem.encoders:
-                up = message_bytes(problem, names, encoder)
-                ms = inside + outside + up * (encoder.encode_ms_per_byte + encoder.decode_ms_per_byte)
-                ms += link.uplink_ms(up) + link.downlink_ms(answer_bytes(problem.down_bytes, len(graph.outputs)))
-                best = ms if best is None else min(best, ms)
-    return best
-
-
-def _crossing(problem, head):
-    """Names of the tensors that cross, or null when this is no legal head."""
-    graph, free = problem.graph, problem.free
-    origins = {name: {name} for name in graph.inputs}
-    crossing = set()
-    for index, node in enumerate(graph.nodes):
-        seen = set().union(*(origins[name] for name in node.inputs))
-        for name in node.outputs:
-            origins[name] = seen if index in free else {name}
-        if index in free:
-            continue
-        for origin in seen:
-            maker = graph.producers.get(origin)
-            made_here = maker is None or maker in head
-            if index in head and not made_here:
-                return None
-            if index not in head and made_here:
-                crossing.add(origin)
-    for name in graph.outputs:
-        for origin in origins[name]:
-            maker = graph.producers.get(origin)
-            if maker is None or maker in head:
-                if graph.producers[name] not in free:
-                    return None  # the tail makes every output
-                crossing.add(origin)
-    if any(not graph.tensors[name].may_cross for name in crossing):
-        return None
-    return tuple(sorted(crossing))
-
-
-def test_enumeration_and_minimum_cut_equal_brute_force(make_random_problem):
+def test_enumeration_and_minimum_cut_equalbest_head_ms():
     cut = 0
     for seed in range(INSTANCES):
-        problem = make_random_problem(seed)
+        problem = random_problem(seed)
         link = LINKS[seed % len(LINKS)]
-        wanted = _brute_force(problem, link)
+        wanted = best_head_ms(problem, link)
         candidates = cut_candidates(problem).candidates
         assert (wanted is None) == (not candidates), seed
         if wanted is None:
@@ -100,9 +44,9 @@ def _mincut_latency(problem, encoder, link):
     return price(wanted[0], link).p50_ms if wanted else math.inf
 
 
-def test_a_wide_graph_falls_back_to_a_selection_with_the_minimum_cut_in_it(make_random_problem):
+def test_a_wide_graph_falls_back_to_a_selection_with_the_minimum_cut_in_it():
     for seed in range(60):
-        problem = make_random_problem(seed, most=9)
+        problem = random_problem(seed, most=9)
         link = LINKS[0]
         exact = cut_candidates(problem).candidates
         if not exact:
@@ -113,10 +57,10 @@ def test_a_wide_graph_falls_back_to_a_selection_with_the_minimum_cut_in_it(make_
         assert min(price(one, link).p50_ms for one in few.candidates) == pytest.approx(best, abs=5e-3)
 
 
-def test_constraints_equal_filtering_by_hand(make_random_problem):
+def test_constraints_equal_filtering_by_hand():
     power = Power(idle_w=1, active_w=4, tx_w=2)
     for seed in range(80):
-        problem = make_random_problem(seed)
+        problem = random_problem(seed)
         candidates = cut_candidates(problem, accuracy=0.9).candidates
         if not candidates:
             continue
