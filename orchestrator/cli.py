@@ -12,6 +12,7 @@ COMMANDS = {
     "devices": ("orchestrator.commands.devices:devices", "Boards that are known, and what is known of them."),
     "export": ("export.commands.export:export", "Turn a model into an artefact for a board."),
     "split": ("export.commands.split:split", "Cut an exported, quantised network into head and tail."),
+    "plan": ("export.commands.plan:plan", "Choose between local, cut here and send the picture, over a link."),
     "inspect": ("orchestrator.commands.inspect:inspect", "Show what an artefact says of itself."),
     "verify": ("orchestrator.commands.verify:verify", "Check an artefact and run its golden vectors."),
     "profile": ("orchestrator.commands.profiling:profile", "Measure an artefact: latency, kernels, memory, energy."),

@@ -1,4 +1,3 @@
-
 import pytest
 
 from benchmarks.plan_instances import best_chain_ms, chain_ms, random_chain, random_problem

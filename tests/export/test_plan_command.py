@@ -1,0 +1,128 @@
+"""`headtail plan` on a real int8 artefact; times of the host come from a profile that is written here."""
+
+import json
+
+import msgspec
+import pytest
+
+from device_profiles.load import this_board_id
+from device_profiles.measurement import (
+    EnergyUse,
+    EngineSettings,
+    KernelTime,
+    Percentiles,
+    Profile,
+    dump_profile,
+)
+from device_profiles.plan_table import parse_plan_table
+from edge_runtime.adapt import Adapter
+from export.cut_source import open_cut_source
+from orchestrator.cli import run
+
+
+def _times(ms):
+    return Percentiles(p50=ms, p90=1.1 * ms, p99=1.3 * ms, runs=50)
+
+
+@pytest.fixture(scope="module")
+def artefact(exported):
+    """A tiny whole int8 network for this machine's kind of board."""
+    return exported(this_board_id(), precision="int8", calibrated=True)
+
+
+@pytest.fixture(scope="module")
+def profile(artefact):
+    """A profile of it: 2 ms, in proportion to the work of each operator."""
+    graph, engine = open_cut_source(artefact.folder).graph, artefact.manifest.engine
+    kernels = tuple(
+        KernelTime(
+            name=node.name, nodes=(node.name,), kind="conv", macs=node.macs, bytes=1, latency=_times(1e-3 + node.macs)
+        )
+        for node in graph.nodes
+    )
+    return Profile(
+        board=this_board_id(), model="tiny", model_sha256=artefact.manifest.files_by_path[artefact.manifest.entry].sha256,
+        precision="int8", engine=EngineSettings(name=engine.name, version=engine.built, optimisation=engine.optimisation),
+        created="2026-01-01T00:00:00Z", whole=_times(2.0), kernels=kernels,
+        energy=EnergyUse(provider="stated", origin="stated", idle_w=1.0, active_w=3.0),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def plan(artefact, profile, tmp_path, capfd):
+    """Runs the command: plan("--deadline", "80ms") -> (status, output, error)."""
+    path = tmp_path / "host.json"
+    path.write_bytes(dump_profile(profile))
+
+    def run_plan(*words, device=("--device", "rpi-4b"), link="20mbit/15ms"):
+        status = run(["plan", str(artefact.folder), *device, "--host-profile", str(path), "--link", link, *words])
+        return (status, *capfd.readouterr())
+
+    return run_plan
+
+
+def test_a_slow_link_means_do_not_split(plan):
+    status, out, _ = plan("--json", link="1kbit/200ms")
+    report = json.loads(out)
+    assert status == 0
+    assert not report["splits"]
+    assert report["reason"].startswith("Do not split: the whole model on the device")
+    assert report["command"].startswith("headtail deploy ")
+    assert any("derived" in remark for remark in report["remarks"])
+    assert report["break_even"][0]["from_mbit"] == pytest.approx(0.1)
+
+
+def test_table_and_chart_are_written_and_a_device_can_use_the_table(plan, tmp_path):
+    table, chart = tmp_path / "plan.json", tmp_path / "chart.svg"
+    status, out, _ = plan("--deadline", "80ms", "--out", str(table), "--chart", str(chart))
+    assert status == 0
+    assert "Build it: headtail" in out
+    assert chart.read_bytes().startswith(b"<?xml")
+    assert len(Adapter(parse_plan_table(table.read_bytes())).current.plan_id) == 16
+
+
+def test_measured_profiles_on_both_sides_give_energy(plan, profile, tmp_path):
+    path = tmp_path / "device.json"
+    slow = msgspec.structs.replace(profile, whole=_times(200.0))
+    path.write_bytes(dump_profile(slow))
+    device = ("--device", this_board_id(), "--device-profile", str(path))
+    status, out, _ = plan("--objective", "energy", "--json", device=device, link="100mbit/1ms")
+    report = json.loads(out)
+    assert status == 0
+    assert report["chosen"]["energy_mj"] > 0
+    assert any("stated" in remark for remark in report["remarks"])
+    status, out, _ = plan("--json", "--min-accuracy", "0.0", device=device, link="100mbit/1ms")
+    assert status == 0
+    assert json.loads(out)["left_out"]["have no known accuracy"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--deadline", "soon"), "BoardError"),
+        (("--deadline", "0.001ms"), "PlanError"),
+        (("--chart", "chart.gif"), "ChartError"),
+    ],
+)
+def test_wrong_wishes_are_named(plan, words, error):
+    status, _, text = plan(*words)
+    assert status == 1
+    assert text.startswith(error)
+
+
+def test_wrong_links_boards_and_profiles_are_named(plan, profile, tmp_path):
+    assert plan(link="fast")[2].startswith("LinkError")
+    assert plan(device=("--device", "rpi-9"))[2].startswith("BoardError")
+    assert plan(device=())[2].startswith("BoardError")
+    assert plan(device=("--device", "linux-aarch64"))[2].startswith("PredictError")
+    for change, error in (
+        ({"engine": msgspec.structs.replace(profile.engine, version="0.1")}, "ProfileMismatchError"),
+        ({"engine": msgspec.structs.replace(profile.engine, optimisation="none")}, "ProfileMismatchError"),
+        ({"model_sha256": "0" * 64}, "ProfileMismatchError"),
+        ({"status": "noisy"}, "NoisyProfileError"),
+        ({"kernels": profile.kernels[:1]}, "MissingKernelError"),
+    ):
+        path = tmp_path / "other.json"
+        path.write_bytes(dump_profile(msgspec.structs.replace(profile, **change)))
+        status, _, text = plan("--device-profile", str(path), device=("--device", this_board_id()))
+        assert (status, text.split(":")[0]) == (1, error)
