@@ -3,6 +3,8 @@
     python -m edge_runtime.profile_child REQUEST      a folder with request.json; answers there with answer.json
 
 `plain` times whole runs without any instrumentation; `kernels` runs the same model with the engine's profiler on.
+Both say `done` when they are warm, and then run one block for each line on standard input: the parent lets the two
+take turns, so that a machine that gets slower meanwhile gets slower for both.
 """
 
 import importlib
@@ -23,7 +25,7 @@ from edge_runtime.artefact import Artefact, open_artefact, read_raw
 from edge_runtime.manifest import TensorSpec
 from edge_runtime.profile_stats import CpuTimes, percentiles
 from edge_runtime.profile_system import State, cpu_times, peak_rss_bytes, read_state
-from edge_runtime.session import open_session
+from edge_runtime.session import EngineError, open_session
 
 REQUEST, ANSWER, TRACE, OPTIMISED = "request.json", "answer.json", "trace", "optimised.onnx"
 _ENGINES = {
@@ -38,15 +40,15 @@ _WARM_UP_S = 5.0
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What to measure. Runs go on until both `runs` and `seconds` are reached, or `limit_s` is."""
+    """What to measure. A block runs until both `runs` and `seconds` are reached, or `limit_s` is."""
 
     artefact: str
     mode: Literal["plain", "kernels"]
     threads: int
     warm_up: int = 10
-    runs: int = 100
-    seconds: float = 2.0
-    limit_s: float = 30.0
+    runs: int = 20
+    seconds: float = 0.4
+    limit_s: float = 6.0
     minutes: float = 0.0  # of a sustained run after the plain one
     idle_s: float = 0.0  # of doing nothing before the active phase; 0: no energy is measured
     active_s: float = 0.0
@@ -79,9 +81,9 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     rss_bare: int | None = None
     rss_peak: int | None = None
     states: list[State] = []  # first, then about one a second
-    cpu_before: CpuTimes | None = None
-    cpu_after: CpuTimes | None = None
-    own_s: float = 0.0  # CPU seconds of this process between the two
+    machine_ticks: CpuTimes | None = None  # of all cores, during the blocks
+    own_s: float = 0.0  # CPU seconds of this process during the blocks
+    block_runs: list[int] = []
     sustained: list[Slice] = []
     idle: Phase | None = None
     active: Phase | None = None
@@ -125,16 +127,8 @@ def measure_plain(artefact: Artefact, request: Request) -> Answer:
     init_ms = 1000 * (time.perf_counter() - begun)
     inputs = make_inputs(artefact, session.inputs)
     first, _ = time_runs(lambda: session.run(inputs), runs=1)
-    until = time.monotonic() + _WARM_UP_S
-    for _ in range(request.warm_up):
-        session.run(inputs)
-        if time.monotonic() > until:
-            break
-    before, own = cpu_times(), time.process_time()
-    wall, cpu = time_runs(
-        lambda: session.run(inputs), runs=request.runs, seconds=request.seconds, limit_s=request.limit_s, watch=watch
-    )
-    own_s, after = time.process_time() - own, cpu_times()
+    warm_up(lambda: session.run(inputs), request)
+    blocks = run_blocks(lambda: session.run(inputs), request, watch)
     peak = peak_rss_bytes()  # before the lists of a sustained run
     idle, active = power_phases(lambda: session.run(inputs), request)
     sustained = sustain(lambda: session.run(inputs), request.minutes, watch)
@@ -144,14 +138,14 @@ def measure_plain(artefact: Artefact, request: Request) -> Answer:
     return Answer(
         init_ms=init_ms,
         first_ms=first[0],
-        wall_ms=wall,
-        cpu_ms=cpu,
+        wall_ms=blocks.wall,
+        cpu_ms=blocks.cpu,
         rss_bare=bare,
         rss_peak=peak,
         states=watch.states,
-        cpu_before=before,
-        cpu_after=after,
-        own_s=own_s,
+        machine_ticks=blocks.machine,
+        own_s=blocks.own_s,
+        block_runs=blocks.runs,
         sustained=sustained,
         idle=idle,
         active=active,
@@ -170,14 +164,67 @@ def record(artefact: Artefact, request: Request, folder: Path) -> Answer:
     options.enable_profiling = True
     options.profile_file_prefix = str(folder / "ort")
     options.optimized_model_filepath = str(folder / OPTIMISED)
-    session = ort.InferenceSession(str(artefact.entry), options, providers=["CPUExecutionProvider"])
+    try:
+        session = ort.InferenceSession(str(artefact.entry), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises classes of its own extension module that it does not export
+        raise EngineError(
+            f"Wanted onnxruntime to open {artefact.entry} with its profiler on, found: {error}. Is the disk full?"
+        ) from error
     inputs = make_inputs(artefact, artefact.manifest.inputs)
     feeds = {spec.engine_name: array for spec, array in zip(artefact.manifest.inputs, inputs, strict=True)}
-    wall, cpu = time_runs(
-        lambda: session.run(None, feeds), runs=request.warm_up + request.runs, limit_s=request.limit_s
-    )
+    warm_up(lambda: session.run(None, feeds), request)
+    blocks = run_blocks(lambda: session.run(None, feeds), request, Watch())
     Path(session.end_profiling()).replace(folder / TRACE)
-    return Answer(wall_ms=wall, cpu_ms=cpu, provider=session.get_providers()[0])
+    return Answer(wall_ms=blocks.wall, cpu_ms=blocks.cpu, block_runs=blocks.runs, provider=session.get_providers()[0])
+
+
+@dataclass
+class Blocks:
+    """Runs of all blocks, and what the machine did during them."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    runs: list[int] = field(default_factory=list)
+    machine: CpuTimes | None = field(default_factory=lambda: CpuTimes(0, 0, 0))
+    own_s: float = 0.0
+
+
+def warm_up(run: Callable[[], object], request: Request) -> None:
+    """Untimed runs: the engine chooses algorithms, clocks rise, caches fill."""
+    until = time.monotonic() + _WARM_UP_S
+    for _ in range(request.warm_up):
+        run()
+        if time.monotonic() > until:
+            break
+
+
+def run_blocks(run: Callable[[], object], request: Request, watch: Watch) -> Blocks:
+    """Say `done`, then run a block and say it again for each line on standard input, until that ends."""
+    blocks = Blocks()
+    sys.stdout.write("done\n")
+    sys.stdout.flush()
+    for _ in sys.stdin:
+        run()  # the other process ran meanwhile: the caches are its
+        before, own = cpu_times(), time.process_time()
+        wall, cpu = time_runs(run, runs=request.runs, seconds=request.seconds, limit_s=request.limit_s, watch=watch)
+        blocks.own_s += time.process_time() - own
+        blocks.machine = _add_ticks(blocks.machine, before, cpu_times())
+        blocks.wall += wall
+        blocks.cpu += cpu
+        blocks.runs.append(len(wall))
+        sys.stdout.write("done\n")
+        sys.stdout.flush()
+    return blocks
+
+
+def _add_ticks(total: CpuTimes | None, before: CpuTimes | None, after: CpuTimes | None) -> CpuTimes | None:
+    if total is None or before is None or after is None:
+        return None
+    return CpuTimes(
+        busy=total.busy + after.busy - before.busy,
+        idle=total.idle + after.idle - before.idle,
+        steal=total.steal + after.steal - before.steal,
+    )
 
 
 def make_inputs(artefact: Artefact, specs: Sequence[TensorSpec]) -> list[np.ndarray]:

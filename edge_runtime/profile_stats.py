@@ -44,7 +44,7 @@ def repeat_cov(values: Sequence[float], parts: int = REPEATS) -> float | None:
 
 @dataclass(frozen=True)
 class CpuTimes:
-    """All cores together, in clock ticks since the machine started."""
+    """Clock ticks of all cores together: since the machine started, or of a stretch of time."""
 
     busy: int
     idle: int
@@ -59,21 +59,19 @@ class Usage:
     other: float  # of processes other than ours
 
 
-def usage(before: CpuTimes, after: CpuTimes, *, own_s: float, ticks_per_s: int) -> Usage | None:
-    """What the processors did between two readings.
+def usage(ticks: CpuTimes, *, own_s: float, ticks_per_s: int) -> Usage | None:
+    """What the processors did meanwhile.
 
     Args:
-        before: First reading of /proc/stat.
-        after: Second reading.
+        ticks: That passed, of all cores.
         own_s: CPU seconds of our own process meanwhile.
         ticks_per_s: Clock ticks a second.
 
     Returns:
-        Null where no tick passed between the readings.
+        Null where no tick passed.
     """
-    busy, steal = after.busy - before.busy, after.steal - before.steal
-    total = busy + steal + after.idle - before.idle
+    total = ticks.busy + ticks.steal + ticks.idle
     if total <= 0:
         return None
-    other = max(0.0, busy - own_s * ticks_per_s)
-    return Usage(steal=max(0.0, steal / total), other=min(1.0, other / total))
+    other = max(0.0, ticks.busy - own_s * ticks_per_s)
+    return Usage(steal=max(0.0, ticks.steal / total), other=min(1.0, other / total))

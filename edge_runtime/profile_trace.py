@@ -39,9 +39,9 @@ class Trace:
     whole_us: tuple[int, ...]
     runs: tuple[tuple[Call, ...], ...]
 
-    def skip(self, count: int) -> "Trace":
-        """Without the first runs, which choose algorithms and fill caches."""
-        return Trace(self.whole_us[count:], self.runs[count:])
+    def keep(self, indices: Sequence[int]) -> "Trace":
+        """Only the runs of these indices."""
+        return Trace(tuple(self.whole_us[i] for i in indices), tuple(self.runs[i] for i in indices))
 
 
 def read_trace(path: Path) -> Trace:

@@ -134,9 +134,9 @@ def test_peak_memory_and_cpu_times_are_read(tree):
 
 
 def test_shares_of_other_processes_and_of_the_hypervisor():
-    found = usage(CpuTimes(0, 0, 0), CpuTimes(150, 30, 20), own_s=1.0, ticks_per_s=100)
+    found = usage(CpuTimes(150, 30, 20), own_s=1.0, ticks_per_s=100)
     assert (found.other, found.steal) == (0.25, 0.1)
-    assert usage(CpuTimes(1, 1, 1), CpuTimes(1, 1, 1), own_s=0.0, ticks_per_s=100) is None
+    assert usage(CpuTimes(0, 0, 0), own_s=0.0, ticks_per_s=100) is None
 
 
 def test_percentiles_are_ordered_values_that_occurred():
