@@ -14,7 +14,7 @@ from edge_runtime.profiler import profile_artefact
 from export.cut_source import CutSource, CutSourceError
 from export.picture_sizes import DEFAULT_PICTURE, picture_input
 from split.cold_start import cold_start
-from split.plan import Power
+from split.plan import PlanError, Power
 from split.plan_problem import Cost, costs_from_profile
 from split.plan_variants import Picture
 from split.predict import Work, predict
@@ -94,7 +94,10 @@ def pictures(source: CutSource, *, slower: float, picture: Path | None) -> list[
     size = picture_input(source.inputs)
     if size is None or manifest.preprocessing is None:
         return []
-    image = decode_image((picture or DEFAULT_PICTURE).read_bytes(), MAX_PIXELS)
+    path = picture or DEFAULT_PICTURE
+    if not path.is_file():
+        raise PlanError(f"Wanted a picture, found no file at {path}.")
+    image = decode_image(path.read_bytes(), MAX_PIXELS)
     cropped = Image.fromarray(centre_crop(image, manifest.preprocessing))
     found = []
     for codec in ("jpeg", "webp"):

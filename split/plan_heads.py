@@ -3,6 +3,7 @@
 A candidate does not depend on the link: what it costs there is priced later, so one enumeration serves every rate.
 """
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from split.plan_problem import Encoder, TwoPlaces
 
 Method = Literal["whole", "raw", "bottleneck", "early-exit", "picture"]
 _LAYER_BYTES = 4
+_MULTIPLIERS = (0.0, 1e-6, 1e-5, 1e-4)  # ms for each byte of weights: cuts that trade latency for memory
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,9 @@ def cut_candidates(
         masks = {head.mask for head in heads}
     else:
         masks = {head.mask for head in [*sweep_heads(blocks), *near_heads(blocks)]}
-        cuts = (min_cut(problem, encoder, link) for link in links for encoder in problem.encoders)
-        masks |= {cut.mask for cut in cuts if cut is not None}
+        for link, encoder, multiplier in itertools.product(links, problem.encoders, _MULTIPLIERS):
+            cut = min_cut(problem, encoder, link, ms_per_weight_byte=multiplier)
+            masks |= set() if cut is None else {cut.mask}
     candidates = []
     for mask in sorted(masks):
         names = crossing_names(problem, mask)

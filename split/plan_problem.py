@@ -143,6 +143,11 @@ def costs_from_profile(graph: CutGraph, profile: Profile, *, factor: float = 1.0
     """
     if not (math.isfinite(factor) and factor > 0):
         raise ProfileError(f"Wanted a positive factor, found {factor}.")
+    if not profile.kernels:
+        raise MissingKernelError(
+            f"Wanted times of single kernels of {profile.model}, found none: {profile.engine.name} gave none. "
+            "Plan with the artefact for onnxruntime."
+        )
     index_of = {node.name: index for index, node in enumerate(graph.nodes)}
     covered: set[int] = set()
     times = [0.0] * len(graph.nodes)

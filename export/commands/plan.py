@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from device_profiles.errors import BoardError
 from device_profiles.fit import resolve_board
 from device_profiles.link import Link, parse_link
 from device_profiles.load import load_board
@@ -17,11 +17,12 @@ from device_profiles.plan_table import dump_plan_table
 from device_profiles.schema import DeviceProfile
 from export.cut_source import CutSource, open_cut_source
 from export.plan_inputs import PlaceTimes, pictures, place_times
-from split.plan import Goal, Objective, Plan, Priced, make_plan, prune
+from split.plan import Goal, Objective, Plan, PlanError, Priced, make_plan, prune
 from split.plan_heads import Candidate, cut_candidates, peak_bytes
-from split.plan_problem import TwoPlaces, make_problem
+from split.plan_problem import RAW_INT8, make_problem
 from split.plan_sweep import Stretch, break_even, make_table
-from split.plan_variants import local_candidate, picture_candidate
+from split.plan_variant_file import VariantFile, parse_variants
+from split.plan_variants import Picture, bottleneck_candidate, local_candidate, picture_candidate
 
 
 def plan(
@@ -35,7 +36,9 @@ def plan(
     device_profile: Path | None = None,
     host_profile: Path | None = None,
     deadline: str | None = None,
+    accuracy: float | None = None,
     min_accuracy: float | None = None,
+    variants: Path | None = None,
     objective: Objective = "latency",
     message_ms: float = 0.5,
     byte_ms: float = 0.0,
@@ -55,7 +58,9 @@ def plan(
         device_profile: What `headtail profile --out` wrote on the device.
         host_profile: The same on the host.
         deadline: On the p95: "80ms".
+        accuracy: Of the whole network, 0 to 1, when its manifest does not say.
         min_accuracy: Leave out what is below it, or not known, 0 to 1.
+        variants: JSON with measured bottlenecks, coders and accuracies on pictures, see docs/planning.md.
         objective: What to minimise: latency (p50), p95, energy or uplink (bytes).
         message_ms: Cost of the broker and framing for each message.
         byte_ms: Cost of serialising and the broker for each byte.
@@ -73,7 +78,10 @@ def plan(
         tail = head if same else place_times(
             source, boards[1], here=host == "this", profile=host_profile, on_step=status.update
         )  # fmt: skip
-        candidates, remarks = _candidates(source, head, tail, over, image)
+        others = VariantFile() if variants is None else parse_variants(_read(variants))
+        rivals = pictures(source, slower=max(head.whole.p50_ms / tail.whole.p50_ms, 1.0), picture=image)
+    whole_accuracy = _accuracy(source) if accuracy is None else accuracy
+    candidates, remarks = _candidates(source, (head, tail), over, rivals, others, whole_accuracy)
     goal = _goal(boards[0], objective, _milliseconds(deadline), min_accuracy)
     found = make_plan(candidates, over, goal, head.power)
     stretches = break_even(candidates, over, goal, power=head.power)
@@ -93,38 +101,46 @@ def plan(
 
 
 def _candidates(
-    source: CutSource, head: PlaceTimes, tail: PlaceTimes, link: Link, image: Path | None
-) -> tuple[list[Candidate], list[str]]:
-    problem = make_problem(source.graph, head.costs, tail.costs)
-    quality = source.artefact.manifest.quality if source.artefact else None
-    accuracy = quality.this if quality else None
+    source: CutSource, times: tuple[PlaceTimes, PlaceTimes], link: Link, given: list[Picture], others: VariantFile,
+    accuracy: float | None,
+) -> tuple[list[Candidate], list[str]]:  # fmt: skip
+    graph, (head, tail) = source.graph, times
+    encoders = (RAW_INT8, *(one.encoder() for one in others.encoders))
+    problem = make_problem(graph, head.costs, tail.costs, encoders=encoders)
     listed = cut_candidates(problem, accuracy=accuracy, links=(link,))
-    everything = source.graph.reach_back(source.graph.outputs)[0]
+    everything = graph.reach_back(graph.outputs)[0]
     local = local_candidate(
         head.whole,
         accuracy=accuracy,
-        weight_bytes=source.graph.constant_bytes_of(everything),
-        peak_bytes=peak_bytes(problem, everything, source.graph.outputs),
+        weight_bytes=graph.constant_bytes_of(everything),
+        peak_bytes=peak_bytes(problem, everything, graph.outputs),
     )
-    slower = max(head.whole.p50_ms / tail.whole.p50_ms, 1.0)
-    rivals = [
-        picture_candidate(one, tail.whole, problem.down_bytes) for one in pictures(source, slower=slower, picture=image)
-    ]
-    return [local, *listed.candidates, *rivals], _candidate_remarks(problem, listed.exact, slower, bool(rivals))
+    answer = problem.down_bytes
+    sent = [replace(one, accuracy=others.picture_accuracy(one.codec, one.quality)) for one in given]
+    rivals = [picture_candidate(one, tail.whole, answer) for one in sent]
+    rivals += [bottleneck_candidate(one.bottleneck(), answer) for one in others.bottlenecks]
+    return [local, *listed.candidates, *rivals], _candidate_remarks(listed.exact, sent, others)
 
 
-def _candidate_remarks(problem: TwoPlaces, exact: bool, slower: float, rivals: bool) -> list[str]:
+def _accuracy(source: CutSource) -> float | None:
+    quality = source.artefact.manifest.quality if source.artefact else None
+    return quality.this if quality and quality.metric == "top-1" else None
+
+
+def _candidate_remarks(exact: bool, sent: list[Picture], others: VariantFile) -> list[str]:
     remarks = []
     if not exact:
         remarks.append(
             "Many branches: a selection of the heads was compared, the minimum cut over this link among them."
         )
-    if rivals and slower > 1:
-        remarks.append(f"Encoding pictures was measured here and taken as {slower:.1f} times slower on the device.")
-    if rivals:
+    if sent:
+        remarks.append("Encoding of pictures was measured here, and scaled to the device as the whole network is.")
+    if any(one.accuracy is None for one in sent):
         remarks.append("The accuracy on JPEG and WebP pictures is not known: with --min-accuracy they are left out.")
-    if all(encoder.name != "rans" for encoder in problem.encoders):
-        remarks.append("Crossing tensors are counted raw; an entropy coder or a trained bottleneck sends less.")
+    if not others.encoders and not others.bottlenecks:
+        remarks.append(
+            "Crossing tensors are counted raw: an entropy coder or a trained bottleneck (--variants) sends less."
+        )
     return remarks
 
 
@@ -140,6 +156,13 @@ def _goal(board: DeviceProfile, objective: Objective, deadline_ms: float | None,
     )
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PlanError(f"Wanted a file, found {error.strerror} at {path}.") from error
+
+
 def _milliseconds(text: str | None) -> float | None:
     if text is None:
         return None
@@ -148,7 +171,7 @@ def _milliseconds(text: str | None) -> float | None:
     except ValueError:
         value = -1.0
     if not 0 < value < 1e9:
-        raise BoardError(f"Wanted a deadline such as 80ms, found {text!r}.")
+        raise PlanError(f"Wanted a deadline such as 80ms, found {text!r}.")
     return value
 
 
@@ -156,6 +179,10 @@ def _command(model: Path, candidate: Candidate, boards: tuple[DeviceProfile, Dev
     if candidate.method == "raw":
         at = ",".join(candidate.tensors)
         words = ["headtail", "split", str(model), "--at", at, "--target", boards[0].id, "--tail-target", boards[1].id]
+    elif candidate.build and candidate.method in ("bottleneck", "early-exit"):
+        words = list(candidate.build)
+    elif candidate.choice.kind == "split":
+        words = ["headtail", "split", str(model), "--method", "bottlefit|entropic"]
     elif candidate.choice.kind == "remote":
         words = ["headtail", "tail", "serve", str(model)]
     else:

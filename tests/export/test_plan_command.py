@@ -91,15 +91,41 @@ def test_measured_profiles_on_both_sides_give_energy(plan, profile, tmp_path):
     assert status == 0
     assert report["chosen"]["energy_mj"] > 0
     assert any("stated" in remark for remark in report["remarks"])
-    status, out, _ = plan("--json", "--min-accuracy", "0.0", device=device, link="100mbit/1ms")
+
+
+def test_an_accuracy_floor_needs_known_accuracies(plan):
+    status, _, text = plan("--min-accuracy", "0.5")
+    assert (status, "have no known accuracy" in text) == (1, True)
+    status, out, _ = plan("--min-accuracy", "0.5", "--accuracy", "0.7", "--json")
     assert status == 0
-    assert json.loads(out)["left_out"]["have no known accuracy"] >= 1
+    assert json.loads(out)["chosen"]["accuracy"] == 0.7
+
+
+def test_measured_variants_are_candidates(plan, profile, tmp_path):
+    slow = tmp_path / "device.json"
+    slow.write_bytes(dump_profile(msgspec.structs.replace(profile, whole=_times(200.0))))
+    device = ("--device", this_board_id(), "--device-profile", str(slow))
+    path = tmp_path / "variants.json"
+    bottleneck = {"name": "12 channels", "head_ms": 0.001, "tail_ms": 0.001, "payload_bytes": 10, "accuracy": 0.6,
+                  "build": ["headtail", "split", "m", "--method", "bottlefit"]}  # fmt: skip
+    coder = {"name": "rans", "bytes_per_value": 0.4}
+    path.write_text(json.dumps({"bottlenecks": [bottleneck], "encoders": [coder]}))
+    status, out, _ = plan("--variants", str(path), "--json", device=device)
+    assert status == 0
+    report = json.loads(out)
+    assert "12 channels" in [one["name"] for one in report["front"]]
+    for broken in ({"colour": 1}, {"bottlenecks": [bottleneck | {"head_ms": -1.0}]}, {"encoders": [coder | {"bytes_per_value": 0}]},
+                   {"pictures": [{"codec": "jpeg", "quality": 50, "accuracy": 1.5}]}):  # fmt: skip
+        path.write_text(json.dumps(broken))
+        status, _, text = plan("--variants", str(path))
+        assert (status, text.split(":")[0]) in ((1, "PlanError"), (1, "ProfileError"))
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        (("--deadline", "soon"), "BoardError"),
+        (("--deadline", "soon"), "PlanError"),
+        (("--variants", "nowhere.json"), "PlanError"),
         (("--deadline", "0.001ms"), "PlanError"),
         (("--chart", "chart.gif"), "ChartError"),
     ],

@@ -202,6 +202,8 @@ def test_costs_add_up_to_the_whole_and_missing_kernels_are_named():
     assert sum(cost.p50_ms for cost in costs_from_profile(_chain(), _profile(kernels), factor=4)) == pytest.approx(80)
     with pytest.raises(MissingKernelError, match="n3, n4"):
         costs_from_profile(_chain(), _profile(kernels[:2]))
+    with pytest.raises(MissingKernelError, match="gave none"):
+        costs_from_profile(_chain(), _profile(()))
     for bad in (0.0, -1.0, math.nan):
         with pytest.raises(ProfileError):
             costs_from_profile(_chain(), _profile(kernels), factor=bad)

@@ -80,3 +80,20 @@ def test_constraints_equal_filtering_by_hand():
         key = {"latency": "p50_ms", "energy": "energy_mj", "uplink": "uplink_bytes", "p95": "p95_ms"}[goal.objective]
         assert getattr(plan.chosen, key) == min(getattr(price(one, LINKS[0], power), key) for one in legal)
         assert sum(plan.left_out.values()) + len(legal) == len(candidates)
+
+
+def test_multipliers_find_smaller_heads_that_are_no_worse_for_their_size():
+    """A cut with a multiplier is optimal among all heads that hold no more weights than it does."""
+    smaller = 0
+    for seed in range(120):
+        problem = random_problem(seed)
+        encoder, exact = problem.encoders[0], cut_candidates(problem).candidates
+        own = [one for one in exact if one.choice.name.endswith(f"as {encoder.name}")]
+        cut = min_cut(problem, encoder, LINKS[0], ms_per_weight_byte=1e-3)
+        found = [] if cut is None else [one for one in own if one.tensors == crossing_names(problem, cut.mask)]
+        if not found or not all(node.constants for node in problem.graph.nodes):
+            continue
+        rivals = [one for one in own if one.weight_bytes <= found[0].weight_bytes]
+        assert price(found[0], LINKS[0]).p50_ms <= min(price(one, LINKS[0]).p50_ms for one in rivals) + 5e-3
+        smaller += found[0].weight_bytes < min(own, key=lambda one: price(one, LINKS[0]).p50_ms).weight_bytes
+    assert smaller > 0
