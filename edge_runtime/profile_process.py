@@ -96,9 +96,13 @@ class MeasuringProcess:
             line = stream.readline() if stream is not None else ""
         return bool(line)
 
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
     def _give_up(self) -> None:
         self._late = True
-        self._process.kill()
+        self.kill()
 
 
 def take_turns(first: MeasuringProcess, second: MeasuringProcess | None, blocks: int = BLOCKS) -> None:

@@ -23,7 +23,7 @@ from edge_runtime.profile_energy import EnergyError
 from edge_runtime.profile_graph import GraphError, read_graph
 from edge_runtime.profile_kernels import classify, count_macs
 from edge_runtime.profile_mapping import map_nodes
-from edge_runtime.profile_text import describe
+from edge_runtime.profile_text import describe, label
 from edge_runtime.profile_trace import TraceError, parse_events, read_trace
 from edge_runtime.profiler import ProfileOptions, profile_artefact
 from edge_runtime.session import EngineError
@@ -277,3 +277,128 @@ def test_work_of_a_kernel_without_shapes_is_not_guessed():
     call = Call("a", "Conv", 1, (), (), 0, 0, 0, 0, 0)
     assert count_macs(call, []) == 0
     assert classify(call, []) == "conv"
+
+
+def test_int8_kernels_in_another_layout_carry_the_user_s_names(tmp_path):
+    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+
+    class Reader(CalibrationDataReader):
+        def __init__(self):
+            generator = np.random.default_rng(0)
+            self.left = iter([{"x": generator.standard_normal((1, 3, 32, 32)).astype(np.float32)} for _ in range(3)])
+
+        def get_next(self):
+            return next(self.left, None)
+
+    onnx.save(residual_net(), tmp_path / "m.onnx")
+    quantize_static(tmp_path / "m.onnx", tmp_path / "q.onnx", Reader(), quant_format=QuantFormat.QDQ)
+    net = write_net(tmp_path / "net", (tmp_path / "q.onnx").read_bytes())
+    found = profile_artefact(net, QUICK)
+    labels = [name for kernel in found.kernels for name in kernel.nodes]
+    assert len(labels) == len(set(labels))
+    assert {"conv_1", "conv_2", "depthwise_3", "add_2", "linear"} <= set(labels)
+    by_node = {name: kernel for kernel in found.kernels for name in kernel.nodes}
+    assert by_node["conv_2"].macs == 32 * 32 * CHANNELS * CHANNELS * 9
+    depthwise = by_node["depthwise_3"]
+    assert (depthwise.op, depthwise.kind, depthwise.macs) == ("QLinearConv", "depthwise", 32 * 32 * CHANNELS * 9)
+    assert "depthwise_3" in label(depthwise)
+    assert "DequantizeLinear" not in label(depthwise)
+
+
+def tflite_net():
+    """y = logistic(x) as a .tflite file."""
+    import flatbuffers
+    from ai_edge_litert import schema_py_generated as schema
+
+    def tensor(name):
+        made = schema.TensorT()
+        made.name, made.shape, made.type, made.buffer = name, [1, 64], schema.TensorType.FLOAT32, 0
+        return made
+
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.LOGISTIC
+    code.version = 1
+    operator = schema.OperatorT()
+    operator.opcodeIndex, operator.inputs, operator.outputs = 0, [0], [1]
+    graph = schema.SubGraphT()
+    graph.tensors, graph.inputs, graph.outputs, graph.operators = [tensor("x"), tensor("y")], [0], [1], [operator]
+    model = schema.ModelT()
+    model.version, model.operatorCodes, model.subgraphs, model.buffers = 3, [code], [graph], [schema.BufferT()]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), file_identifier=b"TFL3")
+    return bytes(builder.Output())
+
+
+def test_litert_is_measured_as_a_whole_and_says_that_kernels_are_missing(tmp_path):
+    manifest = Manifest(
+        schema=1,
+        tool=Tool(name="headtail", version="test"),
+        model=ModelInfo(name="logistic", source_sha256="3" * 64),
+        role="whole",
+        target="linux-x86-64",
+        precision="fp32",
+        engine=Engine(name="litert", built="1"),
+        entry="model.tflite",
+        inputs=(spec("x", (1, 64)),),
+        outputs=(spec("y", (1, 64)),),
+        files=(),
+    )
+    net = write_artefact(tmp_path / "net", manifest, {"model.tflite": tflite_net()})
+    found = profile_artefact(net, QUICK)
+    assert found.kernels == ()
+    assert found.status in ("incomplete", "noisy")
+    assert any("no times of single kernels: litert" in remark for remark in found.remarks)
+    assert found.whole.runs >= 30
+    assert found.memory.rss_peak > 0
+
+
+def test_a_meter_s_energy_is_measured_above_idle(net, monkeypatch):
+    from edge_runtime import profiler
+    from edge_runtime.profile_meters import PollingMeter
+
+    monkeypatch.setattr(profiler, "find_meter", lambda: PollingMeter("steady", lambda: 5.0, period_s=0.02))
+    found = profile_artefact(net, ProfileOptions(runs=10, seconds=0.05, energy_s=0.4))
+    assert (found.energy.provider, found.energy.origin) == ("steady", "measured")
+    assert found.energy.mj_per_run == pytest.approx(0.0, abs=1e-6)
+    assert found.energy.active_w == pytest.approx(5.0)
+    assert found.energy.samples >= 5
+
+
+def test_a_meter_that_stands_still_gives_no_energy_and_says_so(net, monkeypatch):
+    from edge_runtime import profiler
+    from edge_runtime.profile_meters import PollingMeter
+
+    monkeypatch.setattr(profiler, "find_meter", lambda: PollingMeter("dead", lambda: None))
+    found = profile_artefact(net, ProfileOptions(runs=10, seconds=0.05, energy_s=0.1))
+    assert found.energy is None
+    assert any("no energy from dead" in remark for remark in found.remarks)
+
+
+def test_the_log_of_an_external_meter_is_read_after_the_run(net, tmp_path):
+    import time
+
+    log, now = tmp_path / "meter.csv", time.time()
+    rows = [f"{now + index / 10},5.0,400" for index in range(600)]
+    log.write_text("\n".join(["time,voltage,current_ma", *rows]))
+    found = profile_artefact(net, ProfileOptions(runs=10, seconds=0.05, energy_s=0.5, power_csv=log))
+    assert found.energy.provider == "usb-csv"
+    assert found.energy.idle_w == pytest.approx(2.0)
+
+
+def test_runs_that_count_are_neither_warm_up_nor_first_of_a_block():
+    from edge_runtime.profiler import kept_runs
+
+    assert kept_runs(5 + 3 + 4, [2, 3]) == [6, 7, 9, 10, 11]
+
+
+def test_a_process_that_dies_is_a_named_error(net, tmp_path):
+    from edge_runtime.profile_child import Request
+    from edge_runtime.profile_process import MeasuringProcess, ProfilerError, take_turns
+
+    request = Request(artefact=str(net.folder), mode="plain", threads=1)
+    with MeasuringProcess(request, tmp_path) as process:
+        assert process.wait_ready()
+        process.kill()
+        take_turns(process, None)
+        with pytest.raises(ProfilerError, match="exit status -9"):
+            process.finish()
