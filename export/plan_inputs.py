@@ -14,13 +14,14 @@ from edge_runtime.profiler import profile_artefact
 from export.cut_source import CutSource, CutSourceError
 from export.picture_sizes import DEFAULT_PICTURE, picture_input
 from split.cold_start import cold_start
+from split.cut_graph import CutGraph
+from split.graph_work import work_of
 from split.plan import PlanError, Power
 from split.plan_problem import Cost, costs_from_profile
 from split.plan_variants import Picture
-from split.predict import Work, predict
+from split.predict import Calibration, predict
 
 QUALITIES = (50, 75, 90)
-_FUSED = ("QuantizeLinear", "DequantizeLinear")  # an engine runs these inside the operators around them
 _REPEATS = 5
 _ATTEMPTS = 3  # at an undisturbed measurement
 
@@ -41,8 +42,9 @@ class PlaceTimes:
 
 
 def place_times(
-    source: CutSource, board: DeviceProfile, *, here: bool, profile: Path | None, on_step: Callable[[str], None]
-) -> PlaceTimes:
+    source: CutSource, board: DeviceProfile, *, here: bool, profile: Path | None, on_step: Callable[[str], None],
+    calibration: Calibration | None = None,
+) -> PlaceTimes:  # fmt: skip
     """Times on one board: a profile if there is one, a measurement if it is this machine, else the board file.
 
     Args:
@@ -51,6 +53,7 @@ def place_times(
         here: Whether that is the machine at hand.
         profile: What `headtail profile --out` wrote.
         on_step: Told what is done next.
+        calibration: Of the board; used where there is no profile.
 
     Raises:
         ProfileError, NoisyProfileError: The profile is not valid, of other settings or another model, or disturbed.
@@ -60,24 +63,44 @@ def place_times(
     artefact = _artefact(source)
     if profile is not None:
         return _from_profile(source, artefact, board, load_profile(profile))
-    if here:
+    if here and calibration is None:
         for attempt in range(1, _ATTEMPTS + 1):
             on_step(f"measuring {source.name} on this machine, attempt {attempt} of {_ATTEMPTS}")
             found = profile_artefact(artefact)
             if found.status == "ok":
                 break
         return _from_profile(source, artefact, board, found)
-    calibration = cold_start(board, precision=artefact.manifest.precision)
-    prediction = predict(calibration, [_work(source, index) for index in range(len(source.graph.nodes))])
-    spread = calibration.interval.high
-    costs = tuple(
-        Cost(0.0, 0.0) if node.op in _FUSED else Cost(one.ms, one.ms * spread)
-        for node, one in zip(source.graph.nodes, prediction.kernels, strict=True)
-    )
+    known = calibration or cold_start(board, precision=artefact.manifest.precision)
+    return predicted_times(source.graph, known, board, precision=artefact.manifest.precision)
+
+
+def predicted_times(graph: CutGraph, calibration: Calibration, board: DeviceProfile, *, precision: str) -> PlaceTimes:
+    """Times of each operator from a calibration; p95 is the upper end of the interval of whole networks.
+
+    Raises:
+        ProfileMismatchError: The calibration is of another board or precision.
+        PredictError: Nothing in the network that could be predicted.
+    """
+    if (calibration.board, calibration.precision) != (board.id, precision):
+        raise ProfileMismatchError(
+            f"Wanted a calibration of {board.id} in {precision}, found one of {calibration.board} in {calibration.precision}."
+        )
+    work = work_of(graph, precision=precision)
+    prediction = predict(calibration, [one for one in work if one is not None])
+    times = iter(prediction.kernels)
+    scale, spread = calibration.whole, calibration.interval.high
+    costs = []
+    for one in work:
+        ms = 0.0 if one is None else next(times).ms * scale
+        costs.append(Cost(ms, ms * spread))
     power = None
     if board.idle_power_w is not None and board.active_power_w is not None:
         power = Power(board.idle_power_w, board.active_power_w, origin="datasheet")
-    return PlaceTimes(costs, calibration.origin, tuple(f"{board.id}: {text}" for text in calibration.remarks), power)
+    interval = f"{board.id}: predicted {prediction.ms:.1f} ms, 90 % within {prediction.low_ms:.1f} to {prediction.high_ms:.1f} ms"
+    if calibration.origin != "measured":
+        interval = f"{board.id}: predicted {prediction.ms:.1f} ms ({calibration.origin}), not measured"
+    remarks = (interval, *(f"{board.id}: {text}" for text in calibration.remarks))
+    return PlaceTimes(tuple(costs), calibration.origin, remarks, power)
 
 
 def pictures(source: CutSource, *, slower: float, picture: Path | None) -> list[Picture]:
@@ -145,13 +168,6 @@ def _from_profile(source: CutSource, artefact: Artefact, board: DeviceProfile, p
         power = Power(energy.idle_w, energy.active_w, energy.tx_w, origin=energy.origin)
     remark = f"{board.id}: measured, {profile.whole.p50:.2f} ms (p50), {profile.engine.threads} thread(s)"
     return PlaceTimes(costs_from_profile(source.graph, profile), "measured", (remark,), power)
-
-
-def _work(source: CutSource, index: int) -> Work:
-    graph = source.graph
-    node = graph.nodes[index]
-    size = sum(graph.tensors[name].nbytes for name in (*node.inputs, *node.outputs))
-    return Work(node.name, node.op, node.macs, size + graph.constant_bytes_of([index]))
 
 
 def _artefact(source: CutSource) -> Artefact:

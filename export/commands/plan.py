@@ -23,6 +23,7 @@ from split.plan_problem import RAW_INT8, make_problem
 from split.plan_sweep import Stretch, break_even, make_table
 from split.plan_variant_file import VariantFile, parse_variants
 from split.plan_variants import Picture, bottleneck_candidate, local_candidate, picture_candidate
+from split.predict import parse_calibration
 
 
 def plan(
@@ -35,6 +36,7 @@ def plan(
     host: str = "this",
     device_profile: Path | None = None,
     host_profile: Path | None = None,
+    device_calibration: Path | None = None,
     deadline: str | None = None,
     accuracy: float | None = None,
     min_accuracy: float | None = None,
@@ -57,6 +59,7 @@ def plan(
         host: Board of the tail; "this" is measured now.
         device_profile: What `headtail profile --out` wrote on the device.
         host_profile: The same on the host.
+        device_calibration: A calibration of the device (see docs/planning.md), used without a profile of this model.
         deadline: On the p95: "80ms".
         accuracy: Of the whole network, 0 to 1, when its manifest does not say.
         min_accuracy: Leave out what is below it, or not known, 0 to 1.
@@ -73,8 +76,16 @@ def plan(
     source = open_cut_source(model)
     boards = (resolve_board(device, board_file), load_board(host))
     with Console(stderr=True).status("planning") as status:
-        head = place_times(source, boards[0], here=device == "this", profile=device_profile, on_step=status.update)
-        same = device == host == "this" and not device_profile and not host_profile
+        calibration = None if device_calibration is None else parse_calibration(_read(device_calibration))
+        head = place_times(
+            source,
+            boards[0],
+            here=device == "this",
+            profile=device_profile,
+            on_step=status.update,
+            calibration=calibration,
+        )
+        same = device == host == "this" and not (device_profile or host_profile or calibration)
         tail = head if same else place_times(
             source, boards[1], here=host == "this", profile=host_profile, on_step=status.update
         )  # fmt: skip

@@ -18,6 +18,9 @@ from device_profiles.plan_table import parse_plan_table
 from edge_runtime.adapt import Adapter
 from export.cut_source import open_cut_source
 from orchestrator.cli import run
+from split.graph_work import work_of
+from split.predict import Calibration, Interval, KernelClass
+from split.roofline import Roofline
 
 
 def _times(ms):
@@ -152,3 +155,30 @@ def test_wrong_links_boards_and_profiles_are_named(plan, profile, tmp_path):
         path.write_bytes(dump_profile(msgspec.structs.replace(profile, **change)))
         status, _, text = plan("--device-profile", str(path), device=("--device", this_board_id()))
         assert (status, text.split(":")[0]) == (1, error)
+
+
+def test_a_calibration_of_the_device_is_used_and_of_another_refused(plan, artefact, tmp_path):
+    interval = Interval(low=0.8, high=1.25)
+    other = KernelClass(
+        kind="other", roofline=Roofline(macs_per_ms=1e3, bytes_per_ms=1e3, overhead_ms=0.1), interval=interval
+    )
+    settings = EngineSettings(name="onnxruntime", version="1")
+    known = Calibration(board="rpi-4b", precision="int8", engine=settings, threads=1, origin="measured", classes=(), other=other,
+                        whole=1.1, interval=interval)  # fmt: skip
+    path = tmp_path / "calibration.json"
+    path.write_bytes(msgspec.json.encode(known))
+    status, out, _ = plan("--device-calibration", str(path), "--json", link="1kbit/100ms")
+    report = json.loads(out)
+    assert status == 0
+    assert report["chosen"]["p95_ms"] == pytest.approx(1.25 * report["chosen"]["p50_ms"])
+    assert any("90 % within" in remark for remark in report["remarks"])
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(known, board="rpi-5")))
+    assert plan("--device-calibration", str(path))[2].startswith("ProfileMismatchError")
+
+
+def test_work_is_classed_and_quantisation_pairs_are_fused(artefact):
+    graph = open_cut_source(artefact.folder).graph
+    work = [one for one in work_of(graph, precision="int8") if one is not None]
+    assert [one.kind for one in work if one.macs] == ["conv", "depthwise", "pointwise", "matmul"]
+    assert sum(one.macs for one in work) == graph.live_macs
+    assert all(one.bytes > 0 for one in work)
