@@ -1,5 +1,6 @@
 """Networks with random weights in the shapes of well-known ones, as artefacts: what the profiler's benchmark measures."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -124,6 +125,23 @@ def plain(size: int = 224, width: int = 32) -> bytes:
         x = net.conv(x, width << stage, 3)
         x = net.pool(net.conv(x, width << stage, 3))
     return net.finish(x)
+
+
+def chain(seed: int) -> tuple[bytes, int]:
+    """A chain of 5 to 12 random convolutions, and the size of its input: what a fit learns from."""
+    choose = random.Random(seed)
+    size = choose.choice([96, 128, 160, 224])
+    net = Builder(size, seed)
+    x = net.conv(("x", 3), choose.choice([16, 32, 64]), 3, 2)
+    for index in range(choose.randint(5, 12)):
+        kind = choose.choice(["conv", "pointwise", "depthwise"])
+        out = min(512, x[1] * choose.choice([1, 1, 2]))
+        stride = choose.choice([1, 1, 2]) if index < 8 else 1
+        if kind == "depthwise":
+            x = net.conv(x, x[1], 3, stride, groups=x[1])
+        else:
+            x = net.conv(x, out, 3 if kind == "conv" else 1, stride)
+    return net.finish(x), size
 
 
 NETS: dict[str, Callable[[], bytes]] = {

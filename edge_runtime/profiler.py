@@ -214,7 +214,7 @@ def _read_kernels(
     Its clock runs on while another process has the core: with one thread only runs that kept it count, if enough did.
     """
     whole = read_trace(folder / child.TRACE)
-    kept = kept_runs(len(whole.runs), recorded.block_runs)
+    kept = kept_runs(len(whole.runs), recorded.settled_runs, recorded.block_runs)
     quiet = [
         run
         for run, wall, cpu in zip(kept, recorded.wall_ms, recorded.cpu_ms, strict=True)
@@ -237,13 +237,13 @@ def _read_kernels(
     )
 
 
-def kept_runs(total: int, block_runs: Sequence[int]) -> list[int]:
-    """Indices of the runs that count: not the warm-up, and not the first of each block, which finds cold caches."""
-    at = total - sum(block_runs) - len(block_runs)  # runs before the first block
+def kept_runs(total: int, settled: Sequence[int], block_runs: Sequence[int]) -> list[int]:
+    """Indices of the runs that count: not the warm-up, and not those before each block, which find cold caches."""
+    at = total - sum(block_runs) - sum(settled)  # runs before the first block
     kept: list[int] = []
-    for count in block_runs:
-        kept += range(at + 1, at + 1 + count)
-        at += 1 + count
+    for before, count in zip(settled, block_runs, strict=True):
+        kept += range(at + before, at + before + count)
+        at += before + count
     return kept
 
 

@@ -119,7 +119,7 @@ def test_most_kernel_time_is_mapped_and_the_rest_is_shown_as_unaccounted(profile
 
 def test_the_plain_run_and_the_instrumented_run_are_two(profile):
     assert profile.whole.runs >= 30
-    assert profile.whole_profiled.runs == 50
+    assert 10 <= profile.whole_profiled.runs <= 50  # those that kept the core
     assert profile.whole.p50 <= profile.whole.p90 <= profile.whole.p99
 
 
@@ -388,7 +388,7 @@ def test_the_log_of_an_external_meter_is_read_after_the_run(net, tmp_path):
 def test_runs_that_count_are_neither_warm_up_nor_first_of_a_block():
     from edge_runtime.profiler import kept_runs
 
-    assert kept_runs(5 + 3 + 4, [2, 3]) == [6, 7, 9, 10, 11]
+    assert kept_runs(5 + 3 + 5, [1, 2], [2, 3]) == [6, 7, 10, 11, 12]
 
 
 def test_a_process_that_dies_is_a_named_error(net, tmp_path):
