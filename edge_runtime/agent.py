@@ -103,10 +103,10 @@ class Agent:
         """Work until `stop`, the end of the source, or so many frames.
 
         Raises:
-            EdgeError: The source broke, or a stored artefact cannot be opened.
+            EdgeError: The source broke, or an artefact given on the command line cannot be opened.
         """
         threads = [threading.Thread(target=work, daemon=True) for work in (self._take_deployments, self._beat)]
-        self._pipeline = self._build()
+        self._pipeline = self._build_at_start()
         with self._link:
             for thread in threads:
                 thread.start()
@@ -179,6 +179,18 @@ class Agent:
         if old is not None:
             old.close()
 
+    def _build_at_start(self) -> Pipeline | None:
+        """What is active, else what ran before, else only what was given: the device must stay reachable."""
+        for slots in (self._store.previous, Slots()):
+            try:
+                return self._build()
+            except (EdgeError, OSError) as error:
+                if self._store.active == Slots():
+                    raise
+                log.error("what was deployed cannot run: %s. Falling back to %s.", error, slots)
+                self._store.fall_back(slots, error)
+        return self._build()
+
     def _build(self) -> Pipeline | None:
         """The pipeline of what was given or deployed; null when that is nothing."""
         head = self._given[0] or self._store.open(self._store.active.head)
@@ -236,6 +248,7 @@ class Agent:
             engines=available_engines(),
             max_block_bytes=BLOCK_BYTES,
             slots=self._slots(),
+            problem=self._store.problem,
         )
         return [Packet(self._topics.up("birth"), encode_control(birth), 1, retain=True)]
 

@@ -1,6 +1,7 @@
 """Open, check, write and pack artefacts: a folder (or its .zip) with a manifest, files and golden vectors.
 
-Order of the checks: manifest, then size and sha256 of every file, and only then may a model parser see a byte.
+Order of the checks: manifest, then size and sha256 of every file, then what `model_scan` refuses, and only then may a
+model parser see a byte.
 """
 
 import hashlib
@@ -33,10 +34,12 @@ from edge_runtime.manifest import (
     parse_manifest,
     route_key,
 )
+from edge_runtime.model_scan import scan_onnx, scan_tflite
 
 MAX_ARTEFACT_BYTES = 2 << 30  # all files together
 MAX_ZIP_RATIO = 200  # unpacked over packed size of one member
 _CHUNK_BYTES = 1 << 20
+_SPARE_BYTES = 16 << 20  # left free on a disk
 _SIGNATURE_NAME = "manifest.sig"
 
 
@@ -83,6 +86,7 @@ def open_artefact(path: Path | str) -> Artefact:
     Raises:
         ManifestError: The manifest is not valid.
         IntegrityError: A file is missing, extra, edited or truncated.
+        ModelScanError: A model with custom operators or external data, or no model at all.
         ArtefactError: No artefact there, or a .zip that is unsafe to unpack.
     """
     path = Path(path)
@@ -94,7 +98,23 @@ def open_artefact(path: Path | str) -> Artefact:
         )
     manifest = parse_manifest(_read_manifest(path))
     check_files(path, manifest)
+    scan_models(path, manifest)
     return Artefact(path, manifest)
+
+
+def scan_models(folder: Path, manifest: Manifest) -> None:
+    """Look through every model file before an engine does; the entry by its engine, whatever it is called.
+
+    Raises:
+        UnsafeModelError: Custom operators or external data.
+        DamagedModelError: Not a model of that kind.
+    """
+    for relative in manifest.files_by_path:
+        engine = manifest.engine.name if relative == manifest.entry else None
+        if relative.endswith(".onnx") or engine in ("onnxruntime", "tensorrt"):
+            scan_onnx(folder / relative)
+        elif relative.endswith(".tflite") or engine in ("litert", "tflite-runtime", "tflite-micro"):
+            scan_tflite(folder / relative)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
@@ -249,7 +269,9 @@ def _unpack(archive: Path) -> Path:
         raise ArtefactError(f"Wanted to unpack {archive} beside itself, found: {error}. Copy it elsewhere.") from error
     try:
         with zipfile.ZipFile(archive) as bundle:
-            for member in _checked_members(bundle, archive):
+            members = _checked_members(bundle, archive)
+            _check_room(archive, sum(member.file_size for member in members))
+            for member in members:
                 _extract(bundle, member, staging / member.filename)
         if target.exists() and not (target / MANIFEST_NAME).is_file():
             raise ArtefactError(f"Wanted to unpack into {target}, found other files there. Remove them first.")
@@ -291,6 +313,14 @@ def _checked_members(bundle: zipfile.ZipFile, archive: Path) -> list[zipfile.Zip
             )
         seen.add(name)
     return members
+
+
+def _check_room(archive: Path, size: int) -> None:
+    free = shutil.disk_usage(archive.parent).free
+    if free < size + _SPARE_BYTES:
+        raise ArtefactError(
+            f"Wanted {size + _SPARE_BYTES} B of room to unpack {archive}, found {free} B free. Remove something there."
+        )
 
 
 def _extract(bundle: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:

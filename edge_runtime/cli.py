@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,10 @@ from device_profiles.version import __version__
 
 if TYPE_CHECKING:
     from edge_runtime.messages import Result
+
+
+class ResultsError(EdgeError):
+    """Results cannot be written where they were asked for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--broker", required=True, metavar="URL", help="mqtt://host:port")
     run.add_argument("--device", required=True, metavar="NAME", help="this device's name on the wire")
     run.add_argument("--tenant", default="default")
-    run.add_argument("--state", type=Path, default=Path("/var/lib/headtail"), metavar="DIR", help="deployed artefacts")
+    run.add_argument("--state", type=Path, default=default_state(), metavar="DIR", help="deployed artefacts")
     run.add_argument("--board", default="this", help="board id, as `headtail devices` lists them")
     run.add_argument("--head", type=Path, metavar="ARTEFACT", help="run this head, whatever was deployed")
     run.add_argument("--whole", type=Path, metavar="ARTEFACT", help="run this whole model (the head's fallback)")
@@ -63,6 +68,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def default_state() -> Path:
+    """Where deployed artefacts are kept: /var/lib/headtail for root, else the user's own state folder."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/headtail")
+    return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "headtail")
+
+
 def _add_profile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     profile = commands.add_parser("profile", help="measure an artefact here: latency, kernels, memory, energy")
     profile.set_defaults(command=_profile)
@@ -79,6 +91,7 @@ def _add_profile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent import Agent, AgentOptions
     from edge_runtime.artefact import open_artefact
+    from edge_runtime.mqtt import hide_password
     from edge_runtime.offloader import OffloadOptions
     from edge_runtime.sources import Newest, open_source
 
@@ -110,7 +123,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         signal.signal(signal.SIGINT, stop)
         signal.signal(signal.SIGTERM, stop)
-        sys.stderr.write(f"edge-agent {arguments.device} runs; broker {arguments.broker}\n")
+        sys.stderr.write(f"edge-agent {arguments.device} runs; broker {hide_password(arguments.broker)}\n")
         sys.stderr.flush()
         agent.run(frames=arguments.frames)
     finally:
@@ -124,7 +137,10 @@ def _open_results(target: str | None) -> "tuple[Callable[[Result], None] | None,
         return None, lambda: None
     import msgspec
 
-    stream: BinaryIO = sys.stdout.buffer if target == "-" else Path(target).open("ab")  # noqa: SIM115 - closed by the caller
+    try:
+        stream: BinaryIO = sys.stdout.buffer if target == "-" else Path(target).open("ab")  # noqa: SIM115 - closed by the caller
+    except OSError as error:
+        raise ResultsError(f"Wanted to write results to {target}, found: {error}. Choose another --results.") from error
 
     def write(result: "Result") -> None:
         stream.write(msgspec.json.encode(result) + b"\n")
@@ -143,7 +159,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     if arguments.json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
     else:
-        sys.stdout.write(f"{report.artefact}  {report.engine}  opened in {report.load_ms or 0:.0f} ms\n")
+        versions = f"{report.engine} {report.installed or ''} (built with {report.built})"
+        sys.stdout.write(f"{report.artefact}  {versions}  opened in {report.load_ms or 0:.0f} ms\n")
+        if report.remark:
+            sys.stdout.write(f"{report.remark}\n")
         for check in report.checks:
             word = "ok" if check.passed else "DIFFERS"
             sys.stdout.write(

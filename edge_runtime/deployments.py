@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+import time
 from collections.abc import Callable
 
 from device_profiles.errors import EdgeError
@@ -13,16 +14,18 @@ from edge_runtime.transfer import IncomingFile, TransferError
 
 log = logging.getLogger(__name__)
 _REPORT_EVERY = 4  # blocks
+_IDLE_S = 10.0  # a transfer without a message for so long may be replaced
 
 
 class Deployments:
-    """One deployment at a time; a new one replaces another that is not complete.
+    """One deployment at a time; a new one replaces another that is not complete and has been silent for 10 s.
 
     Args:
         store: Where artefacts live.
         boot: Of the agent.
         report: Sends a status to the host.
         activate: Makes a verified, stored artefact run; raises `EdgeError` when it cannot, with nothing changed.
+        clock: Seconds, never going back.
     """
 
     def __init__(
@@ -32,8 +35,11 @@ class Deployments:
         boot: str,
         report: Callable[[DeployStatus], None],
         activate: Callable[[Artefact], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._boot, self._report, self._activate = store, boot, report, activate
+        self._clock = clock
+        self._touched = clock()
         self._incoming: IncomingFile | None = None
         self._since_report = 0
 
@@ -43,11 +49,15 @@ class Deployments:
             self._send(start, "active")
             return
         if self._incoming is None or _content(self._incoming.start) != _content(start):
+            if self._incoming is not None and self._clock() - self._touched < _IDLE_S:
+                self._send(start, "busy")
+                return
             try:
                 self._incoming = IncomingFile(self._store.incoming, start)
             except (TransferError, OSError) as error:
                 self._fail(start, error)
                 return
+        self._touched = self._clock()
         self._incoming.start = start
         self._go_on(self._incoming)
 
@@ -56,6 +66,7 @@ class Deployments:
         incoming = self._incoming
         if incoming is None or incoming.start.transfer != transfer:
             return
+        self._touched = self._clock()
         try:
             self._since_report += incoming.add(block)
         except (TransferError, OSError) as error:

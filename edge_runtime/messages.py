@@ -68,6 +68,7 @@ class Birth(_Message, frozen=True, kw_only=True):
     engines: Annotated[tuple[Text, ...], msgspec.Meta(max_length=16)]
     max_block_bytes: Count
     slots: Slots
+    problem: Text | None = None  # why what was deployed does not run
 
 
 class Death(_Message, frozen=True, kw_only=True):
@@ -118,10 +119,10 @@ class DeployStart(_Message, frozen=True, kw_only=True):
 
 
 class DeployStatus(_Message, frozen=True, kw_only=True):
-    """How far a transfer is; `have` is the bitmap of blocks received, bit 0 of byte 0 first."""
+    """How far a transfer is; `have` is the bitmap of blocks received, bit 0 of byte 0 first. Busy: with another one."""
 
     transfer: Boot
-    state: Literal["receiving", "verifying", "active", "failed"]
+    state: Literal["receiving", "verifying", "active", "failed", "busy"]
     have: Annotated[bytes, msgspec.Meta(max_length=MAX_BLOCKS // 8)] = b""
     error: Text | None = None
 

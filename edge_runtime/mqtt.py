@@ -48,8 +48,12 @@ class LinkBusyError(MqttError):
     """Too many packets wait for the socket: the link is slower than what is sent."""
 
 
+class SubscriptionError(MqttError):
+    """The broker refuses a subscription: what is sent there will never arrive."""
+
+
 class UrlError(MqttError):
-    """Not a broker URL."""
+    """Not a broker URL; the message never holds its password."""
 
 
 @dataclass(frozen=True)
@@ -92,15 +96,23 @@ def parse_url(url: str) -> BrokerUrl:
     Raises:
         UrlError: Another scheme, no host, or a port out of range.
     """
+    shown = hide_password(url)
     try:
         parts = urlsplit(url if "://" in url else f"mqtt://{url}")
         port = parts.port or DEFAULT_PORT
-    except ValueError as error:
-        raise UrlError(f"Wanted a broker URL such as mqtt://host:1883, found {url!r}: {error}.") from error
+    except ValueError:  # its text may hold a part of the password, as a port that is no number
+        raise UrlError(f"Wanted a broker URL such as mqtt://host:1883, found {shown!r}.") from None
     if parts.scheme != "mqtt" or not parts.hostname or parts.path not in ("", "/"):
-        raise UrlError(f"Wanted a broker URL such as mqtt://host:1883 (TLS is not built yet), found {url!r}.")
+        raise UrlError(f"Wanted a broker URL such as mqtt://host:1883 (TLS is not built yet), found {shown!r}.")
     user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
     return BrokerUrl(parts.hostname, port, user, password)
+
+
+def hide_password(url: str) -> str:
+    """The URL as it may be printed: what stands between the scheme and the last @ may be a password."""
+    before, at, after = url.rpartition("@")
+    scheme, separator, _ = before.rpartition("://") if "://" in before else ("", "", before)
+    return f"{scheme}{separator}...{at}{after}" if at else url
 
 
 class MqttLink:
@@ -118,6 +130,7 @@ class MqttLink:
         self._sock: object = None  # on which the session is ready
         self._receive_maximum = 0
         self._refusal = ""  # the broker's reason for taking no connection, the last time
+        self._not_subscribed = ""  # filters that the broker refused on this connection, and why
         # paho counts its packet ids from 1 and uses few on a link that sends in pieces.
         self._packet_ids = itertools.cycle(range(0x8000, 0x10000))
         self._started = self._closed = False
@@ -146,12 +159,26 @@ class MqttLink:
 
         Raises:
             NotConnectedError: Not within the time.
+            SubscriptionError: The broker takes the connection and refuses a subscription.
         """
         if not self._ready.wait(timeout_s):
             found = f"that it refuses: {self._refusal}. " if self._refusal else "none. "
             hint = "" if self._refusal else "Is the broker running? `headtail broker` starts one."
             raise NotConnectedError(
                 f"Wanted a connection to {self._name} within {timeout_s:g} s, found {found}{hint}".rstrip()
+            )
+        self.check_subscribed()
+
+    def check_subscribed(self) -> None:
+        """Nothing when every subscription of this connection was granted, or there is no connection.
+
+        Raises:
+            SubscriptionError: Naming what the broker refused.
+        """
+        if self._not_subscribed:
+            raise SubscriptionError(
+                f"Wanted the subscriptions granted, found that {self._name} refuses {self._not_subscribed}. "
+                "Look at the broker's access rules for this user."
             )
 
     @property
@@ -286,7 +313,7 @@ class MqttLink:
             log.warning("broker %s refused the connection: %s", self._name, reason)
             self._refusal = str(reason)
             return
-        self._refusal = ""
+        self._refusal = self._not_subscribed = ""
         self.connects += 1
         announced = getattr(properties, "MaximumPacketSize", None)
         self._max_packet_bytes = int(announced) if announced else _PROTOCOL_MAX_BYTES
@@ -299,10 +326,12 @@ class MqttLink:
     def _subscribed(
         self, _client: paho.Client, _userdata: object, _mid: int, reasons: list[ReasonCode], _properties: object
     ) -> None:
-        for (topic, _), reason in zip(self._options.subscriptions, reasons, strict=False):
-            if reason.is_failure:
-                log.error("broker %s refused the subscription to %s: %s", self._name, topic, reason)
-        self._make_ready()
+        pairs = zip(self._options.subscriptions, reasons, strict=False)
+        refused = ", ".join(f"{topic} ({reason})" for (topic, _), reason in pairs if reason.is_failure)
+        if refused:
+            log.error("broker %s refused subscriptions: %s", self._name, refused)
+        self._not_subscribed = refused
+        self._make_ready()  # what is only sent still goes
 
     def _make_ready(self) -> None:
         try:
@@ -318,6 +347,7 @@ class MqttLink:
         self, _client: paho.Client, _userdata: object, _flags: object, reason: ReasonCode, _properties: object
     ) -> None:
         self._sock = None
+        self._not_subscribed = ""
         self._ready.clear()
         with self._outstanding_lock:
             self._outstanding.clear()

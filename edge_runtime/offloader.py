@@ -36,6 +36,7 @@ from edge_runtime.wire import (
     RAW_CODECS,
     REPLY_BYTES,
     Envelope,
+    FormatError,
     Limits,
     Status,
     WireError,
@@ -129,6 +130,7 @@ class Offloader:
 
         Raises:
             NotConnectedError: Not within the time.
+            SubscriptionError: The broker refuses the replies' topic.
         """
         self._link.wait_connected(timeout_s)
 
@@ -261,6 +263,7 @@ class Offloader:
             raise DeadlineError(
                 f"Wanted time for the tail before the deadline, found {1000 * (attempt.deadline - now):.1f} ms left."
             )
+        self._link.check_subscribed()  # an answer could not come
         ended = threading.Lock()
         ended.acquire()
         ticket = self._open(attempt.deadline, ended, now)
@@ -324,13 +327,29 @@ class Offloader:
         if reply.status is not Status.OK:
             text = bytes(ticket.body[:500]).decode("utf-8", "replace")
             raise TailError(f"Wanted an answer of the tail, found {reply.status.name.lower()}: {text}")
-        outputs = decode_tensors(decode_frame(ticket.body, _REPLY_LIMITS))
+        frame = decode_frame(ticket.body, _REPLY_LIMITS)
+        outputs = decode_tensors(frame)
+        self._check_answer(frame.cut_id, outputs)
         queue_ms, decode_ms, tail_ms = reply.queue_us / 1000, reply.decode_us / 1000, reply.tail_us / 1000
         now = time.perf_counter()
         link_ms = max(0.0, 1000 * (now - sent_at) - queue_ms - decode_ms - tail_ms)
         total_ms = 1000 * (now - attempt.started)
         stages = (attempt.head_ms, attempt.encode_ms, link_ms, queue_ms, decode_ms, tail_ms, 0.0, total_ms)
         return Answer(outputs, "remote", Breakdown(*stages), attempt.bytes_sent)
+
+    def _check_answer(self, cut_id: bytes, outputs: Sequence[np.ndarray]) -> None:
+        """The answer is of this cut, and of the form that the local model gives."""
+        if cut_id != self._cut_id:
+            raise FormatError(f"Wanted an answer of cut {self.key}, found one of {cut_id.hex()}. Restart the tail.")
+        if self._fallback is None:
+            return
+        wanted = [spec.shape for spec in self._fallback.outputs]
+        found = [output.shape for output in outputs]
+        if wanted != found:
+            raise FormatError(
+                f"Wanted outputs {wanted} as the local model gives, found {found} of the tail. "
+                "Deploy head, tail and fallback of the same network."
+            )
 
     def _answer_locally(self, attempt: _Attempt, arrays: Sequence[np.ndarray], why: Exception) -> Answer:
         if self._fallback is None or self._local_time is None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, read_raw
+from edge_runtime.engine_version import check_version, installed_version
 from edge_runtime.manifest import Golden
 from edge_runtime.session import Session, open_session
 
@@ -40,6 +41,9 @@ class Report(msgspec.Struct, frozen=True):
     engine: str
     load_ms: float | None
     checks: tuple[Check, ...]
+    installed: str | None = None  # version of the engine that ran
+    built: str | None = None  # the one that the exporter ran
+    remark: str | None = None  # what differs and is no error
 
     @property
     def passed(self) -> bool:
@@ -78,7 +82,10 @@ class LocalPlace:
             checks = tuple(compare_golden(artefact, session, golden) for golden in artefact.manifest.golden)
         finally:
             session.close()
-        return Report("local", artefact.id, artefact.manifest.engine.name, load_ms, checks)
+        engine = artefact.manifest.engine
+        installed = installed_version(engine.name)
+        remark = check_version(engine, installed)
+        return Report("local", artefact.id, engine.name, load_ms, checks, installed, engine.built, remark)
 
     def profile(self, artefact: Artefact, options: "ProfileOptions") -> "Profile":
         """Measure it here, in fresh processes; see `Place.profile`."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from device_profiles.errors import EdgeError, MissingDependencyError
 from edge_runtime.artefact import Artefact
+from edge_runtime.engine_version import check_version, installed_version
 from edge_runtime.manifest import TensorSpec
 
 
@@ -78,6 +79,7 @@ def open_session(artefact: Artefact, *, threads: int | None = None) -> Session:
     count = engine.threads if threads is None else threads
     try:
         backend = importlib.import_module(module)
+        check_version(engine, installed_version(engine.name))
         session: Session = backend.open_backend(artefact, count)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] not in (library, "ai_edge_litert", "tflite_runtime"):

@@ -4,11 +4,12 @@
 | --- | --- |
 | `dir:PATH` | the pictures of a folder, in order of their names |
 | `stdin` | JPEG files one after the other, as `rpicam-vid --codec mjpeg -o -` or `ffmpeg -f mjpeg -` write them |
-| `v4l2:DEVICE`, `rtsp:URL` | a camera, through OpenCV (extra `camera`) |
+| `v4l2:DEVICE`, `rtsp:URL` | a camera (`v4l2:0` is /dev/video0), through OpenCV (extra `camera`) |
 | `module:function` | what a Python function yields: uint8 pictures (height, width, 3), or the model's input itself |
 """
 
 import importlib
+import re
 import sys
 import threading
 import time
@@ -24,7 +25,8 @@ from edge_runtime.preprocess import decode_image
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _MAX_PICTURE_BYTES = 32 << 20
-_START, _END = b"\xff\xd8", b"\xff\xd9"
+_START = b"\xff\xd8"
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in entropy-coded data: no stuffing, restart or fill
 
 
 class SourceError(EdgeError):
@@ -79,25 +81,58 @@ def split_jpegs(stream: BinaryIO) -> Iterator[bytes]:
     Raises:
         SourceError: A picture larger than 32 MiB, or no JPEG at all.
     """
-    buffer, searched = bytearray(), 0
+    buffer, picture = bytearray(), _Picture()
     while chunk := stream.read1(65536) if hasattr(stream, "read1") else stream.read(65536):
         buffer += chunk
-        if len(buffer) >= 2 and not buffer.startswith(_START):
-            raise SourceError(f"Wanted JPEG files on stdin, found {bytes(buffer[:8]).hex()}.")
-        # An end marker counts before a new start or where the writer paused: a thumbnail's end cuts no picture.
-        while (cut := buffer.find(_END + _START, searched)) >= 0:
-            yield bytes(buffer[: cut + 2])
-            del buffer[: cut + 2]
-            searched = 0
-        searched = max(0, len(buffer) - 3)  # the next piece may complete a marker
-        if buffer.endswith(_END):
-            yield bytes(buffer)
-            buffer.clear()
-            searched = 0
+        while True:
+            if len(buffer) >= 2 and not buffer.startswith(_START):
+                raise SourceError(f"Wanted JPEG files on stdin, found {bytes(buffer[:8]).hex()}.")
+            end = picture.find_end(buffer)
+            if end is None:
+                break
+            yield bytes(buffer[:end])
+            del buffer[:end]
+            picture = _Picture()
         if len(buffer) > _MAX_PICTURE_BYTES:
             raise SourceError(f"Wanted pictures of at most {_MAX_PICTURE_BYTES} B on stdin, found a larger one.")
     if buffer:
         yield bytes(buffer)
+
+
+class _Picture:
+    """Finds the end of one JPEG file by its segments (ITU T.81, annex B): a thumbnail in one of them ends nothing."""
+
+    def __init__(self) -> None:
+        self._at = 2  # behind the start
+        self._scan = False  # in entropy-coded data
+
+    def find_end(self, data: bytearray) -> int | None:
+        """Position behind the picture; null when more bytes are needed. `data` only grows between two calls."""
+        while True:
+            if self._scan:
+                marker = _MARKER.search(data, self._at)
+                if marker is None:
+                    self._at = max(self._at, len(data) - 1)
+                    return None
+                self._at, self._scan = marker.start(), False
+            if self._at + 2 > len(data):
+                return None
+            code = data[self._at + 1]
+            if data[self._at] != 0xFF:  # damaged: go on at the next marker
+                self._scan = True
+            elif code == 0xD9:
+                return self._at + 2
+            elif code == 0xD8:  # the next picture: this one was cut off
+                return self._at
+            elif code == 0xFF:
+                self._at += 1
+            elif code in (0x00, 0x01) or 0xD0 <= code <= 0xD7:
+                self._at += 2
+            else:
+                following = self._at + 2 + int.from_bytes(data[self._at + 2 : self._at + 4], "big")
+                if self._at + 4 > len(data) or following > len(data):
+                    return None
+                self._at, self._scan = max(following, self._at + 4), code == 0xDA
 
 
 class Newest:
@@ -215,20 +250,29 @@ def _camera(address: str) -> Iterator[tuple[str, np.ndarray]]:
         raise MissingDependencyError(
             "Wanted OpenCV for a camera, found none. Install it: pip install 'headtail[camera]'."
         ) from error
-    capture = cv2.VideoCapture(address)
+    capture = cv2.VideoCapture(int(address) if address.isdecimal() else address)
     if not capture.isOpened():
-        raise SourceError(f"Wanted a camera at {address}, found none that opens.")
-    return _grab(capture, cv2.COLOR_BGR2RGB, cv2.cvtColor)
+        raise SourceError(f"Wanted a camera at {_without_user(address)}, found none that opens.")
+    return _grab(address, capture, cv2.COLOR_BGR2RGB, cv2.cvtColor)
 
 
-def _grab(capture: "object", code: int, convert: Callable[..., np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+def _grab(
+    address: str, capture: "object", code: int, convert: Callable[..., np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
     index = 0
     try:
         while True:
             good, picture = capture.read()  # type: ignore[attr-defined] # OpenCV is untyped
             if not good:
-                return
+                raise SourceError(
+                    f"Wanted the next picture of the camera {_without_user(address)}, found none after {index}: it stopped. "
+                    "Look at its cable or address, and start again."
+                )
             yield f"camera-{index}", convert(picture, code)
             index += 1
     finally:
         capture.release()  # type: ignore[attr-defined] # OpenCV is untyped
+
+
+def _without_user(address: str) -> str:
+    return re.sub(r"//.*@", "//", address)

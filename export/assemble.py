@@ -103,9 +103,8 @@ def _manifest(request: Request, converted: Converted, calibration: Calibration |
     """Everything that is known before the file has run."""
     source, route = request.source, request.route
     runner = engine_here(route.engine)
-    built = (
-        library_version(runner) if runner == route.engine else f"not run; checked on {runner} {library_version(runner)}"
-    )
+    ran = runner == route.engine
+    built = library_version(runner) if ran else f"not run; checked on {runner} {library_version(runner)}"
     return Manifest(
         schema=SCHEMA_VERSION,
         tool=Tool(name="headtail", version=__version__, packages=tool_versions()),
@@ -117,7 +116,7 @@ def _manifest(request: Request, converted: Converted, calibration: Calibration |
         role="whole",
         target=request.board.id,
         precision=route.precision,
-        engine=Engine(name=route.engine, built=built, threads=request.options.threads),
+        engine=Engine(name=route.engine, built=built, tested=(built,) if ran else (), threads=request.options.threads),
         entry=route.file_name,
         inputs=converted.inputs,
         outputs=converted.outputs,

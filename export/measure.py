@@ -90,7 +90,10 @@ def _open(folder: Path, manifest: Manifest, data: bytes) -> Session:
 
 
 def _as_engine(manifest: Manifest, engine: EngineName) -> Manifest:
-    return msgspec.structs.replace(manifest, engine=msgspec.structs.replace(manifest.engine, name=engine))
+    if engine == manifest.engine.name:
+        return manifest
+    here = msgspec.structs.replace(manifest.engine, name=engine, built="as installed", tested=())
+    return msgspec.structs.replace(manifest, engine=here)
 
 
 def _quality(request: Request, converted: Converted, session: Session, fp32: Session | None) -> Quality | None:

@@ -107,8 +107,7 @@ class MosquittoBroker:
     @property
     def url(self) -> str:
         """Where clients on this machine connect."""
-        host = "127.0.0.1" if self._options.host in ("0.0.0.0", "") else self._options.host
-        return f"mqtt://{host}:{self.port}"
+        return _local_url(self._options.host, self.port)
 
     @property
     def pid(self) -> int | None:
@@ -201,6 +200,7 @@ class EmbeddedBroker:
                 "Wanted the embedded broker, found no iotcore. Install it (pip install iotcore) or mosquitto."
             ) from error
         log.warning("%s", EMBEDDED_WARNING)
+        self._host = options.host
         self.port = options.port or free_port(options.host)
         self._ended = threading.Event()
         self._folder = Path(tempfile.mkdtemp(prefix="headtail-broker."))
@@ -218,7 +218,7 @@ class EmbeddedBroker:
     @property
     def url(self) -> str:
         """Where clients on this machine connect."""
-        return f"mqtt://127.0.0.1:{self.port}"
+        return _local_url(self._host, self.port)
 
     def wait(self) -> int:
         """Wait until closed or interrupted."""
@@ -249,6 +249,11 @@ def start_broker(options: BrokerOptions | None = None, *, embedded: bool = False
     if embedded or find_mosquitto() is None:
         return EmbeddedBroker(options)
     return MosquittoBroker(options)
+
+
+def _local_url(host: str, port: int) -> str:
+    """Where clients on this machine reach a broker that listens on `host`."""
+    return f"mqtt://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"
 
 
 def _check_free(host: str, port: int) -> None:

@@ -68,6 +68,10 @@ class DeployOptions(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 120.0  # without any progress
 
 
+class DeviceBusyError(DeployError):
+    """The device is in the middle of another deployment."""
+
+
 class Window:
     """Which block to send next: those that the device lacks, at most `size` ahead of what it has confirmed.
 
@@ -151,6 +155,7 @@ def deploy(
         EngineMismatchError: It cannot run this.
         DeployRefusedError: The artefact's own board is too old for the device package (JetPack 4 and 5).
         RejectedError: It refused the artefact, with its reason.
+        DeviceBusyError: Another deployment went on for all of the timeout.
         DeployError: A tail, or no progress within the timeout.
     """
     options = options or DeployOptions()
@@ -220,7 +225,7 @@ class _Sender:
     ) -> DeployStatus:
         """Until active, or a named error."""
         last_progress = time.monotonic()
-        asked = True
+        asked, busy = True, False
         self._ask()
         while time.monotonic() - last_progress < self._options.timeout_s:
             try:
@@ -239,12 +244,20 @@ class _Sender:
                 return message
             if message.state == "failed":
                 raise RejectedError(f"Wanted the device to run {self._start.artefact[:16]}.., found: {message.error}")
+            busy = message.state == "busy"
+            if busy:  # asked again soon: a transfer that was given up ends after 10 s
+                continue
             if self._window.confirm(message.have, again=asked) or message.state == "verifying":
                 last_progress = time.monotonic()
             asked = False
             if progress is not None:
                 progress(min(self._size, self._window.confirmed * BLOCK_BYTES), self._size)
             self._send(self._window.take())
+        if busy:
+            raise DeviceBusyError(
+                f"Wanted to deploy {self._start.artefact[:16]}.., found the device busy with another deployment for "
+                f"{self._options.timeout_s:g} s. Deploy again when that has ended."
+            )
         raise DeployError(
             f"Wanted progress within {self._options.timeout_s:g} s, found {self._window.confirmed} of "
             f"{block_count(self._size)} blocks on the device. Deploy again: it goes on from there."

@@ -176,6 +176,7 @@ class TailServer:
 
         Raises:
             NotConnectedError: No broker within the time.
+            SubscriptionError: The broker refuses the requests' topics.
         """
         for worker in self._workers:
             worker.start()

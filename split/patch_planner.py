@@ -45,7 +45,11 @@ def plan(graph: PatchGraph, request: PlanRequest | None = None) -> Plan:
 
 
 def pareto_front(graph: PatchGraph, request: PlanRequest | None = None) -> tuple[FrontPoint, ...]:
-    """Return every schedule that nothing beats in both RAM and MACs, ascending in RAM; limits are ignored."""
+    """Return every schedule that nothing beats in both RAM and MACs, ascending in RAM; limits are ignored.
+
+    The bytes are those of the largest segment. A plan may need a few more where tensors that pass from segment to
+    segment find no room to change places; it then says how many.
+    """
     return _front(graph, _Planner(graph, replace(request or PlanRequest(), max_mac_factor=None)).paths())
 
 

@@ -5,11 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from onnx import TensorProto, helper
 
 from edge_runtime.artefact import Artefact, file_sha256, write_artefact
 from edge_runtime.manifest import Cut, Engine, Golden, Manifest, ModelInfo, TensorSpec, Tool, make_cut_id
 from orchestrator.broker import BrokerOptions, EmbeddedBroker, MosquittoBroker
+
+# No test is timed, these neither. CI takes the same examples every time; a developer's machine looks for new ones.
+settings.register_profile("house", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "house")
 
 
 def pytest_collection_modifyitems(config, items):

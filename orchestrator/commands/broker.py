@@ -5,7 +5,7 @@ import sys
 import threading
 import time
 
-from edge_runtime.mqtt import LinkOptions, MqttLink, NotConnectedError, Packet
+from edge_runtime.mqtt import LinkOptions, MqttLink, NotConnectedError, Packet, hide_password
 from orchestrator.broker import BrokerOptions, start_broker
 from orchestrator.commands.output import print_json
 from orchestrator.commands.serving import until_stopped
@@ -42,10 +42,10 @@ def _check(url: str, *, json: bool) -> None:
     """Connect, and measure an echo of 1 KB at QoS 1."""
     max_packet_bytes, echo_ms = measure_echo(url)
     if json:
-        print_json({"url": url, "max_packet_bytes": max_packet_bytes, "echo_ms": echo_ms})
+        print_json({"url": hide_password(url), "max_packet_bytes": max_packet_bytes, "echo_ms": echo_ms})
         return
     sys.stdout.write(
-        f"broker at {url}: packets up to {max_packet_bytes} B, echo of 1 KB at QoS 1 in {echo_ms:.2f} ms\n"
+        f"broker at {hide_password(url)}: packets up to {max_packet_bytes} B, echo of 1 KB at QoS 1 in {echo_ms:.2f} ms\n"
     )
     if echo_ms > _SLOW_ECHO_MS:
         sys.stdout.write("That is slow: set set_tcp_nodelay true in mosquitto.conf, or use QoS 0 for offload.\n")
@@ -68,6 +68,6 @@ def measure_echo(url: str, *, count: int = 11, timeout_s: float = 5.0) -> tuple[
             begun = time.perf_counter()
             link.publish(Packet(topic, bytes(1000), qos=1))
             if not link.wait_for(arrived, timeout_s):
-                raise NotConnectedError(f"Wanted an echo from {url} within {timeout_s:g} s, found none.")
+                raise NotConnectedError(f"Wanted an echo from {hide_password(url)} within {timeout_s:g} s, found none.")
             times.append(1000 * (time.perf_counter() - begun))
         return link.max_packet_bytes, statistics.median(times)

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.artefact import open_artefact
+from edge_runtime.mqtt import hide_password
 from orchestrator.commands.output import print_json
 from orchestrator.commands.serving import until_stopped
 from orchestrator.tail_server import Served, ServeError, ServerOptions, TailServer, serve_artefact
@@ -50,8 +51,13 @@ def serve(
 
 def _announce(models: list[Served], broker: str, *, json: bool) -> None:
     if json:
-        print_json({"serving": [{"model": model.name, "keys": list(model.keys)} for model in models], "broker": broker})
+        print_json(
+            {
+                "serving": [{"model": model.name, "keys": list(model.keys)} for model in models],
+                "broker": hide_password(broker),
+            }
+        )
     else:
         for model in models:
-            sys.stdout.write(f"serving {model.name} as {', '.join(model.keys)} through {broker}\n")
+            sys.stdout.write(f"serving {model.name} as {', '.join(model.keys)} through {hide_password(broker)}\n")
     sys.stdout.flush()

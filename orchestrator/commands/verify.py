@@ -1,5 +1,6 @@
 """`headtail verify ARTEFACT [--on PLACE]`: hashes, then the golden vectors where the artefact is to run."""
 
+import sys
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -50,11 +51,14 @@ def find_place(name: str) -> Place:
 
 def _print(report: Report) -> None:
     opened = "" if report.load_ms is None else f", opened in {report.load_ms:.0f} ms"
-    title = f"{report.artefact[:16]} on {report.place}: {report.engine}{opened}"
+    versions = "" if report.installed is None else f" {report.installed} (built with {report.built})"
+    title = f"{report.artefact[:16]} on {report.place}: {report.engine}{versions}{opened}"
     rows = [_row(check) for check in report.checks]
     if not rows:
         rows = [("no golden vectors: only hashes and engine were checked", None, None, None, None, None)]
     print_table(title, ("golden inputs", "compare", "tolerance", "worst", "cost", ""), rows)
+    if report.remark is not None:
+        sys.stdout.write(report.remark + "\n")
 
 
 def _row(check: Check) -> tuple[object, ...]:

@@ -16,6 +16,13 @@ class ChildError(EdgeError):
     """A child process failed or did not become ready; the message ends with what it printed last."""
 
 
+_STOPS = {signal.SIGINT, signal.SIGTERM}
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+
+
 def headtail(*arguments: str) -> list[str]:
     """The command line of a headtail command with this interpreter."""
     return [sys.executable, "-c", "from orchestrator.cli import main; main()", *arguments]
@@ -53,10 +60,7 @@ class Children:
         """
         log = self._log_folder / f"{name}.log"
         with log.open("wb") as errors:
-            child = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True
-            )
-            self._running.append((name, child))
+            child = self._spawn(name, command, errors.fileno())
             output, _ = child.communicate()
         self._running.remove((name, child))
         if child.returncode != 0:
@@ -78,10 +82,7 @@ class Children:
         Raises:
             ChildError: It ended, or was not ready in time.
         """
-        child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
-        )
-        self._running.append((name, child))
+        child = self._spawn(name, command, subprocess.STDOUT)
         log = self._log_folder / f"{name}.log"
         found: list[str] = []
         seen = threading.Event()
@@ -89,6 +90,23 @@ class Children:
         if not seen.wait(timeout_s) or not found:
             raise ChildError(f"Wanted `{name}` to say {ready!r} within {timeout_s:.0f} s, found: {_last_lines(log)}")
         return found[0]
+
+    def _spawn(self, name: str, command: Sequence[str], errors: int) -> subprocess.Popen[bytes]:
+        """Start a process and remember it; a signal that arrives in between waits, or the child would be forgotten."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            child = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=_unblock,  # the child must not inherit the pause
+            )
+            self._running.append((name, child))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return child
 
     def stop(self, name: str, *, kill: bool = False) -> None:
         """End a process and its children: politely, or with SIGKILL."""

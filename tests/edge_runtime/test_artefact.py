@@ -1,6 +1,7 @@
 """Artefacts: round trip, and every way in which a hostile or damaged one is refused before a parser sees it."""
 
 import os
+import types
 import zipfile
 
 import numpy as np
@@ -195,3 +196,10 @@ def test_a_golden_file_of_another_size_is_refused(add_one):
     with pytest.raises(IntegrityError):
         read_raw(add_one, "model.onnx", spec)
     assert read_raw(add_one, "golden/x0.bin", spec).dtype == np.float32
+
+
+def test_a_zip_that_needs_more_room_than_there_is_is_refused(add_one, tmp_path, monkeypatch):
+    archive = pack_artefact(add_one, tmp_path / "packed.zip")
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: types.SimpleNamespace(free=1000))
+    with pytest.raises(ArtefactError, match="room to unpack"):
+        open_artefact(archive)

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import queue
 import resource
@@ -17,9 +18,13 @@ from edge_runtime.mqtt import (
     NotConnectedError,
     Packet,
     PacketTooLargeError,
+    SubscriptionError,
     UrlError,
+    hide_password,
     parse_url,
 )
+from edge_runtime.offloader import Offloader
+from orchestrator.tail_server import TailServer, serve_artefact
 
 # PUBLISH with properties that end too early, with an unknown property, with a topic that is not UTF-8; a packet of no kind
 MALFORMED = [b"\x30\x05\0\1t\x7f\x23", b"\x30\x06\0\1t\2\xff\0", b"\x30\x04\0\1\xff\0", b"\xf0\x02\0\0", b"\x90\x01\0"]
@@ -212,6 +217,46 @@ def test_a_broker_that_refuses_is_told_from_one_that_is_not_there():
             link.wait_connected(0.1)
 
 
+@pytest.fixture
+def refusing():
+    """URL of a broker that takes every connection and refuses every subscription."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    peer, _ = server.accept()
+                    with peer:
+                        peer.recv(4096)
+                        peer.sendall(bytes([0x20, 3, 0, 0, 0]))  # CONNACK, accepted
+                        asked = peer.recv(4096)
+                        peer.sendall(bytes([0x90, 4, *asked[2:4], 0, 0x87]))  # SUBACK, not authorised
+                        while peer.recv(4096):
+                            pass
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"mqtt://127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join(10)
+
+
+def test_a_refused_subscription_is_named_everywhere(refusing, network):
+    with (
+        MqttLink(refusing, LinkOptions(subscriptions=(("news", 1),)), Inbox()) as link,
+        pytest.raises(SubscriptionError, match=r"refuses news \(Not authorized\)"),
+    ):
+        link.wait_connected(10)
+    with pytest.raises(SubscriptionError):
+        TailServer(refusing, [serve_artefact(network.tail)]).start()
+    with Offloader(refusing, "dev", head=network.head, fallback=network.whole) as offloader:
+        with pytest.raises(SubscriptionError):
+            offloader.wait_connected(10)
+        answer = offloader.infer(network.x)
+        assert (answer.source, answer.outputs[0].tolist()) == ("local", network.y.tolist())
+        assert "access rules" in answer.why_local
+
+
 def test_no_broker_is_a_named_error():
     link = MqttLink("mqtt://127.0.0.1:1", LinkOptions(), Inbox()).start()
     with pytest.raises(NotConnectedError, match="headtail broker"):
@@ -227,3 +272,20 @@ def test_urls():
     for bad in ("http://x", "mqtt://", "mqtt://h:99999", "mqtts://h", "mqtt://h/path", ""):
         with pytest.raises(UrlError):
             parse_url(bad)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://me:hunter2@h",
+        "mqtt://me:hunter2@h:99999",
+        "mqtt://me:hunter2@h/p",
+        "mqtts://me:hunt@hunter2@h",
+        "a:hunter2@",
+    ],
+)
+def test_an_error_of_a_url_does_not_print_its_password(url):
+    with pytest.raises(UrlError) as found:
+        parse_url(url)
+    assert "hunter2" not in str(found.value)
+    assert "hunter2" not in hide_password(url)

@@ -337,7 +337,7 @@ def test_litert_is_measured_as_a_whole_and_says_that_kernels_are_missing(tmp_pat
         role="whole",
         target="linux-x86-64",
         precision="fp32",
-        engine=Engine(name="litert", built="1"),
+        engine=Engine(name="litert", built="2"),
         entry="model.tflite",
         inputs=(spec("x", (1, 64)),),
         outputs=(spec("y", (1, 64)),),

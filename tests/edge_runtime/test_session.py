@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from device_profiles import MissingDependencyError
+from edge_runtime.engine_version import EngineVersionError, check_version
 from edge_runtime.manifest import Engine, TensorSpec
+from edge_runtime.places import LocalPlace
 from edge_runtime.session import EngineError, InputError, open_session
 
 
@@ -34,6 +36,23 @@ def test_tensors_that_the_model_lacks_are_named(make_add_one):
     wrong = TensorSpec(name="x", engine_name="pixels", dtype="float32", shape=(1, 4))
     with pytest.raises(EngineError, match="pixels"):
         open_session(make_add_one("wrong", inputs=(wrong,)))
+
+
+def test_another_major_version_of_the_engine_is_refused_and_a_minor_one_is_told(make_add_one):
+    with pytest.raises(EngineVersionError, match=r"onnxruntime 0\.9\.1.*Install"):
+        open_session(make_add_one("old", engine=Engine(name="onnxruntime", built="0.9.1")))
+    open_session(make_add_one("both", engine=Engine(name="onnxruntime", built="0.9.1", tested=("1.2.0",)))).close()
+    report = LocalPlace().verify(make_add_one("minor", engine=Engine(name="onnxruntime", built="1.2.0")))
+    assert report.passed
+    assert report.built == "1.2.0"
+    assert report.installed in report.remark
+
+
+@pytest.mark.parametrize(
+    ("built", "found"), [("not run; checked on litert 2.1", "1.3"), ("1", None), ("1.30.0", "1.30")]
+)
+def test_what_cannot_be_compared_or_is_equal_needs_no_remark(built, found):
+    assert check_version(Engine(name="onnxruntime", built=built), found) is None
 
 
 def test_an_engine_of_a_device_is_refused_on_the_host(make_add_one):

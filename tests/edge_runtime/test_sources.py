@@ -1,6 +1,8 @@
 import io
 import sys
 import threading
+import types
+import typing
 
 import numpy as np
 import pytest
@@ -32,6 +34,55 @@ class Trickle(io.BytesIO):
 def test_a_stream_of_jpegs_is_cut_at_its_pictures(shades, step):
     pictures = [jpeg(shade) for shade in shades]
     assert list(split_jpegs(Trickle(b"".join(pictures), step))) == pictures
+
+
+@pytest.mark.parametrize("step", [1, 7, 65536])
+def test_a_thumbnail_or_a_cut_off_picture_ends_no_other(step):
+    thumbnail = jpeg(9)
+    inside = jpeg(1)[:2] + b"\xff\xe1" + (len(thumbnail) * 2 + 2).to_bytes(2, "big") + 2 * thumbnail + jpeg(1)[2:]
+    cut_off = jpeg(2, 64)[:-4]
+    pictures = [inside, cut_off, jpeg(3, 64), inside]
+    assert list(split_jpegs(Trickle(b"".join(pictures), step))) == pictures
+
+
+@given(st.binary(max_size=300), st.integers(1, 300))
+def test_damage_in_a_stream_loses_no_byte(noise, step):
+    data = jpeg(1)[:20] + noise + jpeg(2)
+    try:
+        assert b"".join(split_jpegs(Trickle(data, step))) == data
+    except SourceError as error:
+        assert "JPEG" in str(error)  # noqa: PT017 - no error is right as well
+
+
+class Camera:
+    """OpenCV's capture: two pictures, and then the cable is out."""
+
+    asked: typing.ClassVar = []
+
+    def __init__(self, address):
+        self.asked.append(address)
+        self._left = 2
+
+    def isOpened(self):
+        return True
+
+    def read(self):
+        self._left -= 1
+        return self._left >= 0, np.zeros((2, 2, 3), np.uint8)
+
+    def release(self):
+        self._left = 0
+
+
+@pytest.mark.parametrize(("spec", "address"), [("v4l2:0", 0), ("v4l2:/dev/video1", "/dev/video1")])
+def test_a_camera_is_opened_by_number_or_path_and_one_that_stops_is_named(monkeypatch, spec, address):
+    opencv = types.SimpleNamespace(VideoCapture=Camera, COLOR_BGR2RGB=4, cvtColor=lambda picture, _code: picture)
+    monkeypatch.setitem(sys.modules, "cv2", opencv)
+    frames = open_source(spec)
+    assert [next(frames).name for _ in range(2)] == ["camera-0", "camera-1"]
+    assert Camera.asked[-1] == address
+    with pytest.raises(SourceError, match="it stopped"):
+        next(frames)
 
 
 def test_folders_named_like_pictures_are_no_frames(tmp_path):

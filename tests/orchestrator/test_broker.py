@@ -10,6 +10,7 @@ from edge_runtime.mqtt import LinkOptions, MqttLink, NotConnectedError
 from orchestrator.broker import (
     BrokerError,
     BrokerOptions,
+    EmbeddedBroker,
     MosquittoBroker,
     embedded_configuration,
     mosquitto_configuration,
@@ -41,6 +42,12 @@ def test_the_broker_says_what_it_takes_and_how_quick_it_is(broker):
     max_packet_bytes, echo_ms = measure_echo(broker)
     assert max_packet_bytes == 4 << 20
     assert echo_ms < 35
+
+
+def test_the_embedded_broker_is_reached_where_it_listens():
+    with EmbeddedBroker(BrokerOptions(host="127.0.0.2", port=0)) as running:
+        assert running.url == f"mqtt://127.0.0.2:{running.port}"
+        assert measure_echo(running.url, count=1)[0] > 0
 
 
 def test_a_taken_port_is_named(own_broker):

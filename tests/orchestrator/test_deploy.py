@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 from edge_runtime.agent import Agent, AgentOptions
-from edge_runtime.artefact import IntegrityError, write_artefact
+from edge_runtime.artefact import write_artefact
+from edge_runtime.cli import default_state, main
+from edge_runtime.deployments import Deployments
 from edge_runtime.manifest import Engine, Postprocessing
-from edge_runtime.messages import BLOCK_BYTES, Slots
+from edge_runtime.messages import BLOCK_BYTES, Block, DeployStart, Slots
 from edge_runtime.offloader import OffloadOptions
 from edge_runtime.slots import SlotError, SlotStore
 from edge_runtime.sources import Frame, Newest
 from orchestrator.deploy import (
     DeployError,
     DeployOptions,
+    DeviceBusyError,
     EngineMismatchError,
     RejectedError,
     UnknownDeviceError,
@@ -107,8 +110,36 @@ def test_an_interrupted_transfer_goes_on_and_an_edited_artefact_never_runs(broke
     assert store.active.whole == artefact.id
     ballast = store.folder / "artefacts" / artefact.id / "ballast"
     ballast.write_bytes(b"x" + ballast.read_bytes()[1:])
-    with pytest.raises(IntegrityError, match="edited"):
-        Running(broker, "dep2", tmp_path / "state").agent.run(frames=1)
+    with Running(broker, "dep2", tmp_path / "state") as device:
+        device.agent._link.wait_connected(10)
+        birth = msgspec.json.decode(device.agent._birth()[0].payload)
+        assert birth["slots"] == {"head": None, "whole": None}
+        assert "edited" in birth["problem"]
+        assert deploy(broker, "dep2", artefact).state == "active", "the damaged one is sent again"
+        assert msgspec.json.decode(device.agent._birth()[0].payload).get("problem") is None
+    assert SlotStore(tmp_path / "state").open(artefact.id) is not None
+
+
+def test_a_damaged_artefact_at_start_gives_way_to_the_one_before(broker, network, tmp_path):
+    artefact = large_artefact(network, tmp_path / "large")
+    with Running(broker, "dep8", tmp_path / "state"):
+        deploy(broker, "dep8", network.whole)
+        deploy(broker, "dep8", artefact)
+    (tmp_path / "state" / "artefacts" / artefact.id / "ballast").unlink()
+    source = Newest(endless(network.x), fps=200)
+    with Running(broker, "dep8", tmp_path / "state", source) as device:
+        assert device.enough.wait(20)
+        assert {result.source for result in device.results} == {"local"}
+        birth = msgspec.json.decode(device.agent._birth()[0].payload)
+        assert birth["slots"]["whole"] == network.whole.id
+        assert "ballast" in birth["problem"]
+
+
+def test_a_damaged_pointer_file_counts_as_none(tmp_path):
+    (tmp_path / "active.json").write_bytes(b'{"v": 1, "active\xff')
+    store = SlotStore(tmp_path)
+    assert store.active == Slots()
+    assert "pointer" in store.problem
 
 
 class _Interrupted(Exception):
@@ -121,6 +152,37 @@ def _interrupt_at(size):
             raise _Interrupted
 
     return progress
+
+
+def test_a_device_in_another_deployment_is_busy_until_that_is_silent(broker, network, tmp_path):
+    artefact = large_artefact(network, tmp_path / "large")
+    with Running(broker, "dep9", tmp_path / "state"):
+        with pytest.raises(_Interrupted):
+            deploy(broker, "dep9", artefact, options=DeployOptions(window=4), progress=_interrupt_at(4 * BLOCK_BYTES))
+        with pytest.raises(DeviceBusyError, match="another deployment"):
+            deploy(broker, "dep9", network.whole, options=DeployOptions(timeout_s=0.1))
+        assert deploy(broker, "dep9", artefact).state == "active", "the first one goes on"
+
+
+def test_a_silent_transfer_gives_way(tmp_path):
+    now, states = [0.0], []
+    deployments = Deployments(
+        SlotStore(tmp_path), boot="0" * 16, report=states.append, activate=None, clock=lambda: now[0]
+    )
+
+    def start(number):
+        name = str(number) * 16
+        return DeployStart(boot=name, transfer=name, artefact=4 * name, zip_sha256=4 * name, size=BLOCK_BYTES + 1)
+
+    deployments.begin(start(1))
+    now[0] = 9.0
+    deployments.begin(start(2))
+    deployments.add("1" * 16, Block(0, bytes(BLOCK_BYTES)))
+    now[0] = 18.0
+    deployments.begin(start(2))
+    now[0] = 20.0
+    deployments.begin(start(2))
+    assert [status.state for status in states] == ["receiving", "busy", "busy", "receiving"]
 
 
 def test_a_model_that_fails_its_golden_vectors_is_rejected_and_the_old_one_stays(broker, network, tmp_path):
@@ -244,3 +306,21 @@ def test_the_agent_command_runs_a_folder_and_writes_results(broker, network, tmp
         (i, "local", 2.0 * i + 1) for i in range(3)
     ]
     shutil.rmtree(tmp_path / "state")
+
+
+def test_results_that_cannot_be_written_are_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "--broker", "x", "--device", "d", "--results", str(tmp_path / "missing" / "results.jsonl")])
+    assert ended.value.code == 1
+    assert "ResultsError: Wanted to write results" in capsys.readouterr().err
+
+
+def test_the_state_of_a_user_is_in_the_user_s_own_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert str(default_state()) == "/var/lib/headtail"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert default_state() == tmp_path / "headtail"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert str(default_state()) == "/home/me/.local/state/headtail"

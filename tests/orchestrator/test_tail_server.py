@@ -13,7 +13,7 @@ from edge_runtime.manifest import Preprocessing, TensorSpec
 from edge_runtime.mqtt import LinkOptions, MqttLink, NotConnectedError, Packet
 from edge_runtime.offload import DeadlineError, OffloadError, TailError, TailUnavailableError
 from edge_runtime.offloader import Offloader, OffloadOptions
-from edge_runtime.wire import Envelope, Limits, Status, decode_tensors, pack_envelope, unpack_reply
+from edge_runtime.wire import Envelope, FormatError, Limits, Status, decode_tensors, pack_envelope, unpack_reply
 from orchestrator.tail_server import Served, ServeError, ServerOptions, TailServer, serve_artefact
 
 ROOMY = Limits(1 << 20, 1 << 20)
@@ -368,3 +368,13 @@ def test_memory_does_not_grow_with_the_number_of_requests(broker, network):
         for _ in range(1000):
             device.infer(network.x, deadline_ms=5000)
         assert resident_kib() - before < 2048
+
+
+def test_an_answer_of_another_form_or_cut_is_not_taken(broker, network):
+    server = TailServer(broker, [served(lambda arrays: [arrays[0][:, :4]], network.head.key)])
+    with server, offloader(broker, network) as device:
+        answer = device.infer(network.x, deadline_ms=5000)
+        assert (answer.source, answer.outputs[0].tolist()) == ("local", network.y.tolist())
+        assert "(1, 4)" in answer.why_local
+        with pytest.raises(FormatError, match="cut"):
+            device._check_answer(bytes(8), [network.y])
