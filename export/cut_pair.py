@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from device_profiles import load_board
+from device_profiles import DeviceProfile, load_board
 from device_profiles.version import __version__
 from edge_runtime import manifest as manifests
 from edge_runtime.artefact import Artefact, read_raw, write_artefact
@@ -25,7 +25,8 @@ from edge_runtime.manifest import (
     make_cut_id,
 )
 from export.cut_check import Arrays, check_cut, kept_inputs, sample_inputs
-from export.cut_golden import latent_rule, make_golden, output_rule
+from export.cut_golden import GoldenSet, latent_rule, make_golden, output_rule
+from export.cut_mcu import check_source, exact_rule, head_engine, head_files, tflm_runner
 from export.cut_source import CutSource, open_cut_source
 from export.cut_tables import count_latents
 from export.samples import SampleSet, open_samples
@@ -38,13 +39,17 @@ _LICENCE_WORDS = ("LICENCE", "LICENSE", "NOTICE", "COPYING")
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Where a pair goes, and for which boards. `fallback` is the id of a whole network that the device holds."""
+    """Where a pair goes, and for which boards. `fallback` is the id of a whole network that the device holds.
+
+    With `microcontroller`, the head's board, the head carries its C project too.
+    """
 
     out: Path
     head_target: str
     tail_target: str
     fallback: str | None = None
     calibration: SampleSet | None = None  # given: the entropy coder carries the latents, with tables counted on it
+    microcontroller: DeviceProfile | None = None
     samples: tuple[tuple[np.ndarray, ...], ...] = ()  # golden inputs; random ones, or those of the artefact, when empty
 
 
@@ -63,6 +68,8 @@ def write_pair(source: CutSource, cut: Cut, options: PairOptions) -> tuple[Artef
         CutEqualityError: Head + tail gives other bytes than the unsplit network.
         ArtefactError: The folders hold something else.
     """
+    if options.microcontroller is not None:
+        check_source(source)
     pair = source.split(cut)
     samples = [list(sample) for sample in options.samples] or _golden_inputs(source)
     results = check_cut(source, cut, pair, samples)
@@ -79,12 +86,25 @@ def write_pair(source: CutSource, cut: Cut, options: PairOptions) -> tuple[Artef
     cut_id = make_cut_id(
         head_sha256=head_hash, tensors=latents, codec=crossing.codec, tables_sha256=crossing.tables_sha256
     )
-    head_golden = make_golden(list(zip(given, [found for found, _ in results], strict=True)), latent_rule(source))
+    extra: dict[str, bytes | Path] = {}
+    if options.microcontroller is not None:
+        stored = tables.get(TABLES_NAME)
+        extra |= head_files(
+            pair[0],
+            options.microcontroller,
+            name=source.name,
+            cut_id=cut_id,
+            tables=stored if isinstance(stored, bytes) else None,
+        )
+        head_golden = _tflm_golden(pair[0], given, len(latents))
+    else:
+        head_golden = make_golden(list(zip(given, [found for found, _ in results], strict=True)), latent_rule(source))
     tail_golden = make_golden(results, output_rule(source))
     base = _base_manifest(source, latents)
     head = msgspec.structs.replace(
         base,
         target=options.head_target,
+        engine=base.engine if options.microcontroller is None else head_engine(),
         inputs=tuple(source.inputs[index] for index in keep),
         golden=head_golden.vectors,
         fallback=options.fallback,
@@ -98,11 +118,17 @@ def write_pair(source: CutSource, cut: Cut, options: PairOptions) -> tuple[Artef
     )
     carried = _carried_files(source) | tables
     return (
-        write_artefact(options.out / "head", head, {base.entry: pair[0], **head_golden.files, **carried}),
+        write_artefact(options.out / "head", head, {base.entry: pair[0], **head_golden.files, **carried, **extra}),
         write_artefact(
             options.out / "tail", tail, {base.entry: pair[1], **tail_golden.files, **carried, **_label_files(source)}
         ),
     )
+
+
+def _tflm_golden(head: bytes, given: list[Arrays], outputs: int) -> GoldenSet:
+    """What the microcontroller must give, exactly."""
+    run = tflm_runner(head, outputs)
+    return make_golden([(arrays, run(arrays)) for arrays in given], exact_rule())
 
 
 def _base_manifest(source: CutSource, latents: tuple[TensorSpec, ...]) -> Manifest:
@@ -158,6 +184,7 @@ def cut_network(
     *,
     out: Path | str,
     fallback: Artefact | None = None,
+    target: str | None = None,
     tail_target: str = "this",
     calibration: Path | str | None = None,
 ) -> tuple[Artefact, Artefact]:
@@ -168,6 +195,7 @@ def cut_network(
         at: Names of the tensors to cut at, see `split.cuts.find_cuts`.
         out: Folder in which head/ and tail/ are written.
         fallback: A whole network that the device runs when the tail does not answer.
+        target: Board of the head; the artefact's own by default. For a microcontroller the head is a C project too.
         tail_target: Board of the tail.
         calibration: Pictures or arrays: given, the latents travel entropy coded, with tables counted on them.
 
@@ -179,9 +207,11 @@ def cut_network(
         EdgeError: A subclass for each other reason, see `open_cut_source` and `write_pair`.
     """
     source = open_cut_source(Path(model))
+    board = load_board(target or (source.artefact.manifest.target if source.artefact else "this"))
     options = PairOptions(
         out=Path(out),
-        head_target=load_board(source.artefact.manifest.target if source.artefact else "this").id,
+        head_target=board.id,
+        microcontroller=board if board.is_microcontroller else None,
         tail_target=load_board(tail_target).id,
         fallback=fallback.id if fallback is not None else None,
         calibration=open_samples(calibration) if calibration is not None else None,

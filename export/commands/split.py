@@ -44,7 +44,8 @@ def split(
         out: Folder in which the artefacts head/ and tail/ are written.
         image: A picture for the comparison; the default is one that ships with headtail.
         fallback: The artefact of a whole network that the device runs when the tail does not answer.
-        target: Board of the head; the artefact's own by default, "this" for a bare file.
+        target: Board of the head; the artefact's own by default, "this" for a bare file. For a microcontroller, head/
+            is a C project too: network, entropy coder, and one function that writes the frame.
         tail_target: Board of the tail.
         codec: How the crossing integers travel: as they are, or entropy coded (smaller; needs --calibration).
         calibration: A folder of pictures or an .npz of inputs, on which the entropy tables are counted.
@@ -60,15 +61,18 @@ def split(
     if show:
         raise CutError("Wanted --list or --at, found both. --list shows the cuts, --at writes one.")
     own = source.artefact.manifest.target if source.artefact else "this"
+    board = load_board(target or own)
     options = PairOptions(
         out=out,
-        head_target=load_board(target or own).id,
+        head_target=board.id,
+        microcontroller=board if board.is_microcontroller else None,
         tail_target=load_board(tail_target).id,
         fallback=open_artefact(fallback).id if fallback else None,
         calibration=_tables_from(codec, calibration),
     )
     cut = _chosen(source, at, max_tensors)
     report = _pair_report(source, cut, write_pair(source, cut, options))
+    report["microcontroller"] = options.microcontroller is not None
     _print_json(report) if json else _print_pair(report, source)
 
 
@@ -206,6 +210,12 @@ def _print_pair(report: dict[str, Any], source: CutSource) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if report["microcontroller"]:
+        console.print(
+            f"`make -C {report['head']['folder']} qemu` runs the head's C on a simulated board and compares latents and frames.",
+            highlight=False,
+            soft_wrap=True,
+        )
     if source.remark is not None:
         console.print(source.remark, highlight=False, soft_wrap=True)
 

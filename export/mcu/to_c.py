@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from device_profiles.errors import FitError
+from export.mcu.emit_frame import FrameRequest, emit_frame
 from export.mcu.emit_network import NetworkCode, emit_network
 from export.mcu.folder import STACK_BYTES, FolderRequest, make_folder
 from export.mcu.graph import to_patch_graph
@@ -60,6 +61,7 @@ class McuOptions:
         rounding: Whose FULLY_CONNECTED to equal: ``tflm`` rounds twice, ``litert`` once.
         cases: Golden vectors.
         seed: Of the random ones.
+        frame: Of the head of a split network: what its tail expects.
     """
 
     name: str
@@ -72,6 +74,7 @@ class McuOptions:
     rounding: Literal["tflm", "litert"] = "tflm"
     cases: int = len(KINDS)
     seed: int = 0
+    frame: FrameRequest | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +135,8 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
     )
     chosen, front = plan_and_front(graph, request)
     code = emit_network(network, chosen, name=options.name, source=options.source)
-    flash = code.constant_bytes + CODE_BYTES
+    frame = emit_frame(network, code, options.frame) if options.frame else None
+    flash = code.constant_bytes + CODE_BYTES + (frame.constant_bytes if frame else 0)
     if flash > limits.flash_bytes:
         raise FitError(
             f"{options.name} needs about {flash} B of flash but {limits.board} has {limits.flash_bytes} B "
@@ -141,7 +145,7 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
     oracle = LitertOracle(model, network) if options.rounding == "litert" else Oracle(model, network)
     truths = tuple(oracle.run(inputs) for inputs in proof_inputs(network, count=options.cases, seed=options.seed))
     files = make_folder(
-        FolderRequest(code, chosen, options.name, options.source, limits, truths, reference=oracle.name)
+        FolderRequest(code, chosen, options.name, options.source, limits, truths, reference=oracle.name, frame=frame)
     )
     report = make_report(network, chosen, code, limits, front, cases=len(truths))
     files |= draw_picture(chosen, limits)
