@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 
 from device_profiles.errors import MissingDependencyError
 from device_profiles.schema import DeviceProfile
+from edge_runtime.backends.tflm import open_interpreter
 from edge_runtime.entropy import parse_tables
 from edge_runtime.manifest import Engine
-from edge_runtime.session import EngineError
 from export.cut_check import Arrays, Runner
 from export.cut_golden import GoldenRule
 from export.cut_source import CutSource
@@ -76,11 +74,7 @@ def tflm_runner(model: bytes, outputs: int) -> Runner:
         EngineError: It refuses the file.
     """
     _tflm_version()
-    runtime: Any = importlib.import_module("tflite_micro").runtime
-    try:
-        interpreter = runtime.Interpreter.from_bytes(model)
-    except (ValueError, RuntimeError, MemoryError) as error:
-        raise EngineError(f"Wanted a model that TensorFlow Lite Micro opens, found: {error}.") from error
+    interpreter = open_interpreter(model, "the network that is cut")
 
     def run(arrays: Sequence[np.ndarray]) -> Arrays:
         for index, array in enumerate(arrays):

@@ -13,14 +13,13 @@ from device_profiles.version import __version__
 from edge_runtime import entropy
 from edge_runtime.entropy.c_tables import table_flash_bytes, table_source
 from edge_runtime.entropy.tables import LayerPlan, TableSet
-from edge_runtime.manifest import DTYPES
+from edge_runtime.manifest import DTYPES, MAX_TENSORS
 from edge_runtime.wire import (
     CODEC_ENTROPY,
     CODEC_RAW,
     CUT_ID_BYTES,
     FIXED_BYTES,
     MAX_RANK,
-    MAX_TENSORS,
     RAW_CODECS,
     Codec,
     encode_tensors,
