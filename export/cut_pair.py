@@ -75,32 +75,11 @@ def write_pair(source: CutSource, cut: Cut, options: PairOptions) -> tuple[Artef
     results = check_cut(source, cut, pair, samples)
     keep = kept_inputs(source, cut)
     given = [[sample[index] for index in keep] for sample in samples]
-    latents = tuple(_latent(source, tensor) for tensor in cut.tensors)
-    head_hash = sha256(pair[0]).hexdigest()
-    crossing = manifests.Cut(tensors=latents)
-    tables: dict[str, bytes | Path] = {}
-    if options.calibration is not None:
-        data = count_latents(source, cut, pair[0], options.calibration).data
-        tables[TABLES_NAME] = data
-        crossing = manifests.Cut(tensors=latents, codec="rans", tables_sha256=sha256(data).hexdigest())
-    cut_id = make_cut_id(
-        head_sha256=head_hash, tensors=latents, codec=crossing.codec, tables_sha256=crossing.tables_sha256
-    )
-    extra: dict[str, bytes | Path] = {}
-    if options.microcontroller is not None:
-        stored = tables.get(TABLES_NAME)
-        extra |= head_files(
-            pair[0],
-            options.microcontroller,
-            name=source.name,
-            cut_id=cut_id,
-            tables=stored if isinstance(stored, bytes) else None,
-        )
-        head_golden = _tflm_golden(pair[0], given, len(latents))
-    else:
-        head_golden = make_golden(list(zip(given, [found for found, _ in results], strict=True)), latent_rule(source))
+    crossing, tables = _crossing(source, cut, pair[0], options.calibration)
+    found = [(arrays, latents) for arrays, (latents, _) in zip(given, results, strict=True)]
+    head_golden, c_files = _head_files(source, pair[0], (crossing, tables), found, options.microcontroller)
     tail_golden = make_golden(results, output_rule(source))
-    base = _base_manifest(source, latents)
+    base = _base_manifest(source, crossing.tensors)
     head = msgspec.structs.replace(
         base,
         target=options.head_target,
@@ -108,27 +87,55 @@ def write_pair(source: CutSource, cut: Cut, options: PairOptions) -> tuple[Artef
         inputs=tuple(source.inputs[index] for index in keep),
         golden=head_golden.vectors,
         fallback=options.fallback,
-        cut=msgspec.structs.replace(crossing, cut_id=cut_id),
+        cut=crossing,
     )
     tail = msgspec.structs.replace(
         _tail_manifest(source, base),
         target=options.tail_target,
         golden=tail_golden.vectors,
-        cut=msgspec.structs.replace(crossing, accepts=(cut_id,)),
+        cut=msgspec.structs.replace(crossing, cut_id=None, accepts=(str(crossing.cut_id),)),
     )
-    carried = _carried_files(source) | tables
+    carried = _carried_files(source) | ({} if tables is None else {TABLES_NAME: tables})
     return (
-        write_artefact(options.out / "head", head, {base.entry: pair[0], **head_golden.files, **carried, **extra}),
+        write_artefact(options.out / "head", head, {base.entry: pair[0], **head_golden.files, **carried, **c_files}),
         write_artefact(
             options.out / "tail", tail, {base.entry: pair[1], **tail_golden.files, **carried, **_label_files(source)}
         ),
     )
 
 
-def _tflm_golden(head: bytes, given: list[Arrays], outputs: int) -> GoldenSet:
-    """What the microcontroller must give, exactly."""
-    run = tflm_runner(head, outputs)
-    return make_golden([(arrays, run(arrays)) for arrays in given], exact_rule())
+def _crossing(
+    source: CutSource, cut: Cut, head: bytes, samples: SampleSet | None
+) -> tuple[manifests.Cut, bytes | None]:
+    """The head's cut, and the bytes of its tables where latents are entropy coded."""
+    latents = tuple(_latent(source, tensor) for tensor in cut.tensors)
+    crossing, tables = manifests.Cut(tensors=latents), None
+    if samples is not None:
+        tables = count_latents(source, cut, head, samples).data
+        crossing = manifests.Cut(tensors=latents, codec="rans", tables_sha256=sha256(tables).hexdigest())
+    cut_id = make_cut_id(
+        head_sha256=sha256(head).hexdigest(),
+        tensors=latents,
+        codec=crossing.codec,
+        tables_sha256=crossing.tables_sha256,
+    )
+    return msgspec.structs.replace(crossing, cut_id=cut_id), tables
+
+
+def _head_files(
+    source: CutSource,
+    head: bytes,
+    crossing: tuple[manifests.Cut, bytes | None],
+    found: list[tuple[Arrays, Arrays]],
+    board: DeviceProfile | None,
+) -> tuple[GoldenSet, dict[str, bytes]]:
+    """Golden vectors of the head; for a microcontroller what it must give exactly, and its C project."""
+    if board is None:
+        return make_golden(found, latent_rule(source)), {}
+    cut, tables = crossing
+    files = head_files(head, board, name=source.name, cut_id=str(cut.cut_id), tables=tables)
+    run = tflm_runner(head, len(cut.tensors))
+    return make_golden([(arrays, run(arrays)) for arrays, _ in found], exact_rule()), files
 
 
 def _base_manifest(source: CutSource, latents: tuple[TensorSpec, ...]) -> Manifest:
