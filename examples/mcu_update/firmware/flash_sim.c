@@ -35,19 +35,26 @@ static void tear(uint8_t *target, const uint8_t *wanted, uint32_t bytes) {
   }
 }
 
-static void operate(uint8_t *target, const uint8_t *wanted, uint32_t bytes) {
-  if (operations++ == cut_number) {
-    if (cut_tear != TEAR_BEFORE) {
-      tear(target, wanted, bytes);
-    }
-    cut_number = FLASH_SIM_NEVER;
-    longjmp(flash_sim_power, 1);
-  }
+static void complete(uint8_t *target, const uint8_t *wanted, uint32_t bytes) {
   if (wanted) {
     memcpy(target, wanted, bytes);
   } else {
     memset(target, 0xFF, bytes);
   }
+}
+
+static void operate(uint8_t *target, const uint8_t *wanted, uint32_t bytes) {
+  if (operations++ != cut_number) {
+    complete(target, wanted, bytes);
+    return;
+  }
+  if (cut_tear == TEAR_AFTER) {
+    complete(target, wanted, bytes);
+  } else if (cut_tear != TEAR_BEFORE) {
+    tear(target, wanted, bytes);
+  }
+  cut_number = FLASH_SIM_NEVER;
+  longjmp(flash_sim_power, 1);
 }
 
 int flash_erase(uint32_t page_offset) {

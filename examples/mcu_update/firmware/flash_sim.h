@@ -13,7 +13,7 @@ typedef enum flash_sim_tear {
   TEAR_BEFORE, /* power fails just before the operation */
   TEAR_BITS,   /* some of the bits that should change have changed, all over the word or page */
   TEAR_PART,   /* the first bytes are done, the rest are untouched */
-  TEAR_KINDS
+  TEAR_AFTER,  /* the operation is complete, and nothing follows */
 } flash_sim_tear;
 
 #define FLASH_SIM_NEVER 0xFFFFFFFFu

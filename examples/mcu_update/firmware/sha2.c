@@ -68,7 +68,9 @@ static void block256(uint32_t h[8], const uint8_t *block) {
     const uint32_t t1 = s[7] + (right32(e, 6) ^ right32(e, 11) ^ right32(e, 25)) + ((e & s[5]) ^ (~e & s[6])) +
                         (uint32_t)(round_constants[i] >> 32) + w[i];
     const uint32_t t2 = (right32(a, 2) ^ right32(a, 13) ^ right32(a, 22)) + ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
-    memmove(s + 1, s, 7 * sizeof *s);
+    for (unsigned k = 7; k > 0; --k) {
+      s[k] = s[k - 1];
+    }
     s[4] += t1;
     s[0] = t1 + t2;
   }
@@ -92,7 +94,9 @@ static void block512(uint64_t h[8], const uint8_t *block) {
     const uint64_t t1 =
         s[7] + (right64(e, 14) ^ right64(e, 18) ^ right64(e, 41)) + ((e & s[5]) ^ (~e & s[6])) + round_constants[i] + w[i];
     const uint64_t t2 = (right64(a, 28) ^ right64(a, 34) ^ right64(a, 39)) + ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
-    memmove(s + 1, s, 7 * sizeof *s);
+    for (unsigned k = 7; k > 0; --k) {
+      s[k] = s[k - 1];
+    }
     s[4] += t1;
     s[0] = t1 + t2;
   }
