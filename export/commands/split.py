@@ -13,7 +13,7 @@ from device_profiles import load_board
 from edge_runtime.artefact import Artefact, open_artefact
 from edge_runtime.manifest import MAX_TENSORS
 from export.cut_pair import PairOptions, write_pair
-from export.cut_source import CutSource, open_cut_source
+from export.cut_source import OTHER_REMARK, CutSource, open_cut_source
 from export.picture_sizes import QUALITY, PictureSizes, measure_picture
 from export.samples import SampleSet, open_samples
 from split.cuts import Cut, CutError, CutList, cut_at, find_cuts
@@ -73,7 +73,9 @@ def split(
     cut = _chosen(source, at, max_tensors)
     report = _pair_report(source, cut, write_pair(source, cut, options))
     report["microcontroller"] = options.microcontroller is not None
-    _print_json(report) if json else _print_pair(report, source)
+    if options.microcontroller is not None and source.remark is None:
+        report["remark"] = OTHER_REMARK.format(engine="tflite-micro")
+    _print_json(report) if json else _print_pair(report, source.checked_on)
 
 
 def _tables_from(codec: str, calibration: Path | None) -> SampleSet | None:
@@ -199,14 +201,14 @@ def _notes(source: CutSource, cuts: CutList, sizes: PictureSizes | None) -> list
     return lines
 
 
-def _print_pair(report: dict[str, Any], source: CutSource) -> None:
+def _print_pair(report: dict[str, Any], checked_on: str) -> None:
     console = Console()
     for role in ("head", "tail"):
         side = report[role]
         console.print(f"{role}: {side['folder']} ({_size(side['bytes'])}), id {side['id'][:16]}", highlight=False)
     console.print(
         f"cut {report['cut_id']}: {report['cut']['payload_bytes']} B of payload. Head + tail gave the bytes of the unsplit "
-        f"network on {report['equal_inputs']} of {report['equal_inputs']} inputs ({source.checked_on}).",
+        f"network on {report['equal_inputs']} of {report['equal_inputs']} inputs ({checked_on}).",
         highlight=False,
         soft_wrap=True,
     )
@@ -216,8 +218,8 @@ def _print_pair(report: dict[str, Any], source: CutSource) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    if source.remark is not None:
-        console.print(source.remark, highlight=False, soft_wrap=True)
+    if report["remark"] is not None:
+        console.print(report["remark"], highlight=False, soft_wrap=True)
 
 
 def _size(count: int) -> str:

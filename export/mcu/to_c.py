@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from device_profiles.errors import FitError
-from export.mcu.emit_frame import FrameRequest, emit_frame
+from export.mcu.emit_frame import FrameCode, FrameRequest, emit_frame
 from export.mcu.emit_network import NetworkCode, emit_network
 from export.mcu.folder import STACK_BYTES, FolderRequest, make_folder
 from export.mcu.graph import to_patch_graph
@@ -142,6 +142,8 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
             f"{options.name} needs about {flash} B of flash but {limits.board} has {limits.flash_bytes} B "
             f"({flash - limits.flash_bytes} B over, of which weights {network.weight_bytes} B). Take a smaller network."
         )
+    if frame is not None:
+        check_frame_room(chosen, frame, limits, name=options.name)
     oracle = LitertOracle(model, network) if options.rounding == "litert" else Oracle(model, network)
     truths = tuple(oracle.run(inputs) for inputs in proof_inputs(network, count=options.cases, seed=options.seed))
     files = make_folder(
@@ -151,6 +153,21 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
     files |= draw_picture(chosen, limits)
     files["report.json"] = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     return McuExport(files, report, network, chosen, code, truths)
+
+
+def check_frame_room(chosen: Plan, frame: FrameCode, limits: Limits, *, name: str) -> None:
+    """A head's frame lies beside its arena.
+
+    Raises:
+        FitError: There is no room for both and a stack.
+    """
+    needed = chosen.arena_bytes + frame.buffer_bytes + STACK_BYTES
+    if needed > limits.sram_bytes:
+        raise FitError(
+            f"{name} needs {needed} B of SRAM (arena {chosen.arena_bytes}, frame {frame.buffer_bytes}, stack {STACK_BYTES}) "
+            f"but {limits.board} has {limits.sram_bytes} B ({needed - limits.sram_bytes} B over). "
+            "Cut where less crosses (headtail split MODEL --list)."
+        )
 
 
 def draw_picture(chosen: Plan, limits: Limits) -> dict[str, bytes]:

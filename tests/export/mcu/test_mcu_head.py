@@ -165,8 +165,7 @@ def test_known_models_are_equal_on_a_cortex_m4(file, row, codec, tmp_path):
 @pytest.fixture(scope="module")
 def layered(model, tmp_path_factory):
     """The head's file, and tables for two layers with three tables to choose from for each block."""
-    source = open_cut_source(model)
-    head = source.split(cut_at(source.graph, cut_by_tensors(model, 1)))[0]
+    head = head_file(model)
     oracle, rng = Oracle(head, lower(head)), np.random.default_rng(0)
     latents = [
         oracle.run((rng.integers(-30 * level, 30 * level, (16, 14, 3)).astype(np.int8),)).outputs[0][np.newaxis]
@@ -272,7 +271,12 @@ def test_the_command_writes_a_head_that_verifies_here_and_says_how_to_run_it(mod
 
 def test_a_network_without_c_or_a_board_without_room_is_refused_by_name(model, tmp_path):
     with pytest.raises(FitError, match=r"\d+"):
-        cut_head_for(model, Board(id="tiny", sram_bytes=2000))
+        head_files(head_file(model), Board(id="tiny", sram_bytes=2000), name="net", cut_id="00" * 8)
+    head = head_file(model)
+    room = build_export(head, Board(), McuOptions(name="net")).report.arena_bytes + 1024
+    options = McuOptions(name="net", frame=FrameRequest(bytes(8)))
+    with pytest.raises(FitError, match="frame"):  # arena and stack fit, the frame does not
+        build_export(head, Board(sram_bytes=room), options)
     graph = helper.make_graph(
         [
             helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
@@ -294,10 +298,9 @@ def test_a_network_without_c_or_a_board_without_room_is_refused_by_name(model, t
         cut_network(path, cut.names, out=tmp_path / "cut", target=BOARD)
 
 
-def cut_head_for(model, board):
+def head_file(model):
     source = open_cut_source(model)
-    head = source.split(cut_at(source.graph, cut_by_tensors(model, 1)))[0]
-    return head_files(head, board, name="net", cut_id="00" * 8)
+    return source.split(cut_at(source.graph, cut_by_tensors(model, 1)))[0]
 
 
 def test_a_latent_that_a_frame_cannot_carry_is_refused_by_name(tflite_builder):
