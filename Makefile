@@ -1,7 +1,8 @@
 # make demo | test | check | bench-NAME | bench-report | help
 VENV ?= .venv
 PYTHON_VENV := $(VENV)/bin/python
-export HEADTAIL_DATA ?= $(wildcard ../shared)
+# Third-party models and pictures, where somebody put them beside the repository; benchmarks/data.toml lists them.
+export HEADTAIL_DATA ?= $(patsubst %/data/imagenet-samples,%,$(wildcard ../shared/data/imagenet-samples))
 BENCHES := foundation mcu
 # mosquitto is the broker; libdeflate makes CRC32 cheaper, zlib stands in where it is missing
 SYSTEM := mosquitto:mosquitto libdeflate.so.0:libdeflate0

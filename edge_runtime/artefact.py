@@ -135,7 +135,7 @@ def write_artefact(folder: Path, manifest: Manifest, files: Mapping[str, bytes |
         files: Content, or the path of the content, by relative path.
 
     Raises:
-        ArtefactError: `folder` holds something that is not an artefact.
+        ArtefactError: `folder` holds something that is not an artefact, or cannot be made.
         ManifestError: The manifest is not valid together with the files.
     """
     folder = Path(folder)
@@ -143,8 +143,11 @@ def write_artefact(folder: Path, manifest: Manifest, files: Mapping[str, bytes |
         raise ArtefactError(
             f"Wanted an empty folder or an artefact to replace, found other files in {folder}. Choose another --out."
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    except OSError as error:
+        raise ArtefactError(f"Wanted to write {folder}, found: {error}. Choose another --out.") from error
     try:
         entries = []
         for relative, content in sorted(files.items()):
@@ -240,7 +243,10 @@ def _replace_folder(staging: Path, folder: Path) -> None:
 
 def _unpack(archive: Path) -> Path:
     target = archive.with_name(archive.name + ".d")
-    staging = Path(tempfile.mkdtemp(prefix=f".{archive.name}.", dir=archive.parent))
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{archive.name}.", dir=archive.parent))
+    except OSError as error:
+        raise ArtefactError(f"Wanted to unpack {archive} beside itself, found: {error}. Copy it elsewhere.") from error
     try:
         with zipfile.ZipFile(archive) as bundle:
             for member in _checked_members(bundle, archive):

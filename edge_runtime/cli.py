@@ -59,7 +59,21 @@ def build_parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
     verify.add_argument("artefact", type=Path)
     verify.add_argument("--json", action="store_true")
+    _add_profile(commands)
     return parser
+
+
+def _add_profile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    profile = commands.add_parser("profile", help="measure an artefact here: latency, kernels, memory, energy")
+    profile.set_defaults(command=_profile)
+    profile.add_argument("artefact", type=Path)
+    profile.add_argument("--json", action="store_true", help="print the whole profile")
+    profile.add_argument("--out", type=Path, metavar="FILE", help="write the whole profile as JSON")
+    profile.add_argument("--threads", type=int, help="of the engine; the manifest's number when not given")
+    profile.add_argument("--runs", type=int, default=100, help="at least so many, and two seconds")
+    profile.add_argument("--minutes", type=float, default=0.0, help="run on for so long: does it slow down when warm?")
+    profile.add_argument("--power", metavar="idle=W,active=W[,tx=W]", help="figures that you state; labelled as such")
+    profile.add_argument("--power-csv", type=Path, metavar="FILE", help="log of a USB meter that records meanwhile")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -138,3 +152,27 @@ def _verify(arguments: argparse.Namespace) -> int:
         if not report.checks:
             sys.stdout.write("no golden vectors: only hashes and the engine were checked\n")
     return 0 if report.passed else 1
+
+
+def _profile(arguments: argparse.Namespace) -> int:
+    from device_profiles.measurement import dump_profile
+    from edge_runtime.artefact import open_artefact
+    from edge_runtime.profile_text import describe
+    from edge_runtime.profiler import ProfileOptions, profile_artefact
+
+    options = ProfileOptions(
+        threads=arguments.threads,
+        runs=arguments.runs,
+        minutes=arguments.minutes,
+        power=arguments.power,
+        power_csv=arguments.power_csv,
+    )
+
+    def say(step: str) -> None:
+        sys.stderr.write(f"measuring {step} ..\n")
+
+    profile = profile_artefact(open_artefact(arguments.artefact), options, on_step=say)
+    if arguments.out is not None:
+        arguments.out.write_bytes(dump_profile(profile))
+    sys.stdout.write(dump_profile(profile).decode() if arguments.json else describe(profile))
+    return 0

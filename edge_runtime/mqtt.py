@@ -117,6 +117,7 @@ class MqttLink:
         self._ready = threading.Event()
         self._sock: object = None  # on which the session is ready
         self._receive_maximum = 0
+        self._refusal = ""  # the broker's reason for taking no connection, the last time
         # paho counts its packet ids from 1 and uses few on a link that sends in pieces.
         self._packet_ids = itertools.cycle(range(0x8000, 0x10000))
         self._started = self._closed = False
@@ -147,9 +148,10 @@ class MqttLink:
             NotConnectedError: Not within the time.
         """
         if not self._ready.wait(timeout_s):
+            found = f"that it refuses: {self._refusal}. " if self._refusal else "none. "
+            hint = "" if self._refusal else "Is the broker running? `headtail broker` starts one."
             raise NotConnectedError(
-                f"Wanted a connection to {self._name} within {timeout_s:g} s, found none. "
-                "Is the broker running? `headtail broker` starts one."
+                f"Wanted a connection to {self._name} within {timeout_s:g} s, found {found}{hint}".rstrip()
             )
 
     @property
@@ -282,7 +284,9 @@ class MqttLink:
     ) -> None:
         if reason.is_failure:
             log.warning("broker %s refused the connection: %s", self._name, reason)
+            self._refusal = str(reason)
             return
+        self._refusal = ""
         self.connects += 1
         announced = getattr(properties, "MaximumPacketSize", None)
         self._max_packet_bytes = int(announced) if announced else _PROTOCOL_MAX_BYTES

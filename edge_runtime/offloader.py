@@ -10,11 +10,10 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-import msgspec
 import numpy as np
 
+from edge_runtime.answer import Answer, Breakdown
 from edge_runtime.artefact import Artefact
 from edge_runtime.codecs import codec_of
 from edge_runtime.messages import Topics
@@ -53,33 +52,6 @@ _MAX_MARGIN_S = 0.01  # to wake up and start the fallback
 _GRACE_S = 0.01  # a fallback's answer may be so late
 # A raw reply is never copied, so a packet's size bounds it.
 _REPLY_LIMITS = Limits(payload_bytes=64 << 20, tensor_bytes=64 << 20)
-
-
-class Breakdown(msgspec.Struct, frozen=True):
-    """Where the time of one request went, in ms; what is measured nowhere else is `link_ms`: broker, network, threads."""
-
-    head_ms: float = 0.0
-    encode_ms: float = 0.0
-    link_ms: float = 0.0
-    queue_ms: float = 0.0  # at the tail, before its turn
-    decode_ms: float = 0.0
-    tail_ms: float = 0.0
-    local_ms: float = 0.0  # the fallback
-    total_ms: float = 0.0
-
-    def as_dict(self) -> dict[str, float]:
-        """The stages by name, rounded to microseconds."""
-        return {name: round(value, 3) for name, value in msgspec.structs.asdict(self).items()}
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """Outputs of one request and who computed them. `bytes_sent` is the payload published, 0 when none was."""
-
-    outputs: list[np.ndarray]
-    source: Literal["remote", "local"]
-    breakdown: Breakdown
-    bytes_sent: int = 0
-    why_local: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,12 @@ import msgspec
 import numpy as np
 
 from device_profiles.errors import EdgeError
+from edge_runtime.answer import Answer, Breakdown
 from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import Manifest, TensorSpec
 from edge_runtime.messages import Ranked
 from edge_runtime.offload import Counters
-from edge_runtime.offloader import Answer, Breakdown, Offloader, OffloadOptions
+from edge_runtime.offloader import Offloader, OffloadOptions
 from edge_runtime.preprocess import prepare
 from edge_runtime.session import Session, open_session
 from edge_runtime.sources import Frame
@@ -146,9 +147,10 @@ def rank(
         scores = (scores - specs[0].quantisation.zero_point) * specs[0].quantisation.scale
         real = True
     if real and softmax:
-        powers = np.exp(scores - scores.max())
-        scores = powers / powers.sum()
-    best = np.argsort(-scores, kind="stable")[:count]
+        with np.errstate(invalid="ignore"):  # a network that overflows: nothing is ranked
+            powers = np.exp(scores - scores.max())
+            scores = powers / powers.sum()
+    best = [i for i in np.argsort(-scores, kind="stable")[:count] if np.isfinite(scores[i])]  # JSON has no NaN
     return tuple(
         Ranked(index=int(i), score=float(scores[i]), label=labels[i][:500] if i < len(labels) else None) for i in best
     )

@@ -1,7 +1,7 @@
 """Where an artefact can be tried: here, on this machine. Other places come from the packages that reach them."""
 
 import time
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 import numpy as np
@@ -10,6 +10,10 @@ from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, read_raw
 from edge_runtime.manifest import Golden
 from edge_runtime.session import Session, open_session
+
+if TYPE_CHECKING:
+    from device_profiles.measurement import Profile
+    from edge_runtime.profiler import ProfileOptions
 
 
 class GoldenError(EdgeError):
@@ -53,6 +57,14 @@ class Place(Protocol):
             EngineError: The engine refuses it.
         """
 
+    def profile(self, artefact: Artefact, options: "ProfileOptions") -> "Profile":
+        """Measure it there; an emulator counts instructions and says so in the profile's unit.
+
+        Raises:
+            EngineError: The engine refuses it.
+            ProfilerError: The measurement did not come to its end.
+        """
+
 
 class LocalPlace:
     """This machine."""
@@ -67,6 +79,12 @@ class LocalPlace:
         finally:
             session.close()
         return Report("local", artefact.id, artefact.manifest.engine.name, load_ms, checks)
+
+    def profile(self, artefact: Artefact, options: "ProfileOptions") -> "Profile":
+        """Measure it here, in fresh processes; see `Place.profile`."""
+        from edge_runtime.profiler import profile_artefact
+
+        return profile_artefact(artefact, options)
 
 
 def local() -> LocalPlace:

@@ -79,18 +79,21 @@ def split_jpegs(stream: BinaryIO) -> Iterator[bytes]:
     Raises:
         SourceError: A picture larger than 32 MiB, or no JPEG at all.
     """
-    buffer = bytearray()
+    buffer, searched = bytearray(), 0
     while chunk := stream.read1(65536) if hasattr(stream, "read1") else stream.read(65536):
         buffer += chunk
         if len(buffer) >= 2 and not buffer.startswith(_START):
             raise SourceError(f"Wanted JPEG files on stdin, found {bytes(buffer[:8]).hex()}.")
         # An end marker counts before a new start or where the writer paused: a thumbnail's end cuts no picture.
-        while (cut := buffer.find(_END + _START)) >= 0:
+        while (cut := buffer.find(_END + _START, searched)) >= 0:
             yield bytes(buffer[: cut + 2])
             del buffer[: cut + 2]
+            searched = 0
+        searched = max(0, len(buffer) - 3)  # the next piece may complete a marker
         if buffer.endswith(_END):
             yield bytes(buffer)
             buffer.clear()
+            searched = 0
         if len(buffer) > _MAX_PICTURE_BYTES:
             raise SourceError(f"Wanted pictures of at most {_MAX_PICTURE_BYTES} B on stdin, found a larger one.")
     if buffer:

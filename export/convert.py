@@ -23,7 +23,13 @@ from export.source import ModelSource, Source, SourceError, read_source
 
 Progress = Callable[[str], None]
 
-_EXTRAS = {"litert_torch": "export-litert", "ai_edge_quantizer": "export-litert", "ai_edge_litert": "export-litert"}
+_EXTRAS = {
+    "litert_torch": "export-litert",
+    "ai_edge_quantizer": "export-litert",
+    "ai_edge_litert": "export-litert",
+    "tflite_micro": "export-mcu",
+    "jinja2": "export-mcu",
+}
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from device_profiles.schema import DeviceProfile
 from edge_runtime.backends.tflm import open_interpreter
 from edge_runtime.entropy import parse_tables
 from edge_runtime.manifest import Engine
+from export.convert import load_step
 from export.cut_check import Arrays, Runner
 from export.cut_golden import GoldenRule
 from export.cut_source import CutSource
@@ -54,6 +55,7 @@ def head_files(
     Raises:
         EdgeError: As `export.mcu.to_c.build_export`, and `UnsupportedOpError` for a latent that a frame cannot carry.
     """
+    load_step("export.mcu.to_c")  # names the missing extra
     from export.mcu.emit_frame import FrameRequest
     from export.mcu.network import lower
     from export.mcu.to_c import McuOptions, build_export, limits_of

@@ -36,7 +36,7 @@ def count_latents(source: CutSource, cut: Cut, head: bytes, samples: SampleSet) 
     latents = _run_head(source, cut, head, samples)
     sets = []
     for index, tensor in enumerate(cut.tensors):
-        axis = 0 if source.kind == "onnx" else min(1, len(tensor.shape) - 2)  # channels first in ONNX, last in LiteRT
+        axis = 0 if source.kind == "onnx" else 1  # channels first in ONNX, last in LiteRT
         fill = tensor.quantisation.zero_point if tensor.quantisation else 0
         sets.append(count_tables([one[index] for one in latents], CountOptions(channel_axis=axis, fill=fill)))
     return sets[0] if len(sets) == 1 else join_tables(sets)

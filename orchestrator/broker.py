@@ -66,9 +66,18 @@ def find_mosquitto() -> str | None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that nobody listens on now."""
+    """A TCP port that nobody listens on now.
+
+    Raises:
+        BrokerError: Not an address of this machine.
+    """
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise BrokerError(
+                f"Wanted an IPv4 address of this machine to listen on, found {host!r}: {error}."
+            ) from error
         return int(probe.getsockname()[1])
 
 
@@ -248,7 +257,7 @@ def _check_free(host: str, port: int) -> None:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             raise BrokerError(f"Wanted to listen on {host}:{port}, found: {error}. Try --port 0.") from error
 
 

@@ -36,6 +36,7 @@ class Blocks:
     descendants: tuple[int, ...]
     edges: tuple[Edge, ...]
     made_by: tuple[tuple[int, ...], ...]  # numbers of the edges that each block makes
+    members: tuple[tuple[int, ...], ...]  # indices of the operators of each block, repeatable ones left out
 
     def has_work(self, mask: int) -> bool:
         """Whether some block of the set has an operator that is not repeatable."""
@@ -156,11 +157,13 @@ def _assemble(
     count = max(block_of.values()) + 1
     predecessors = [0] * count
     successors: list[set[int]] = [set() for _ in range(count)]
+    members: list[list[int]] = [[] for _ in range(count)]
     working = 0
     for node, following in forward.items():
         own = block_of[node]
         if node in real:
             working |= 1 << own
+            members[own].append(node)
         for other in following:
             if block_of[other] != own:
                 predecessors[block_of[other]] |= 1 << own
@@ -192,4 +195,5 @@ def _assemble(
         descendants=tuple(descendants),
         edges=tuple(edges),
         made_by=tuple(tuple(one) for one in made_by),
+        members=tuple(tuple(sorted(one)) for one in members),
     )

@@ -1,5 +1,6 @@
 """Fixtures of the whole suite: a real broker, and a tiny network whole and cut, made on the spot."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,20 @@ from onnx import TensorProto, helper
 from edge_runtime.artefact import Artefact, file_sha256, write_artefact
 from edge_runtime.manifest import Cut, Engine, Golden, Manifest, ModelInfo, TensorSpec, Tool, make_cut_id
 from orchestrator.broker import BrokerOptions, EmbeddedBroker, MosquittoBroker
+
+
+def pytest_collection_modifyitems(config, items):
+    """Deselect (pytest counts and prints that) what needs files that are not here, unless the command asks for it.
+
+    `arm64` needs the user space of `scripts/setup-arm64` (`make test-arm64`), `shared_data` the folder HEADTAIL_DATA.
+    """
+    asked = [config.option.markexpr, *config.args]
+    for mark, is_there in (("arm64", False), ("shared_data", bool(os.environ.get("HEADTAIL_DATA")))):
+        left_out = [item for item in items if item.get_closest_marker(mark) is not None]
+        if is_there or any(mark in text for text in asked) or not left_out:
+            continue
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

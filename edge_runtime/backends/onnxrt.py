@@ -56,7 +56,7 @@ def session_options(optimisation: str, threads: int) -> ort.SessionOptions:
 
 
 @functools.cache
-def _share_arena() -> None:
+def share_arena() -> None:
     """One memory arena for all sessions of the process.
 
     It grows by what is asked for; a session's own grows by powers of two and costs 3 MB more with a 5 MB network.
@@ -73,7 +73,7 @@ def open_backend(artefact: Artefact, threads: int) -> OnnxRuntimeSession:
         EngineError: ONNX Runtime refuses it, or its inputs are not those of the manifest.
     """
     options = session_options(artefact.manifest.engine.optimisation, threads)
-    _share_arena()
+    share_arena()
     options.add_session_config_entry("session.use_env_allocators", "1")
     try:
         session = ort.InferenceSession(str(artefact.entry), options, providers=["CPUExecutionProvider"])

@@ -25,7 +25,7 @@ from edge_runtime.wire import (
     encode_tensors,
 )
 from export.mcu.emit_network import NetworkCode, comment_text, make_environment
-from export.mcu.errors import UnsupportedOpError
+from export.mcu.errors import ScheduleError, UnsupportedOpError
 from export.mcu.network import Network, Port
 from export.mcu.oracle import Int8s, from_physical
 
@@ -101,7 +101,9 @@ def emit_frame(network: Network, code: NetworkCode, request: FrameRequest) -> Fr
 
     Raises:
         UnsupportedOpError: A crossing tensor that a frame of int8 in memory order cannot carry.
+        ScheduleError: The tables do not belong to the network's outputs.
     """
+    _check_tables(network, request.tables)
     lines = [_tensor_line(network, port, request, index) for index, port in enumerate(network.outputs)]
     if len(lines) > MAX_TENSORS:
         raise UnsupportedOpError(f"Wanted at most {MAX_TENSORS} crossing tensors, found {len(lines)}.")
@@ -166,6 +168,22 @@ def _tensor_line(network: Network, port: Port, request: FrameRequest, index: int
     macro = "OUTPUT" if len(network.outputs) == 1 else f"OUTPUT_{index}"
     steps = (1, channels) if last else (positions, 1)
     return _TensorLine(comment_text(port.name), macro, sizes, channels, positions, *steps)
+
+
+def _check_tables(network: Network, tables: TableSet | None) -> None:
+    """Refuse tables of another network: the coder reads as many channels as they name."""
+    if tables is None:
+        return
+    found = [port.view.shape for port in network.outputs]
+    wanted = [(plan.channel_axis, plan.channels) for plan in tables.tensors]
+    if len(found) != len(wanted) or any(
+        len(shape) < 2 or channels != (shape[-1] if axis else shape[1])
+        for shape, (axis, channels) in zip(found, wanted, strict=True)
+    ):
+        raise ScheduleError(
+            f"Wanted tables of this head, found some for (channel axis, channels) {wanted}, while it gives {found}. "
+            "Count them on this cut."
+        )
 
 
 def _scratch_bytes(tables: TableSet | None, lines: Sequence[_TensorLine]) -> int:

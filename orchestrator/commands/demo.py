@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 from orchestrator.commands.output import print_json, print_table
+from orchestrator.commands.serving import interruptible
 from orchestrator.demo.photos import class_name
 from orchestrator.demo.story import DemoOptions, Outcome, run_story
 
@@ -25,7 +26,8 @@ def demo(*, link: str = "5mbit/20ms", out: Path = Path("demo"), rounds: int = 5,
             sys.stdout.write(f"[{time.monotonic() - begun:5.1f} s] {line}\n")
             sys.stdout.flush()
 
-    outcome = run_story(DemoOptions(folder=out, link=link, rounds=rounds), say)
+    with interruptible():
+        outcome = run_story(DemoOptions(folder=out, link=link, rounds=rounds), say)
     if json:
         print_json({"link": link, "rows": outcome.rows, "verdict": outcome.verdict})
         return

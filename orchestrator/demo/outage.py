@@ -62,7 +62,7 @@ def show_outage(
     """
     results = folder / "stream.jsonl"
     results.unlink(missing_ok=True)
-    state = folder / "device"
+    state = folder / ".demo-device"
     shutil.rmtree(state, ignore_errors=True)  # a device that has nothing yet
     stream = ["--source", f"dir:{folder / 'pictures'}", "--loop", "--fps", str(FPS), "--deadline-ms", str(deadline_ms)]
     start = ["run", "--device", DEVICE, "--broker", device_url, "--state", str(state), "--threads", "1"]

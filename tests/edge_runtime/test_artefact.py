@@ -46,6 +46,13 @@ def test_an_artefact_replaces_an_artefact_but_nothing_else(add_one, tmp_path, dr
     assert (tmp_path / "home" / "thesis.tex").read_text() == "precious"
 
 
+def test_a_place_where_nothing_can_be_written_is_named(tmp_path, draft):
+    manifest, files = draft
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ArtefactError, match="--out"):
+        write_artefact(tmp_path / "file" / "below" / "out", manifest(), files())
+
+
 def test_a_failed_write_leaves_nothing(tmp_path, draft):
     manifest, files = draft
     with pytest.raises(ManifestError, match=r"other\.onnx"):
@@ -62,6 +69,17 @@ def test_a_zip_with_damaged_or_unusual_compression_is_named(add_one, tmp_path, m
     data[60:90] = bytes(30)  # inside of the compressed member
     archive.write_bytes(data)
     with pytest.raises(ArtefactError, match=r"a\.zip"):
+        open_artefact(archive)
+
+
+def test_a_zip_in_a_folder_that_takes_no_files_is_named(add_one, tmp_path, monkeypatch):
+    archive = pack_artefact(add_one, tmp_path / "a.zip")
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(ArtefactError, match="beside itself"):
         open_artefact(archive)
 
 

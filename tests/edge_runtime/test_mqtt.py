@@ -198,6 +198,20 @@ def test_a_packet_that_is_no_mqtt_costs_the_connection_and_nothing_else(packet):
                     assert not link.wait_for(ended, 0.3)
 
 
+def test_a_broker_that_refuses_is_told_from_one_that_is_not_there():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        MqttLink(f"mqtt://127.0.0.1:{server.getsockname()[1]}", LinkOptions(), Inbox()) as link,
+    ):
+        peer, _ = server.accept()
+        with peer:
+            peer.recv(4096)
+            peer.sendall(bytes([0x20, 3, 0, 0x87, 0]))  # CONNACK, not authorised
+            assert peer.recv(1) == b""
+        with pytest.raises(NotConnectedError, match="refuses: Not authorized"):
+            link.wait_connected(0.1)
+
+
 def test_no_broker_is_a_named_error():
     link = MqttLink("mqtt://127.0.0.1:1", LinkOptions(), Inbox()).start()
     with pytest.raises(NotConnectedError, match="headtail broker"):

@@ -1,7 +1,12 @@
 """The demo: its arithmetic, its child processes, its photographs, and once the whole story."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -108,6 +113,25 @@ def test_no_child_is_left_behind(tmp_path):
 def test_a_child_that_never_is_ready_is_named(tmp_path):
     with Children(tmp_path) as children, pytest.raises(ChildError, match="to say 'ready'"):
         children.start("mute", [sys.executable, "-c", "print('bye')"], ready="ready", timeout_s=20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_demo_that_is_stopped_leaves_no_process(tmp_path, number):
+    command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "demo", "--out", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 60
+        while not (tmp_path / "logs" / "export-fp32.log").is_file() and time.monotonic() < end:
+            threading.Event().wait(0.02)
+        process.send_signal(number)
+        assert process.wait(20) == 130
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if os.fsencode(tmp_path) in _read(path)]
+
+
+def _read(path):
+    try:
+        return path.read_bytes()
+    except OSError:  # it ended meanwhile
+        return b""
 
 
 @pytest.mark.timeout(600)

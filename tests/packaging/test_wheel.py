@@ -16,8 +16,11 @@ PACKAGES = ("device_profiles", "edge_runtime", "split", "export", "orchestrator"
 DEVICE_LIBRARIES = ("numpy", "msgspec", "paho-mqtt")
 
 
-def run(*command, **options):
-    return subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120, **options)
+def run(*command, env=os.environ, **options):
+    clean = {name: value for name, value in env.items() if name != "PYTHONPATH"}  # would bring the tree back in
+    return subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=120, env=clean, **options
+    )
 
 
 def build(folder, **environment):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from device_profiles.measurement import parse_profile
 from edge_runtime.artefact import open_artefact
 from orchestrator.cli import run
 
@@ -64,6 +65,23 @@ def test_the_place_qemu_compares_with_the_reference_engine(model, tmp_path, caps
 
 def test_the_place_qemu_wants_c(model, tmp_path, capsys):
     out = tmp_path / "linux"
-    assert run(["export", str(model), "--target", "rpi-4b", "--engine", "litert", "--out", str(out)]) == 0
+    assert (
+        run(
+            ["export", str(model), "--target", "rpi-4b", "--engine", "litert", "--precision", "int8", "--out", str(out)]
+        )
+        == 0
+    )
     assert run(["verify", str(out), "--on", "qemu"]) == 1
     assert "ProofError" in capsys.readouterr().err
+
+
+def test_a_profile_on_qemu_counts_instructions_and_no_time(model, tmp_path, capsys):
+    out = tmp_path / "digits"
+    assert run(["export", str(model), "--target", "nucleo-f446re", "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert run(["profile", str(out), "--on", "qemu", "--json"]) == 0
+    found = parse_profile(capsys.readouterr().out.encode())
+    assert found.unit == "instructions"
+    assert found.whole.p50 > 1000
+    assert abs(found.kernel_sum / found.whole.p50 - 1) < 0.02
+    assert run(["profile", str(out), "--on", "qemu", "--minutes", "1"]) == 1

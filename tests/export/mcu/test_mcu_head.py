@@ -20,7 +20,7 @@ from export.cut_mcu import head_files, tflm_runner
 from export.cut_pair import cut_network, list_cuts
 from export.cut_source import open_cut_source
 from export.mcu.emit_frame import FrameRequest
-from export.mcu.errors import UnsupportedOpError
+from export.mcu.errors import ScheduleError, UnsupportedOpError
 from export.mcu.network import lower
 from export.mcu.oracle import Oracle
 from export.mcu.qemu import prove
@@ -301,6 +301,13 @@ def test_a_network_without_c_or_a_board_without_room_is_refused_by_name(model, t
 def head_file(model):
     source = open_cut_source(model)
     return source.split(cut_at(source.graph, cut_by_tensors(model, 1)))[0]
+
+
+def test_tables_of_another_network_are_refused(layered):
+    head, tables = layered
+    other = count_tables([np.zeros((1, 4, 4, tables.tensors[0].channels + 1), np.int8)], CountOptions(channel_axis=1))
+    with pytest.raises(ScheduleError, match="Count them"):
+        build_export(head, Board(), McuOptions(name="net", frame=FrameRequest(bytes(8), other)))
 
 
 def test_a_latent_that_a_frame_cannot_carry_is_refused_by_name(tflite_builder):

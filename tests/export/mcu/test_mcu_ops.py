@@ -11,7 +11,7 @@ from export.mcu.proof import prove_tensors
 from export.mcu.vectors import proof_inputs
 
 SLOW = settings(
-    deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 
 

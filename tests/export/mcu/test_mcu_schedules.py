@@ -91,7 +91,7 @@ REQUESTS = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10**6), st.integers(2, 9), st.lists(REQUESTS, min_size=2, max_size=3))
 def test_every_schedule_of_a_random_network_gives_the_reference_integers(
     tflite_builder, run_schedule, kernel_library, fresh_folder, seed, length, requests

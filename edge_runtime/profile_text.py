@@ -1,0 +1,130 @@
+"""A profile in words, for terminals without any library: the facts as pairs, and the kernels that cost most."""
+
+from collections.abc import Sequence
+
+from device_profiles.measurement import Condition, EnergyUse, KernelTime, Percentiles, Profile
+
+_PLUMBING = ("QuantizeLinear", "DequantizeLinear")
+SHOWN = 12
+
+
+def facts(profile: Profile) -> list[tuple[str, str]]:
+    """What was measured, as names and texts; a figure that nobody measured is said to be unknown."""
+    unit = profile.unit
+    engine, memory = profile.engine, profile.memory
+    rows = [
+        ("machine", _machine(profile)),
+        ("engine", f"{engine.name} {engine.version}, optimisation {engine.optimisation}, {engine.threads} thread(s)"),
+        ("status", profile.status if profile.status == "ok" else f"{profile.status}: not used for planning"),
+        *[("remark", remark) for remark in profile.remarks],
+        ("whole", _latency(profile.whole, unit)),
+    ]
+    if profile.whole_cpu is not None:
+        rows.append(("whole, CPU time", _latency(profile.whole_cpu, unit)))
+    if profile.init_ms is not None and profile.first_ms is not None:
+        rows.append(("opening, first run", f"{profile.init_ms:.1f} ms, {profile.first_ms:.2f} ms"))
+    if profile.kernels:
+        rows.append(("kernels", _kernels(profile)))
+        rows.append(("unaccounted", f"{profile.unaccounted:+.3f} {unit} between the kernels' sum and the plain run"))
+    if profile.whole_profiled is not None:
+        rows.append(("instrumented run", f"p50 {profile.whole_profiled.p50:.3f} {unit}; in no other figure"))
+    sizes = (
+        ("weights", memory.weights),
+        ("arena", memory.arena_peak),
+        ("process growth", memory.rss_peak),
+        ("bare process", memory.rss_bare),
+        ("SRAM", memory.sram_peak),
+        ("stack", memory.stack_peak),
+        ("flash", memory.flash),
+    )
+    rows.append(
+        ("memory", ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes if size is not None) or "unknown")
+    )
+    rows.append(("energy", energy_text(profile.energy)))
+    rows.append(("condition", _condition(profile.condition)))
+    rows += [
+        (f"minute {one.minute}", f"p50 {one.p50:.3f}, p90 {one.p90:.3f} {unit}, {_degrees(one.temperature_c)}")
+        for one in profile.sustained
+    ]
+    return rows
+
+
+def describe(profile: Profile) -> str:
+    """The facts and the kernels that take most time, as plain text."""
+    lines = [f"{profile.model} ({profile.precision}) on {profile.board}"]
+    lines += [f"  {name:<18} {text}" for name, text in facts(profile)]
+    if profile.kernels:
+        lines.append(f"  {'share':>6} {'p50 ' + profile.unit:>10} {'MAC':>12}  kernel and what it computes")
+    total = profile.kernel_sum
+    for kernel in costliest(profile.kernels):
+        share = kernel.latency.p50 / total
+        lines.append(
+            f"  {share:>6.1%} {kernel.latency.p50:>10.3f} {kernel.macs:>12,}  {kernel.op or ''} {label(kernel)}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def costliest(kernels: Sequence[KernelTime], count: int = SHOWN) -> list[KernelTime]:
+    """The kernels with the longest median, longest first."""
+    return sorted(kernels, key=lambda kernel: -kernel.latency.p50)[:count]
+
+
+def label(kernel: KernelTime) -> str:
+    """The user's names for what a kernel computes, without the quantisation around it."""
+    names = [name for name in kernel.nodes if not name.split("/")[0].endswith(_PLUMBING)] or list(kernel.nodes)
+    return " + ".join(names) if names else f"{kernel.name} (the engine's own)"
+
+
+def energy_text(energy: EnergyUse | None) -> str:
+    """Energy in words; unknown where nobody measured or stated it."""
+    if energy is None:
+        return "unknown: no meter on this machine (state figures with --power, or log a meter with --power-csv)"
+    parts = [f"idle {energy.idle_w:.2f} W, active {energy.active_w:.2f} W"]
+    if energy.tx_w is not None:
+        parts.append(f"sending {energy.tx_w:.2f} W")
+    if energy.mj_per_run is not None:
+        parts.append(f"{energy.mj_per_run:.2f} mJ a run above idle")
+    if energy.origin == "stated":
+        return f"stated by the user, not measured: {', '.join(parts)}"
+    return f"{energy.provider}: {', '.join(parts)} ({energy.samples} samples, {energy.dropped} missing)"
+
+
+def _latency(found: Percentiles, unit: str) -> str:
+    return f"p50 {found.p50:.3f}, p90 {found.p90:.3f}, p99 {found.p99:.3f} {unit} over {found.runs} runs"
+
+
+def _kernels(profile: Profile) -> str:
+    whole = (profile.whole_cpu or profile.whole).p50
+    return (
+        f"{len(profile.kernels)}, together {profile.kernel_sum:.3f} {profile.unit} "
+        f"({profile.kernel_sum / whole - 1:+.1%} of the plain run), {profile.mapped_share:.1%} of it in nodes of your graph"
+    )
+
+
+def _machine(profile: Profile) -> str:
+    condition = profile.condition
+    known = [condition.machine, condition.cpu, f"{condition.cores} cores" if condition.cores else None]
+    mode = f"power mode {profile.power_mode}" if profile.power_mode else None
+    return f"{profile.board}: " + ", ".join(one for one in (*known, mode) if one)
+
+
+def _condition(condition: Condition) -> str:
+    parts = []
+    if condition.contention is not None:
+        parts.append(f"wall / CPU {condition.contention:.2f}")
+    if condition.steal_share is not None:
+        parts.append(f"stolen {condition.steal_share:.0%}")
+    if condition.other_share is not None:
+        parts.append(f"other processes {condition.other_share:.0%}")
+    if condition.load_1m is not None:
+        parts.append(f"load {condition.load_1m:.1f}")
+    if condition.clock_before_hz is not None and condition.clock_after_hz is not None:
+        parts.append(f"clock {condition.clock_before_hz / 1e6:.0f} -> {condition.clock_after_hz / 1e6:.0f} MHz")
+    parts.append(f"governor {condition.governor or 'unknown'}")
+    parts.append(f"{_degrees(condition.temperature_before_c)}, at most {_degrees(condition.temperature_max_c)}")
+    parts.append(f"throttled: {', '.join(condition.throttled) or 'no flag seen'}")
+    return ", ".join(parts)
+
+
+def _degrees(value: float | None) -> str:
+    return "temperature unknown" if value is None else f"{value:.1f} °C"

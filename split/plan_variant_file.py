@@ -1,0 +1,108 @@
+"""Variants that a user measured, as a file: bottlenecks, entropy coders, accuracy on compressed pictures."""
+
+import math
+
+import msgspec
+
+from split.plan import PlanError
+from split.plan_problem import Cost, Encoder
+from split.plan_variants import Bottleneck
+
+MAX_VARIANT_BYTES = 1 << 20
+
+
+class _Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of everything that crosses a file here."""
+
+
+class BottleneckEntry(_Data, frozen=True, kw_only=True):
+    """One trained bottleneck at one rate, as `headtail eval` and `headtail profile` measured it. Times in ms."""
+
+    name: str
+    head_ms: float
+    tail_ms: float
+    payload_bytes: int
+    head_p95_ms: float | None = None  # null: as the median
+    tail_p95_ms: float | None = None
+    accuracy: float | None = None
+    weight_bytes: int | None = None  # null is not known: it then fits no memory limit
+    peak_bytes: int | None = None
+    exit_share: float = 0.0
+    build: tuple[str, ...] = ()
+
+    def bottleneck(self) -> Bottleneck:
+        """As the planner takes it.
+
+        Raises:
+            ProfileError: A time that is not finite, negative, or a p95 below the median.
+        """
+        head = Cost(self.head_ms, self.head_ms if self.head_p95_ms is None else self.head_p95_ms)
+        tail = Cost(self.tail_ms, self.tail_ms if self.tail_p95_ms is None else self.tail_p95_ms)
+        return Bottleneck(
+            self.name, head, tail, self.payload_bytes, self.accuracy, self.weight_bytes, self.peak_bytes,
+            exit_share=self.exit_share, build=self.build,
+        )  # fmt: skip
+
+
+class EncoderEntry(_Data, frozen=True, kw_only=True):
+    """A measured coder of crossing tensors, see `Encoder`."""
+
+    name: str
+    bytes_per_value: float
+    encode_ms_per_byte: float = 0.0
+    decode_ms_per_byte: float = 0.0
+    accuracy_drop: float | None = 0.0
+    fixed_bytes: int = 0
+
+    def encoder(self) -> Encoder:
+        """As the planner takes it.
+
+        Raises:
+            ProfileError: A figure out of range.
+        """
+        return Encoder(**msgspec.structs.asdict(self))
+
+
+class PictureAccuracy(_Data, frozen=True, kw_only=True):
+    """Accuracy of the whole network on pictures of one codec and quality."""
+
+    codec: str
+    quality: int
+    accuracy: float
+
+
+class VariantFile(_Data, frozen=True, kw_only=True):
+    """Everything beside raw cuts and the whole model."""
+
+    bottlenecks: tuple[BottleneckEntry, ...] = ()
+    encoders: tuple[EncoderEntry, ...] = ()
+    pictures: tuple[PictureAccuracy, ...] = ()
+
+    def picture_accuracy(self, codec: str, quality: int | None) -> float | None:
+        """Null where it was not measured."""
+        found = (one.accuracy for one in self.pictures if (one.codec, one.quality) == (codec, quality))
+        return next(found, None)
+
+
+def parse_variants(data: bytes) -> VariantFile:
+    """Decode and check.
+
+    Raises:
+        PlanError: Too large, not JSON, an unknown field, or an accuracy or size out of range.
+        ProfileError: Times out of range.
+    """
+    if len(data) > MAX_VARIANT_BYTES:
+        raise PlanError(f"Wanted variants of at most {MAX_VARIANT_BYTES} B, found {len(data)} B.")
+    try:
+        found = msgspec.json.decode(data, type=VariantFile)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PlanError(f"Wanted the fields of a variant file, found: {error}. docs/planning.md lists them.") from error
+    known = [one.accuracy for one in found.pictures]
+    known += [one.accuracy for one in found.bottlenecks if one.accuracy is not None]
+    if not all(math.isfinite(value) and 0 <= value <= 1 for value in known):
+        raise PlanError(f"Wanted accuracies of 0 to 1, found {known}.")
+    for entry in found.bottlenecks:
+        entry.bottleneck()
+    for coder in found.encoders:
+        coder.encoder()
+    return found

@@ -1,0 +1,184 @@
+"""`headtail plan` on a real int8 artefact; times of the host come from a profile that is written here."""
+
+import json
+
+import msgspec
+import pytest
+
+from device_profiles.load import this_board_id
+from device_profiles.measurement import (
+    EnergyUse,
+    EngineSettings,
+    KernelTime,
+    Percentiles,
+    Profile,
+    dump_profile,
+)
+from device_profiles.plan_table import parse_plan_table
+from edge_runtime.adapt import Adapter
+from export.cut_source import open_cut_source
+from orchestrator.cli import run
+from split.graph_work import work_of
+from split.predict import Calibration, Interval, KernelClass
+from split.roofline import Roofline
+
+
+def _times(ms):
+    return Percentiles(p50=ms, p90=1.1 * ms, p99=1.3 * ms, runs=50)
+
+
+@pytest.fixture(scope="module")
+def artefact(exported):
+    """A tiny whole int8 network for this machine's kind of board."""
+    return exported(this_board_id(), precision="int8", calibrated=True)
+
+
+@pytest.fixture(scope="module")
+def profile(artefact):
+    """A profile of it: 2 ms, in proportion to the work of each operator."""
+    graph, engine = open_cut_source(artefact.folder).graph, artefact.manifest.engine
+    kernels = tuple(
+        KernelTime(
+            name=node.name, nodes=(node.name,), kind="conv", macs=node.macs, bytes=1, latency=_times(1e-3 + node.macs)
+        )
+        for node in graph.nodes
+    )
+    return Profile(
+        board=this_board_id(), model="tiny", model_sha256=artefact.manifest.files_by_path[artefact.manifest.entry].sha256,
+        precision="int8", engine=EngineSettings(name=engine.name, version=engine.built, optimisation=engine.optimisation),
+        created="2026-01-01T00:00:00Z", whole=_times(2.0), kernels=kernels,
+        energy=EnergyUse(provider="stated", origin="stated", idle_w=1.0, active_w=3.0),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def plan(artefact, profile, tmp_path, capfd):
+    """Runs the command: plan("--deadline", "80ms") -> (status, output, error)."""
+    path = tmp_path / "host.json"
+    path.write_bytes(dump_profile(profile))
+
+    def run_plan(*words, device=("--device", "rpi-4b"), link="20mbit/15ms"):
+        status = run(["plan", str(artefact.folder), *device, "--host-profile", str(path), "--link", link, *words])
+        return (status, *capfd.readouterr())
+
+    return run_plan
+
+
+def test_a_slow_link_means_do_not_split(plan):
+    status, out, _ = plan("--json", link="1kbit/200ms")
+    report = json.loads(out)
+    assert status == 0
+    assert not report["splits"]
+    assert report["reason"].startswith("Do not split: the whole model on the device")
+    assert report["command"].startswith("headtail deploy ")
+    assert any("derived" in remark for remark in report["remarks"])
+    assert report["break_even"][0]["from_mbit"] == pytest.approx(0.1)
+
+
+def test_table_and_chart_are_written_and_a_device_can_use_the_table(plan, tmp_path):
+    table, chart = tmp_path / "plan.json", tmp_path / "chart.svg"
+    status, out, _ = plan("--deadline", "80ms", "--out", str(table), "--chart", str(chart))
+    assert status == 0
+    assert "Build it: headtail" in out
+    assert chart.read_bytes().startswith(b"<?xml")
+    assert len(Adapter(parse_plan_table(table.read_bytes())).current.plan_id) == 16
+
+
+def test_measured_profiles_on_both_sides_give_energy(plan, profile, tmp_path):
+    path = tmp_path / "device.json"
+    slow = msgspec.structs.replace(profile, whole=_times(200.0))
+    path.write_bytes(dump_profile(slow))
+    device = ("--device", this_board_id(), "--device-profile", str(path))
+    status, out, _ = plan("--objective", "energy", "--json", device=device, link="100mbit/1ms")
+    report = json.loads(out)
+    assert status == 0
+    assert report["chosen"]["energy_mj"] > 0
+    assert any("stated" in remark for remark in report["remarks"])
+
+
+def test_an_accuracy_floor_needs_known_accuracies(plan):
+    status, _, text = plan("--min-accuracy", "0.5")
+    assert (status, "have no known accuracy" in text) == (1, True)
+    status, out, _ = plan("--min-accuracy", "0.5", "--accuracy", "0.7", "--json")
+    assert status == 0
+    assert json.loads(out)["chosen"]["accuracy"] == 0.7
+
+
+def test_measured_variants_are_candidates(plan, profile, tmp_path):
+    slow = tmp_path / "device.json"
+    slow.write_bytes(dump_profile(msgspec.structs.replace(profile, whole=_times(200.0))))
+    device = ("--device", this_board_id(), "--device-profile", str(slow))
+    path = tmp_path / "variants.json"
+    bottleneck = {"name": "12 channels", "head_ms": 0.001, "tail_ms": 0.001, "payload_bytes": 10, "accuracy": 0.6,
+                  "build": ["headtail", "split", "m", "--method", "bottlefit"]}  # fmt: skip
+    coder = {"name": "rans", "bytes_per_value": 0.4}
+    path.write_text(json.dumps({"bottlenecks": [bottleneck], "encoders": [coder]}))
+    status, out, _ = plan("--variants", str(path), "--json", device=device)
+    assert status == 0
+    report = json.loads(out)
+    assert "12 channels" in [one["name"] for one in report["front"]]
+    for broken in ({"colour": 1}, {"bottlenecks": [bottleneck | {"head_ms": -1.0}]}, {"encoders": [coder | {"bytes_per_value": 0}]},
+                   {"pictures": [{"codec": "jpeg", "quality": 50, "accuracy": 1.5}]}):  # fmt: skip
+        path.write_text(json.dumps(broken))
+        status, _, text = plan("--variants", str(path))
+        assert (status, text.split(":")[0]) in ((1, "PlanError"), (1, "ProfileError"))
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("--deadline", "soon"), "PlanError"),
+        (("--variants", "nowhere.json"), "PlanError"),
+        (("--deadline", "0.001ms"), "PlanError"),
+        (("--chart", "chart.gif"), "ChartError"),
+    ],
+)
+def test_wrong_wishes_are_named(plan, words, error):
+    status, _, text = plan(*words)
+    assert status == 1
+    assert text.startswith(error)
+
+
+def test_wrong_links_boards_and_profiles_are_named(plan, profile, tmp_path):
+    assert plan(link="fast")[2].startswith("LinkError")
+    assert plan(device=("--device", "rpi-9"))[2].startswith("BoardError")
+    assert plan(device=())[2].startswith("BoardError")
+    assert plan(device=("--device", "linux-aarch64"))[2].startswith("PredictError")
+    for change, error in (
+        ({"engine": msgspec.structs.replace(profile.engine, version="0.1")}, "ProfileMismatchError"),
+        ({"engine": msgspec.structs.replace(profile.engine, optimisation="none")}, "ProfileMismatchError"),
+        ({"model_sha256": "0" * 64}, "ProfileMismatchError"),
+        ({"status": "noisy"}, "NoisyProfileError"),
+        ({"kernels": profile.kernels[:1]}, "MissingKernelError"),
+    ):
+        path = tmp_path / "other.json"
+        path.write_bytes(dump_profile(msgspec.structs.replace(profile, **change)))
+        status, _, text = plan("--device-profile", str(path), device=("--device", this_board_id()))
+        assert (status, text.split(":")[0]) == (1, error)
+
+
+def test_a_calibration_of_the_device_is_used_and_of_another_refused(plan, artefact, tmp_path):
+    interval = Interval(low=0.8, high=1.25)
+    other = KernelClass(
+        kind="other", roofline=Roofline(macs_per_ms=1e3, bytes_per_ms=1e3, overhead_ms=0.1), interval=interval
+    )
+    settings = EngineSettings(name="onnxruntime", version="1")
+    known = Calibration(board="rpi-4b", precision="int8", engine=settings, threads=1, origin="measured", classes=(), other=other,
+                        whole=1.1, interval=interval)  # fmt: skip
+    path = tmp_path / "calibration.json"
+    path.write_bytes(msgspec.json.encode(known))
+    status, out, _ = plan("--device-calibration", str(path), "--json", link="1kbit/100ms")
+    report = json.loads(out)
+    assert status == 0
+    assert report["chosen"]["p95_ms"] == pytest.approx(1.25 * report["chosen"]["p50_ms"])
+    assert any("90 % within" in remark for remark in report["remarks"])
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(known, board="rpi-5")))
+    assert plan("--device-calibration", str(path))[2].startswith("ProfileMismatchError")
+
+
+def test_work_is_classed_and_quantisation_pairs_are_fused(artefact):
+    graph = open_cut_source(artefact.folder).graph
+    work = [one for one in work_of(graph, precision="int8") if one is not None]
+    assert [one.kind for one in work if one.macs] == ["conv", "depthwise", "pointwise", "matmul"]
+    assert sum(one.macs for one in work) == graph.live_macs
+    assert all(one.bytes > 0 for one in work)
