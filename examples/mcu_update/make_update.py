@@ -82,7 +82,9 @@ def make_keys(folder: Path, board: str) -> None:
     """Write signing.pem (kept by whoever signs) and identity.c (compiled into the firmware) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / "signing.pem").exists():
-        raise UpdateError(f"{folder / 'signing.pem'} exists; devices trust it, so it is not replaced. Move it away first.")
+        raise UpdateError(
+            f"{folder / 'signing.pem'} exists; devices trust it, so it is not replaced. Move it away first."
+        )
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (folder / "signing.pem").touch(mode=0o600)

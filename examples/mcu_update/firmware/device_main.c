@@ -47,10 +47,10 @@ int main(void) {
   if (package_load(&download, "update.bin")) {
     const update_source source = package_source(&download);
     if (hh_read_file("cut.bin", cut, sizeof cut) == (int32_t)sizeof cut) {
-      flash_sim_cut_at(cut[0], (flash_sim_tear)cut[1]);
+      flash_sim_cut_at(cut[0], (flash_sim_tear)cut[1], cut[0]);
     }
     const refusal reason = update_install(&running, &source);
-    flash_sim_cut_at(FLASH_SIM_NEVER, TEAR_BEFORE);
+    flash_sim_cut_at(FLASH_SIM_NEVER, TEAR_BEFORE, 0);
     hh_print(reason == ACCEPTED ? "update: installed" : "update: refused: ");
     hh_print(reason == ACCEPTED ? "\n" : refusal_name(reason));
     hh_print(reason == ACCEPTED ? "" : "\n");

@@ -6,13 +6,14 @@
 __attribute__((section(".flash"))) uint8_t flash_sim_bytes[FLASH_BYTES];
 jmp_buf flash_sim_power;
 
-static uint32_t operations, cut_number = FLASH_SIM_NEVER;
+static uint32_t operations, cut_number = FLASH_SIM_NEVER, cut_variant;
 static flash_sim_tear cut_tear;
 
-void flash_sim_cut_at(uint32_t number, flash_sim_tear tear) {
+void flash_sim_cut_at(uint32_t number, flash_sim_tear tear, uint32_t variant) {
   operations = 0;
   cut_number = number;
   cut_tear = tear;
+  cut_variant = variant;
 }
 
 uint32_t flash_sim_operations(void) {
@@ -26,8 +27,8 @@ static uint32_t next_random(uint32_t *state) {
 
 /* Leave target somewhere between what it is and `wanted`; a NULL `wanted` is 0xFF everywhere. Bits that agree stay. */
 static void tear(uint8_t *target, const uint8_t *wanted, uint32_t bytes) {
-  uint32_t random = 2u * cut_number + 1u;
-  const uint32_t done = next_random(&random) * bytes / 256u;
+  uint32_t random = 64u * cut_number + cut_variant;
+  const uint32_t done = cut_variant % 32u * bytes / 32u;
   for (uint32_t i = 0; i < bytes; ++i) {
     const uint8_t to = wanted ? wanted[i] : 0xFFu;
     const uint32_t changing = (uint32_t)(target[i] ^ to) & (cut_tear == TEAR_BITS ? next_random(&random) : i < done ? 0xFFu : 0u);

@@ -18,8 +18,8 @@ typedef enum flash_sim_tear {
 
 #define FLASH_SIM_NEVER 0xFFFFFFFFu
 
-/* Cut in operation `number`, counted from this call. */
-void flash_sim_cut_at(uint32_t number, flash_sim_tear tear);
+/* Cut in operation `number`, counted from this call. variant: which bits, or (modulo 32) how many 32nds are done. */
+void flash_sim_cut_at(uint32_t number, flash_sim_tear tear, uint32_t variant);
 /* Operations since that call. */
 uint32_t flash_sim_operations(void);
 
