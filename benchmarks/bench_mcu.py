@@ -1,6 +1,6 @@
 """Microcontroller exports of public networks: RAM, instructions, flash, equality, planner bounds, export time.
 
-    python -m benchmarks.bench_mcu [PART...]      models, boards, large, planner, schedules; all without one
+    python -m benchmarks.bench_mcu [PART...]      models, boards, large, planner, schedules, head; all without one
 
 RAM is arena and stack of the run alone, softmax included. Instructions are counted by QEMU (-icount), not cycles.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks import mcu_head
 from benchmarks.data import data_path, imagenet_samples
 from benchmarks.rows import RESULTS, circumstances, make_row, merge_rows, parse_measurement, read_rows, write_rows
 from export.mcu.emit_network import emit_network
@@ -288,6 +289,7 @@ PARTS = {
     "large": large_rows,
     "planner": planner_rows,
     "schedules": schedule_rows,
+    "head": mcu_head.rows,
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from device_profiles import load_board
+from device_profiles import DeviceProfile, load_board
 from device_profiles.version import __version__
 from edge_runtime import manifest as manifests
 from edge_runtime.artefact import Artefact, read_raw, write_artefact
@@ -24,9 +24,9 @@ from edge_runtime.manifest import (
     Tool,
     make_cut_id,
 )
-from export.convert import load_step
 from export.cut_check import Arrays, check_cut, kept_inputs, sample_inputs
-from export.cut_golden import latent_rule, make_golden, output_rule
+from export.cut_golden import GoldenSet, latent_rule, make_golden, output_rule
+from export.cut_mcu import check_source, exact_rule, head_engine, head_files, tflm_runner
 from export.cut_source import CutSource, open_cut_source
 from export.cut_tables import count_latents
 from export.samples import SampleSet, open_samples
@@ -39,13 +39,17 @@ _LICENCE_WORDS = ("LICENCE", "LICENSE", "NOTICE", "COPYING")
 
 @dataclass(frozen=True)
 class PairOptions:
-    """Where a pair goes, and for which boards. `fallback` is the id of a whole network that the device holds."""
+    """Where a pair goes, and for which boards. `fallback` is the id of a whole network that the device holds.
+
+    With `microcontroller`, the head's board, the head carries its C project too.
+    """
 
     out: Path
     head_target: str
     tail_target: str
     fallback: str | None = None
     calibration: SampleSet | None = None  # given: the entropy coder carries the latents, with tables counted on it
+    microcontroller: DeviceProfile | None = None
     samples: tuple[tuple[np.ndarray, ...], ...] = ()  # golden inputs; random ones, or those of the artefact, when empty
 
 
@@ -64,68 +68,74 @@ def write_pair(source: CutSource, cut: Cut, options: PairOptions) -> tuple[Artef
         CutEqualityError: Head + tail gives other bytes than the unsplit network.
         ArtefactError: The folders hold something else.
     """
+    if options.microcontroller is not None:
+        check_source(source)
     pair = source.split(cut)
     samples = [list(sample) for sample in options.samples] or _golden_inputs(source)
     results = check_cut(source, cut, pair, samples)
     keep = kept_inputs(source, cut)
     given = [[sample[index] for index in keep] for sample in samples]
-    latents = tuple(_latent(source, tensor) for tensor in cut.tensors)
-    head_hash = sha256(pair[0]).hexdigest()
-    crossing = manifests.Cut(tensors=latents)
-    tables: dict[str, bytes | Path] = {}
-    if options.calibration is not None:
-        data = count_latents(source, cut, pair[0], options.calibration).data
-        tables[TABLES_NAME] = data
-        crossing = manifests.Cut(tensors=latents, codec="rans", tables_sha256=sha256(data).hexdigest())
-    cut_id = make_cut_id(
-        head_sha256=head_hash, tensors=latents, codec=crossing.codec, tables_sha256=crossing.tables_sha256
-    )
-    head_golden = make_golden(list(zip(given, [found for found, _ in results], strict=True)), latent_rule(source))
+    crossing, tables = _crossing(source, cut, pair[0], options.calibration)
+    found = [(arrays, latents) for arrays, (latents, _) in zip(given, results, strict=True)]
+    head_golden, c_files = _head_files(source, pair[0], (crossing, tables), found, options.microcontroller)
     tail_golden = make_golden(results, output_rule(source))
-    base = _base_manifest(source, latents)
+    base = _base_manifest(source, crossing.tensors)
     head = msgspec.structs.replace(
         base,
         target=options.head_target,
+        engine=base.engine if options.microcontroller is None else head_engine(),
         inputs=tuple(source.inputs[index] for index in keep),
         golden=head_golden.vectors,
         fallback=options.fallback,
-        cut=msgspec.structs.replace(crossing, cut_id=cut_id),
+        cut=crossing,
     )
     tail = msgspec.structs.replace(
         _tail_manifest(source, base),
         target=options.tail_target,
         golden=tail_golden.vectors,
-        cut=msgspec.structs.replace(crossing, accepts=(cut_id,)),
+        cut=msgspec.structs.replace(crossing, cut_id=None, accepts=(str(crossing.cut_id),)),
     )
-    carried = _carried_files(source) | tables
+    carried = _carried_files(source) | ({} if tables is None else {TABLES_NAME: tables})
     return (
-        write_artefact(
-            options.out / "head",
-            head,
-            {base.entry: pair[0], **head_golden.files, **carried, **_generated_c(source, head, pair[0], tables)},
-        ),
+        write_artefact(options.out / "head", head, {base.entry: pair[0], **head_golden.files, **carried, **c_files}),
         write_artefact(
             options.out / "tail", tail, {base.entry: pair[1], **tail_golden.files, **carried, **_label_files(source)}
         ),
     )
 
 
-def _generated_c(
-    source: CutSource, head: Manifest, model: bytes, tables: dict[str, bytes | Path]
-) -> dict[str, bytes | Path]:
-    """C for a head on a microcontroller: network, coder and frame writer; nothing for other boards."""
-    board = load_board(head.target)
-    if not board.is_microcontroller or source.kind != "tflite" or head.cut is None or head.cut.cut_id is None:
-        return {}
-    data = tables.get(TABLES_NAME)
-    generated: dict[str, bytes | Path] = load_step("export.mcu.to_artefact").head_c_files(
-        model,
-        board=board,
-        name=source.name,
-        tables=data if isinstance(data, bytes) else None,
-        cut_id=head.cut.cut_id,
+def _crossing(
+    source: CutSource, cut: Cut, head: bytes, samples: SampleSet | None
+) -> tuple[manifests.Cut, bytes | None]:
+    """The head's cut, and the bytes of its tables where latents are entropy coded."""
+    latents = tuple(_latent(source, tensor) for tensor in cut.tensors)
+    crossing, tables = manifests.Cut(tensors=latents), None
+    if samples is not None:
+        tables = count_latents(source, cut, head, samples).data
+        crossing = manifests.Cut(tensors=latents, codec="rans", tables_sha256=sha256(tables).hexdigest())
+    cut_id = make_cut_id(
+        head_sha256=sha256(head).hexdigest(),
+        tensors=latents,
+        codec=crossing.codec,
+        tables_sha256=crossing.tables_sha256,
     )
-    return generated
+    return msgspec.structs.replace(crossing, cut_id=cut_id), tables
+
+
+def _head_files(
+    source: CutSource,
+    head: bytes,
+    crossing: tuple[manifests.Cut, bytes | None],
+    found: list[tuple[Arrays, Arrays]],
+    board: DeviceProfile | None,
+) -> tuple[GoldenSet, dict[str, bytes]]:
+    """Golden vectors of the head; for a microcontroller what it must give exactly, and its C project."""
+    if board is None:
+        return make_golden(found, latent_rule(source)), {}
+    cut, tables = crossing
+    files = head_files(head, board, name=source.name, cut_id=str(cut.cut_id), tables=tables)
+    run = tflm_runner(head, len(cut.tensors))
+    return make_golden([(arrays, run(arrays)) for arrays, _ in found], exact_rule()), files
 
 
 def _base_manifest(source: CutSource, latents: tuple[TensorSpec, ...]) -> Manifest:
@@ -181,6 +191,7 @@ def cut_network(
     *,
     out: Path | str,
     fallback: Artefact | None = None,
+    target: str | None = None,
     tail_target: str = "this",
     calibration: Path | str | None = None,
 ) -> tuple[Artefact, Artefact]:
@@ -191,6 +202,7 @@ def cut_network(
         at: Names of the tensors to cut at, see `split.cuts.find_cuts`.
         out: Folder in which head/ and tail/ are written.
         fallback: A whole network that the device runs when the tail does not answer.
+        target: Board of the head; the artefact's own by default. For a microcontroller the head is a C project too.
         tail_target: Board of the tail.
         calibration: Pictures or arrays: given, the latents travel entropy coded, with tables counted on them.
 
@@ -202,9 +214,11 @@ def cut_network(
         EdgeError: A subclass for each other reason, see `open_cut_source` and `write_pair`.
     """
     source = open_cut_source(Path(model))
+    board = load_board(target or (source.artefact.manifest.target if source.artefact else "this"))
     options = PairOptions(
         out=Path(out),
-        head_target=load_board(source.artefact.manifest.target if source.artefact else "this").id,
+        head_target=board.id,
+        microcontroller=board if board.is_microcontroller else None,
         tail_target=load_board(tail_target).id,
         fallback=fallback.id if fallback is not None else None,
         calibration=open_samples(calibration) if calibration is not None else None,

@@ -11,7 +11,7 @@ from split.cut_graph import CutGraph
 from split.cuts import Cut
 
 _TENSORRT_REMARK = "TensorRT chooses its kernels per engine: head + tail is compared on onnxruntime, not on TensorRT."
-_OTHER_REMARK = (
+OTHER_REMARK = (
     "Head + tail is compared on LiteRT. A head on {engine} with a tail on LiteRT can differ from either engine alone, "
     "because the two round differently."
 )
@@ -148,7 +148,7 @@ def _open_tflite(path: Path, artefact: Artefact | None) -> CutSource:
         split=lambda cut: split_tflite(network, cut),
         checked_on=f"ai-edge-litert {installed}",
         artefact=artefact,
-        remark=None if engine.name == "litert" else _OTHER_REMARK.format(engine=engine.name),
+        remark=None if engine.name == "litert" else OTHER_REMARK.format(engine=engine.name),
     )
 
 

@@ -15,6 +15,8 @@ from edge_runtime.backends import litert
 from edge_runtime.manifest import TensorSpec
 from edge_runtime.session import EngineError, Session, check_inputs
 
+_ARENA_BYTES = (4 << 20, 64 << 20)
+
 
 class TflmSession:
     """A `Session` on the interpreter of the package tflite-micro; inputs and outputs are in the file's order."""
@@ -50,11 +52,19 @@ def open_backend(artefact: Artefact, threads: int) -> Session:
     """
     if not installed():
         return litert.open_backend(artefact, threads)
+    return TflmSession(artefact, open_interpreter(artefact.entry.read_bytes(), str(artefact.entry)))
+
+
+def open_interpreter(model: bytes, where: str) -> Any:  # noqa: ANN401 - the library is untyped
+    """Open a .tflite file; the library's own arena follows the file's size, which is too little for large activations.
+
+    Raises:
+        EngineError: The interpreter refuses it.
+    """
     runtime = importlib.import_module("tflite_micro").runtime
-    try:
-        interpreter = runtime.Interpreter.from_file(str(artefact.entry))
-    except (ValueError, RuntimeError, MemoryError) as error:
-        raise EngineError(
-            f"Wanted a model that TensorFlow Lite Micro opens, found: {error}, in {artefact.entry}."
-        ) from error
-    return TflmSession(artefact, interpreter)
+    for arena_bytes in _ARENA_BYTES:
+        try:
+            return runtime.Interpreter.from_bytes(model, arena_size=arena_bytes)
+        except (ValueError, RuntimeError, MemoryError) as error:
+            found: Exception = error
+    raise EngineError(f"Wanted a model that TensorFlow Lite Micro opens, found: {found}, in {where}.") from found

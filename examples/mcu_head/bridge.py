@@ -1,27 +1,26 @@
-"""A microcontroller's head, in QEMU, and a tail on the host: every frame that the firmware prints is answered.
+"""Carries frames that a microcontroller prints to the tail behind an MQTT broker, and prints the answers.
 
-    headtail export vww.tflite --target stm32f746g-disco --out build/vww
-    headtail split build/vww --at 10 --codec rans --calibration pictures --out cut
-    headtail broker & headtail tail serve cut/tail --broker mqtt://127.0.0.1 &
-    python examples/mcu_head/bridge.py cut/head --broker mqtt://127.0.0.1
+<program that prints frames> | python bridge.py mqtt://127.0.0.1:1883 [--device NAME] [--budget-ms 5000]
 
-The firmware is the head's own proof program with frames printed: on a real board the same bytes leave a serial port.
+The microcontroller knows neither MQTT nor who answers: the frame names its cut, which names the topic, and the bridge
+puts the request's envelope in front.
 """
 
 import argparse
-import json
 import os
 import queue
-import subprocess
+import re
 import sys
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
-from edge_runtime.artefact import open_artefact
+from device_profiles.errors import EdgeError
 from edge_runtime.messages import Topics
 from edge_runtime.mqtt import LinkOptions, MqttLink
 from edge_runtime.wire import (
+    FIXED_BYTES,
     REPLY_BYTES,
     Envelope,
     Limits,
@@ -32,59 +31,114 @@ from edge_runtime.wire import (
     unpack_reply,
 )
 
-BUDGET_MS = 5000
-REPLY_LIMITS = Limits(payload_bytes=1 << 24, tensor_bytes=1 << 24)
+MAX_LINE = 4 << 20  # characters: a frame of 2 MiB
+FRAME = re.compile(r"frame (\d{1,9}) ((?:[0-9a-f]{2})+)\n?")
+REPLY_LIMITS = Limits(payload_bytes=1 << 20, tensor_bytes=1 << 20)
 
 
-def firmware_frames(head: Path, machine: str) -> list[bytes]:
-    """Build the head for a simulated board, run it on its golden inputs and collect the frames that it prints."""
-    proof = next((head / "proof").glob("proof_*_head.c"))
-    command = ["make", "-s", "-C", str(head), "qemu", f"PROOF=proof/{proof.name}", "EXTRA=-DHH_PRINT_FRAMES"]
-    # A build folder of its own: the default one may hold the proof program without printing.
-    done = subprocess.run(
-        [*command, f"MACHINE={machine}", f"BUILD=../{head.name}.bridge"], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        sys.exit(f"the firmware failed: {(done.stdout + done.stderr)[-800:]}")
-    print("\n".join(line for line in done.stdout.splitlines() if not line.startswith("frame ")), file=sys.stderr)
-    return [bytes.fromhex(line[6:]) for line in done.stdout.splitlines() if line.startswith("frame ")]
+class BridgeError(EdgeError):
+    """A frame could not be carried, or its answer is an error."""
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("head", type=Path, help="head artefact of a microcontroller")
-    parser.add_argument("--broker", default="mqtt://127.0.0.1")
-    parser.add_argument("--device", default="mcu-1")
-    parser.add_argument("--machine", default="mps2-an386")
-    options = parser.parse_args()
-    artefact = open_artefact(options.head)
-    frames = firmware_frames(options.head.resolve(), options.machine)
+@dataclass(frozen=True)
+class Answer:
+    """What came back for one picture; `outputs` are as the tail gave them."""
 
-    answers: queue.Queue[bytes] = queue.Queue()
-    boot = os.urandom(8).hex()
-    topics = Topics("default", options.device)
-    link = MqttLink(
-        options.broker,
-        LinkOptions(subscriptions=((topics.reply(boot), 0),)),
-        lambda _t, payload, _q: answers.put(payload),
-    )
-    with link.start():
-        link.wait_connected(10.0)
-        for number, frame in enumerate(frames):
-            request_id = boot.encode()[:8] + number.to_bytes(8, "little")
-            envelope = pack_envelope(Envelope(request_id, BUDGET_MS))
-            link.publish_pieces(topics.request(artefact.key, boot), (envelope, frame), 0)
-            reply = answers.get(timeout=BUDGET_MS / 1000)
-            head = unpack_reply(reply)
-            if head.status is not Status.OK or head.request_id != request_id:
-                sys.exit(
-                    f"frame {number}: the tail says {head.status.name}: {reply[REPLY_BYTES:].decode(errors='replace')}"
-                )
-            outputs = decode_tensors(decode_frame(memoryview(reply)[REPLY_BYTES:], REPLY_LIMITS))
-            scores = np.asarray(outputs[0]).reshape(-1)
-            row = {"frame": number, "bytes": len(frame), "top": int(scores.argmax()), "scores": scores.tolist()[:10]}
-            print(json.dumps(row), flush=True)
+    number: int
+    frame_bytes: int
+    outputs: list[np.ndarray]
+    tail_ms: float
+
+
+def read_frames(lines: Iterable[str]) -> Iterator[tuple[int, bytes]]:
+    """(number, frame) of every line "frame NUMBER HEX"; other lines are the firmware's own talk.
+
+    Raises:
+        BridgeError: A line that begins like a frame and is none, or too long.
+    """
+    for line in lines:
+        if not line.startswith("frame "):
+            continue
+        found = FRAME.fullmatch(line) if len(line) <= MAX_LINE else None
+        if found is None or len(found[2]) < 2 * FIXED_BYTES:
+            raise BridgeError(f"Wanted a line `frame NUMBER HEX`, found {line[:60]!r}.. of {len(line)} characters.")
+        yield int(found[1]), bytes.fromhex(found[2])
+
+
+class Bridge:
+    """One device's way to the tail. Use as a context manager."""
+
+    def __init__(self, broker_url: str, device: str = "mcu", *, budget_ms: int = 5000) -> None:
+        self._boot = os.urandom(8).hex()
+        self._topics = Topics("default", device)
+        self._budget_ms = budget_ms
+        self._replies: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        options = LinkOptions(subscriptions=((self._topics.reply(self._boot), 1),))
+        self._link = MqttLink(broker_url, options, lambda _topic, payload, _qos: self._replies.put(payload))
+
+    def __enter__(self) -> "Bridge":
+        self._link.start().wait_connected(10.0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._link.close()
+
+    def ask(self, number: int, frame: bytes) -> Answer:
+        """Send a frame as a request and wait for its answer.
+
+        Raises:
+            BridgeError: No answer within the budget, or the tail says what is wrong.
+            EdgeError: No connection, or a reply that is damaged.
+        """
+        request_id = os.urandom(16)
+        key = frame[4:12].hex()  # the cut id in the frame's header is the route
+        envelope = pack_envelope(Envelope(request_id, self._budget_ms))
+        self._link.publish_pieces(self._topics.request(key, self._boot), (envelope, frame), 1)
+        while True:
+            try:
+                payload = self._replies.get(timeout=self._budget_ms / 1000)
+            except queue.Empty:
+                raise BridgeError(
+                    f"Wanted an answer for cut {key} within {self._budget_ms} ms, found none. Does the tail of this cut run?"
+                ) from None
+            reply = unpack_reply(payload)
+            if reply.request_id != request_id:
+                continue  # a late answer
+            body = memoryview(payload)[REPLY_BYTES:]
+            if reply.status is not Status.OK:
+                text = bytes(body[:500]).decode("utf-8", "replace")
+                raise BridgeError(f"Wanted an answer for cut {key}, found {reply.status.name.lower()}: {text}")
+            outputs = decode_tensors(decode_frame(body, REPLY_LIMITS))
+            return Answer(number, len(frame), outputs, reply.tail_us / 1000)
+
+    def carry(self, lines: Iterable[str]) -> Iterator[Answer]:
+        """Ask for every frame in the lines."""
+        for number, frame in read_frames(lines):
+            yield self.ask(number, frame)
+
+
+def show(answer: Answer) -> str:
+    """One line for people."""
+    best = int(answer.outputs[0].argmax())
+    return f"picture {answer.number}: class {best}, {answer.frame_bytes} B sent, tail {answer.tail_ms:.1f} ms"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Carry frames from standard input to the tail behind a broker.")
+    parser.add_argument("broker", help="mqtt://host:port")
+    parser.add_argument("--device", default="mcu")
+    parser.add_argument("--budget-ms", type=int, default=5000)
+    arguments = parser.parse_args()
+    lines = iter(lambda: sys.stdin.readline(MAX_LINE + 1), "")
+    try:
+        with Bridge(arguments.broker, arguments.device, budget_ms=arguments.budget_ms) as bridge:
+            for answer in bridge.carry(lines):
+                print(show(answer), flush=True)
+    except EdgeError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

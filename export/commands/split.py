@@ -13,7 +13,7 @@ from device_profiles import load_board
 from edge_runtime.artefact import Artefact, open_artefact
 from edge_runtime.manifest import MAX_TENSORS
 from export.cut_pair import PairOptions, write_pair
-from export.cut_source import CutSource, open_cut_source
+from export.cut_source import OTHER_REMARK, CutSource, open_cut_source
 from export.picture_sizes import QUALITY, PictureSizes, measure_picture
 from export.samples import SampleSet, open_samples
 from split.cuts import Cut, CutError, CutList, cut_at, find_cuts
@@ -44,7 +44,8 @@ def split(
         out: Folder in which the artefacts head/ and tail/ are written.
         image: A picture for the comparison; the default is one that ships with headtail.
         fallback: The artefact of a whole network that the device runs when the tail does not answer.
-        target: Board of the head; the artefact's own by default, "this" for a bare file.
+        target: Board of the head; the artefact's own by default, "this" for a bare file. For a microcontroller, head/
+            is a C project too: network, entropy coder, and one function that writes the frame.
         tail_target: Board of the tail.
         codec: How the crossing integers travel: as they are, or entropy coded (smaller; needs --calibration).
         calibration: A folder of pictures or an .npz of inputs, on which the entropy tables are counted.
@@ -60,16 +61,21 @@ def split(
     if show:
         raise CutError("Wanted --list or --at, found both. --list shows the cuts, --at writes one.")
     own = source.artefact.manifest.target if source.artefact else "this"
+    board = load_board(target or own)
     options = PairOptions(
         out=out,
-        head_target=load_board(target or own).id,
+        head_target=board.id,
+        microcontroller=board if board.is_microcontroller else None,
         tail_target=load_board(tail_target).id,
         fallback=open_artefact(fallback).id if fallback else None,
         calibration=_tables_from(codec, calibration),
     )
     cut = _chosen(source, at, max_tensors)
     report = _pair_report(source, cut, write_pair(source, cut, options))
-    _print_json(report) if json else _print_pair(report, source)
+    report["microcontroller"] = options.microcontroller is not None
+    if options.microcontroller is not None and source.remark is None:
+        report["remark"] = OTHER_REMARK.format(engine="tflite-micro")
+    _print_json(report) if json else _print_pair(report, source.checked_on)
 
 
 def _tables_from(codec: str, calibration: Path | None) -> SampleSet | None:
@@ -195,19 +201,25 @@ def _notes(source: CutSource, cuts: CutList, sizes: PictureSizes | None) -> list
     return lines
 
 
-def _print_pair(report: dict[str, Any], source: CutSource) -> None:
+def _print_pair(report: dict[str, Any], checked_on: str) -> None:
     console = Console()
     for role in ("head", "tail"):
         side = report[role]
         console.print(f"{role}: {side['folder']} ({_size(side['bytes'])}), id {side['id'][:16]}", highlight=False)
     console.print(
         f"cut {report['cut_id']}: {report['cut']['payload_bytes']} B of payload. Head + tail gave the bytes of the unsplit "
-        f"network on {report['equal_inputs']} of {report['equal_inputs']} inputs ({source.checked_on}).",
+        f"network on {report['equal_inputs']} of {report['equal_inputs']} inputs ({checked_on}).",
         highlight=False,
         soft_wrap=True,
     )
-    if source.remark is not None:
-        console.print(source.remark, highlight=False, soft_wrap=True)
+    if report["microcontroller"]:
+        console.print(
+            f"`make -C {report['head']['folder']} qemu` runs the head's C on a simulated board and compares latents and frames.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if report["remark"] is not None:
+        console.print(report["remark"], highlight=False, soft_wrap=True)
 
 
 def _size(count: int) -> str:

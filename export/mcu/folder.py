@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from device_profiles.version import __version__
+from export.mcu.emit_frame import FrameCode, frame_sources, host_frame
 from export.mcu.emit_network import NetworkCode, comment_text, make_environment
 from export.mcu.errors import ScheduleError
 from export.mcu.machines import MACHINES, Limits, Machine, place
@@ -35,6 +36,7 @@ class FolderRequest:
         limits: The board.
         truths: Golden vectors, at least one.
         reference: The engine that they come from.
+        frame: Of a head: the files that write its frame, and what a golden frame is made with.
     """
 
     code: NetworkCode
@@ -44,6 +46,7 @@ class FolderRequest:
     limits: Limits
     truths: Sequence[Truth]
     reference: str = "TensorFlow Lite Micro"
+    frame: FrameCode | None = None
 
 
 def make_folder(request: FolderRequest) -> dict[str, bytes]:
@@ -59,6 +62,8 @@ def make_folder(request: FolderRequest) -> dict[str, bytes]:
     prefix = request.code.prefix
     files[f"src/{prefix}.c"] = request.code.source.encode("ascii")
     files[f"src/{prefix}.h"] = request.code.header.encode("ascii")
+    if request.frame is not None:
+        files |= _frame_files(request.frame, request.truths)
     files |= _proof_files(request)
     for i, truth in enumerate(request.truths):
         inputs = iter(truth.inputs)
@@ -67,6 +72,13 @@ def make_folder(request: FolderRequest) -> dict[str, bytes]:
             data = next(inputs) if port.role == "input" else next(outputs)
             files[f"golden/{i:02d}_{port.function}.bin"] = data.tobytes()
     return files | _build_files(request)
+
+
+def _frame_files(frame: FrameCode, truths: Sequence[Truth]) -> dict[str, bytes]:
+    """What a head has besides its network: coder, frame writer, tables, and the host's own frames of the golden inputs."""
+    files = {f"src/{path.name}": path.read_bytes() for path in frame_sources()}
+    files |= {f"src/{name}": text.encode("ascii") for name, text in frame.files.items()}
+    return files | {f"golden/{i:02d}_frame.bin": host_frame(frame, one.outputs) for i, one in enumerate(truths)}
 
 
 def library_sources() -> list[Path]:
@@ -106,6 +118,11 @@ def _proof_files(request: FolderRequest) -> dict[str, bytes]:
         first_input=first.function,
         cases=len(request.truths),
         reference=request.reference,
+        has_frame=request.frame is not None,
+        given={
+            InputMode.PULLED: f", give_row, {first.function}_bytes",
+            InputMode.EXTERNAL: f", {first.function}_bytes",
+        }.get(code.mode, ""),
         path_room=max(len(port.function) for port in code.ports) + 4,
     )
     files = {f"proof/proof_{code.prefix}.c": proof.encode("ascii")}
@@ -151,10 +168,12 @@ def _build_files(request: FolderRequest) -> dict[str, bytes]:
         "version": __version__,
         "board": comment_text(limits.board),
         "arena_bytes": max(request.plan.arena_bytes, 4),
+        "frame_bytes": request.frame.buffer_bytes if request.frame else 0,
+        "latent_bytes": request.frame.latent_bytes if request.frame else 0,
         "constants_bytes": code.constant_bytes,
         "schedule": ", ".join(dict.fromkeys(segment.kind.value for segment in request.plan.segments)),
         "mode_text": MODE_TEXT[code.mode],
-        "example": _example(code),
+        "example": _example(code) if request.frame is None else _frame_example(code),
         "reference": request.reference,
         "machines": [_MachineLine(m.name, m.flags, 10**12 // m.clock_hz) for m in machines],
         "machine_names": ", ".join(m.name for m in machines),
@@ -170,6 +189,19 @@ def _build_files(request: FolderRequest) -> dict[str, bytes]:
         "zephyr/module.yml": "module.yml.j2",
     }
     return {path: environment.get_template(name).render(context).encode() for path, name in templates.items()}
+
+
+def _frame_example(code: NetworkCode) -> str:
+    """A few lines of C that make a frame."""
+    given = {InputMode.PULLED: ", camera_row, NULL", InputMode.EXTERNAL: ", picture"}.get(code.mode, "")
+    buffer, size = f"{code.prefix}_frame_buffer", f"{code.prefix.upper()}_FRAME_BYTES"
+    inputs = [port for port in code.ports if port.role == "input" and port.offset >= 0]
+    fills = [
+        f"fill({code.prefix}_{port.function}({code.prefix}_arena), {code.prefix.upper()}_{port.macro}_BYTES);"
+        for port in inputs
+    ]
+    call = f"if ({code.prefix}_frame({code.prefix}_arena{given}, {buffer}, {size}, &frame) == 0) {{"
+    return "\n".join(["ht_head_bytes frame;", *fills, call, "  send(frame.data, frame.size);", "}"])
 
 
 def _example(code: NetworkCode) -> str:

@@ -19,6 +19,7 @@ CASE = re.compile(
 )
 FIGURES = re.compile(r"arena (\d+) stack (\d+) instructions (\d+)")
 LAYER = re.compile(r"layer (\d+) instructions (\d+)")
+FRAME = re.compile(r"^frame (\d+) buffer (\d+)$", re.MULTILINE)
 FLASH = re.compile(r"^flash (\d+)$", re.MULTILINE)
 CONSTANTS = re.compile(r"^of which constants (\d+)$", re.MULTILINE)
 
@@ -45,6 +46,8 @@ class ProofRun:
         instructions: Of the last case's run; 0 on the host.
         flash_bytes: Constants and code that the linker put into the board's flash; 0 on the host.
         constant_bytes: Of the flash: the network's weights and tables, those of the schedule included.
+        frame_bytes: The largest frame of a head; 0 without one.
+        buffer_bytes: The buffer that frames are written into; 0 without one.
         layers: Instructions per operator (only with profiling), 255 stands for input rows.
     """
 
@@ -55,12 +58,14 @@ class ProofRun:
     instructions: int
     flash_bytes: int
     constant_bytes: int
+    frame_bytes: int = 0
+    buffer_bytes: int = 0
     layers: dict[int, int] = field(default_factory=dict)
 
     @property
     def ram_bytes(self) -> int:
-        """Arena and stack."""
-        return self.arena_bytes + self.stack_bytes
+        """Arena, stack, and a head's frame buffer."""
+        return self.arena_bytes + self.stack_bytes + self.buffer_bytes
 
     @property
     def differing(self) -> int:
@@ -131,6 +136,7 @@ def _run(command: list[str], timeout_s: float) -> str:
 def _parse(text: str, place: str) -> ProofRun:
     figures = FIGURES.search(text)
     assert figures is not None
+    frame = FRAME.search(text)
     flash, constants = FLASH.search(text), CONSTANTS.search(text)
     cases = tuple(ProofCase(int(m[1]), m[2], m[3], int(m[4])) for m in CASE.finditer(text))
     if not cases:
@@ -143,5 +149,7 @@ def _parse(text: str, place: str) -> ProofRun:
         int(figures[3]),
         int(flash[1]) if flash else 0,
         int(constants[1]) if constants else 0,
+        int(frame[1]) if frame else 0,
+        int(frame[2]) if frame else 0,
         {int(m[1]): int(m[2]) for m in LAYER.finditer(text)},
     )

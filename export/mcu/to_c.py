@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from device_profiles.errors import FitError
+from export.mcu.emit_frame import FrameCode, FrameRequest, emit_frame
 from export.mcu.emit_network import NetworkCode, emit_network
 from export.mcu.folder import STACK_BYTES, FolderRequest, make_folder
 from export.mcu.graph import to_patch_graph
@@ -60,6 +61,7 @@ class McuOptions:
         rounding: Whose FULLY_CONNECTED to equal: ``tflm`` rounds twice, ``litert`` once.
         cases: Golden vectors.
         seed: Of the random ones.
+        frame: Of the head of a split network: what its tail expects.
     """
 
     name: str
@@ -72,6 +74,7 @@ class McuOptions:
     rounding: Literal["tflm", "litert"] = "tflm"
     cases: int = len(KINDS)
     seed: int = 0
+    frame: FrameRequest | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,21 +135,39 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
     )
     chosen, front = plan_and_front(graph, request)
     code = emit_network(network, chosen, name=options.name, source=options.source)
-    flash = code.constant_bytes + CODE_BYTES
+    frame = emit_frame(network, code, options.frame) if options.frame else None
+    flash = code.constant_bytes + CODE_BYTES + (frame.constant_bytes if frame else 0)
     if flash > limits.flash_bytes:
         raise FitError(
             f"{options.name} needs about {flash} B of flash but {limits.board} has {limits.flash_bytes} B "
             f"({flash - limits.flash_bytes} B over, of which weights {network.weight_bytes} B). Take a smaller network."
         )
+    if frame is not None:
+        check_frame_room(chosen, frame, limits, name=options.name)
     oracle = LitertOracle(model, network) if options.rounding == "litert" else Oracle(model, network)
     truths = tuple(oracle.run(inputs) for inputs in proof_inputs(network, count=options.cases, seed=options.seed))
     files = make_folder(
-        FolderRequest(code, chosen, options.name, options.source, limits, truths, reference=oracle.name)
+        FolderRequest(code, chosen, options.name, options.source, limits, truths, reference=oracle.name, frame=frame)
     )
     report = make_report(network, chosen, code, limits, front, cases=len(truths))
     files |= draw_picture(chosen, limits)
     files["report.json"] = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     return McuExport(files, report, network, chosen, code, truths)
+
+
+def check_frame_room(chosen: Plan, frame: FrameCode, limits: Limits, *, name: str) -> None:
+    """A head's frame lies beside its arena.
+
+    Raises:
+        FitError: There is no room for both and a stack.
+    """
+    needed = chosen.arena_bytes + frame.buffer_bytes + STACK_BYTES
+    if needed > limits.sram_bytes:
+        raise FitError(
+            f"{name} needs {needed} B of SRAM (arena {chosen.arena_bytes}, frame {frame.buffer_bytes}, stack {STACK_BYTES}) "
+            f"but {limits.board} has {limits.sram_bytes} B ({needed - limits.sram_bytes} B over). "
+            "Cut where less crosses (headtail split MODEL --list)."
+        )
 
 
 def draw_picture(chosen: Plan, limits: Limits) -> dict[str, bytes]:
