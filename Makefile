@@ -20,6 +20,7 @@ setup-dev:
 	@scripts/setup-system $(SYSTEM)
 	@scripts/setup-mcu
 	@scripts/setup-venv dev $(VENV)
+	@PYTHON=$(abspath $(PYTHON_VENV)) examples/mcu_update/get-monocypher
 
 demo: setup-demo  ## the main job, start to end, on this machine (report: demo/report.html)
 	$(VENV)/bin/headtail demo $(DEMO_ARGS)
