@@ -67,7 +67,7 @@ class EntropicStudent(Bottleneck):
 
     def code(self, latent: torch.Tensor) -> Coded:
         """Noise while the encoder trains; rounded, without a gradient, once it is fixed or in evaluation."""
-        with torch.autocast(latent.device.type, enabled=False):
+        with torch.autocast("cuda", enabled=False):  # mixed precision exists there only
             noisy = self.training and not self.encoder_fixed
             coded, bits = self.prior.noisy(latent) if noisy else self.prior.rounded(latent)
             return Coded(coded, bits, self.prior.quantile_loss())

@@ -4,6 +4,7 @@ The network is traced symbolically. A layer can be cut behind when its output is
 everything that comes later depends on the input: the bottleneck then stands in for the layer and all before it.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -268,24 +269,43 @@ def _cut_nodes(graph: fx.Graph, made: Mapping[str, fx.Node | None]) -> dict[str,
     reach = -1  # the last reader of any value from before the current node
     clear = set()
     for node, number in order.items():
-        if node.op != "get_attr":
+        if not _is_free(node):
             if reach <= number:
                 clear.add(node)
-            reach = max([reach, *(order[user] for user in node.users)])
+            reach = max([reach, *(order[user] for user in node.users if not _is_free(user))])
     return {name: node for name, node in made.items() if node is not None and node in clear and name}
+
+
+def _is_batch(node: fx.Node) -> bool:
+    """The batch size, read from the input: the same number at every cut."""
+    return node.op == "call_method" and node.target == "size" and node.args[1:] == (0,) and _is_input(node.args[0])
+
+
+def _is_input(value: object) -> bool:
+    return isinstance(value, fx.Node) and value.op == "placeholder"
+
+
+def _is_free(node: fx.Node) -> bool:
+    """Nothing of the picture is in it."""
+    return node.op == "get_attr" or _is_batch(node)
 
 
 def _tail_graph(trace: Trace, compared: list[fx.Node]) -> fx.GraphModule:
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {compared[0]: graph.placeholder("target")}
     started = False
+    later: list[fx.Node] = []  # sizes of the batch, which the cut's tensor has too
     for node in trace.graph.nodes:
         if node is compared[0]:
             started = True
         elif node.op == "output":
             graph.output((values[node.args[0]], tuple(values[one] for one in compared[1:])))
+        elif _is_batch(node):
+            later.append(node)
         elif started or node.op == "get_attr":
             values[node] = graph.node_copy(node, lambda one: values[one])
+        if node is compared[0]:
+            values |= {one: graph.call_method("size", (values[node], 0)) for one in later}
     return _module(trace, graph)
 
 
@@ -302,15 +322,11 @@ def _whole_graph(trace: Trace, compared: list[fx.Node]) -> fx.GraphModule:
 
 def _module(trace: Trace, graph: fx.Graph) -> fx.GraphModule:
     """A module with a copy of the weights that the graph uses, and of nothing else."""
-    graph.eliminate_dead_code()
     module = fx.GraphModule(trace.model, graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
     module.delete_all_unused_submodules()
-    return copy_module(module)
-
-
-def copy_module(module: fx.GraphModule) -> fx.GraphModule:
-    """A deep copy: no weight is shared with the original."""
-    copied: fx.GraphModule = module.__deepcopy__({})
+    copied: fx.GraphModule = copy.deepcopy(module)
     return copied
 
 

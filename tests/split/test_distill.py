@@ -1,0 +1,193 @@
+"""The training loop: it learns, and a run that was killed ends where an uninterrupted one does."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from split.augment import Augmentation
+from split.bottlefit import BottleFitOptions, QuantisedBottleFit, bottlefit_stages
+from split.checkpoint import CHECKPOINT, METRICS, CheckpointError, replace_file
+from split.distill import TrainingError, TrainOptions, train
+from split.entropic_student import EntropicOptions, EntropicStudent, entropic_stages
+from split.inject import inject, trace_network
+from split.losses import TaskLoss, task_loss
+
+ROOT = Path(__file__).parent.parent.parent
+AUGMENTATION = Augmentation(32, "crop", padding=2)
+STAGES = entropic_stages(0.05, epochs=(2, 2), batches=(16, 12))
+
+
+class Killed(Exception):
+    pass
+
+
+def _pair(tiny, seed=3):
+    trace = trace_network(tiny, torch.rand(1, 3, 32, 32))
+    torch.manual_seed(seed)
+    make = lambda layer: EntropicStudent(layer.shape[0], EntropicOptions(latent_channels=2))  # noqa: E731
+    return inject(trace, "layer1", make, size=(32, 32))
+
+
+def _options(folder, **more):
+    return TrainOptions(folder=folder, augmentation=AUGMENTATION, device="cpu", log_every=1, **more)
+
+
+def _killed_after(steps):
+    left = [steps]
+
+    def on_step(_):
+        left[0] -= 1
+        if not left[0]:
+            raise Killed
+
+    return on_step
+
+
+def test_killed_runs_end_like_an_uninterrupted_one(tiny, pictures, tmp_path):
+    student, teacher = _pair(tiny)
+    report = train(student, teacher, pictures, STAGES, _options(tmp_path / "whole"))
+    assert report.steps == (6, 8)
+    wanted, rows = student.state_dict(), (tmp_path / "whole" / METRICS).read_bytes()
+    assert len(rows.splitlines()) == 14
+    # killed again and again: in both stages, at their ends, with a checkpoint after each step or only rarely
+    folder = tmp_path / "parts"
+    for steps, every in ((1, 0), (2, 1e9), (3, 0), (3, 0), (1, 0), (2, 1e9)):
+        student, teacher = _pair(tiny)
+        with pytest.raises(Killed):
+            train(student, teacher, pictures, STAGES, _options(folder, checkpoint_every_s=every, on_step=_killed_after(steps)))
+    student, teacher = _pair(tiny, seed=99)
+    report = train(student, teacher, pictures, STAGES, _options(folder))
+    assert report.resumed_at.step > 0
+    assert all(torch.equal(student.state_dict()[name], value) for name, value in wanted.items())
+    assert (folder / METRICS).read_bytes() == rows
+    again, teacher = _pair(tiny, seed=98)
+    assert train(again, teacher, pictures, STAGES, _options(folder)).steps == ()
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in wanted.items())
+
+
+def test_sigkill_leaves_a_checkpoint_that_loads(tiny, pictures, tmp_path):
+    code = """
+        import sys, numpy, torch
+        from pathlib import Path
+        sys.path.insert(0, "tests/split")
+        from conftest import ResNet
+        from split.augment import Augmentation
+        from split.distill import TrainOptions, train
+        from split.entropic_student import EntropicOptions, EntropicStudent, entropic_stages
+        from split.inject import inject, trace_network
+        from split.training_data import PictureSet
+        torch.set_num_threads(1)
+        images = torch.randint(0, 255, (32, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+        data = PictureSet(images, torch.arange(32) % 2, ("a", "b"))
+        torch.manual_seed(1)
+        trace = trace_network(ResNet((1, 1, 1, 1), base=2, classes=3), torch.rand(1, 3, 32, 32))
+        pair = inject(trace, "layer1", lambda one: EntropicStudent(one.shape[0], EntropicOptions(2)), size=(32, 32))
+        options = TrainOptions(folder=Path(sys.argv[1]), augmentation=Augmentation(32), device="cpu", checkpoint_every_s=0,
+                               on_step=lambda p: print(p.step, flush=True))
+        report = train(*pair, data, entropic_stages(0.1, epochs=(int(sys.argv[2]), 1), batches=(8, 8)), options)
+        print("from", report.resumed_at)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), "400"]
+    with subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True) as child:
+        while (line := child.stdout.readline()) and int(line) < 5:
+            pass
+        child.send_signal(signal.SIGKILL)
+    assert line
+    state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
+    assert state["position"][1] >= 4
+    rows = (tmp_path / METRICS).read_bytes()[: state["position"][3]].splitlines()
+    assert json.loads(rows[0])["step"] == 1
+
+
+def test_entropic_learns_features_and_spends_fewer_bits_with_a_larger_beta(tiny, pictures, tmp_path):
+    last = {}
+    for beta in (0.0, 4.0):
+        student, teacher = _pair(tiny)
+        (first, _) = entropic_stages(beta, epochs=(8, 1), batches=(16, 16))
+        first = replace(first, lr=1e-2)
+        train(student, teacher, pictures, [first], _options(tmp_path / str(beta)))
+        rows = [json.loads(line) for line in (tmp_path / str(beta) / METRICS).read_text().splitlines()]
+        assert rows[-1]["loss"] < rows[0]["loss"]
+        last[beta] = rows[-1]
+    assert last[4.0]["bits"] < 0.8 * last[0.0]["bits"]
+
+
+def test_bottlefit_freezes_the_tail_then_the_head(tiny, pictures, tmp_path):
+    trace = trace_network(tiny, torch.rand(1, 3, 64, 64))
+    make = lambda layer: QuantisedBottleFit(layer.shape[0], BottleFitOptions(channels=3))  # noqa: E731
+    student, teacher = inject(trace, "layer2", make, size=(64, 64))
+    big = replace(pictures, images=pictures.images.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    before = {name: one.clone() for name, one in student.named_parameters()}
+    stages = bottlefit_stages(epochs=(1, 1), batch=16)
+    options = replace(_options(tmp_path), augmentation=Augmentation(64, "flip"))
+    train(student, teacher, big, stages[:1], options)
+    middle = {name: one.clone() for name, one in student.state_dict().items()}
+    assert all(torch.equal(before[name], one) for name, one in student.named_parameters() if name.startswith("tail."))
+    assert not torch.equal(before["bottleneck.encoder.0.weight"], middle["bottleneck.encoder.0.weight"])
+    train(student, teacher, big, stages[1:], replace(options, folder=tmp_path / "2"))
+    after = student.state_dict()
+    encoder = [name for name in after if name.startswith("bottleneck.encoder")]
+    assert any("running_mean" in name for name in encoder)
+    assert all(torch.equal(middle[name], after[name]) for name in encoder)  # statistics too: a deployed head stays valid
+    assert not torch.equal(middle["tail.fc.weight"], after["tail.fc.weight"])
+
+
+def test_time_budget_ends_both_stages_early(tiny, pictures, tmp_path):
+    student, teacher = _pair(tiny)
+    stages = entropic_stages(0.1, epochs=(100_000, 100_000), batches=(16, 16))
+    shown = []
+    report = train(student, teacher, pictures, stages, _options(tmp_path, time_budget_s=1.5, on_step=shown.append))
+    assert all(0 < steps < 300_000 for steps in report.steps)
+    assert report.seconds < 20
+    assert 0 <= shown[0].left_s <= 1.5
+    rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert rows[-1]["lr"] == pytest.approx(1e-4)
+
+
+def test_wrong_runs_are_named(tiny, pictures, tmp_path):
+    student, teacher = _pair(tiny)
+    with pytest.raises(TrainingError, match="one batch of 64"):
+        train(student, teacher, pictures, entropic_stages(0.1), _options(tmp_path))
+    with pytest.raises(TrainingError, match="finite"):
+        train(student, teacher, pictures, entropic_stages(float("inf"), batches=(16, 16)), _options(tmp_path))
+    train(student, teacher, pictures, STAGES[:1], _options(tmp_path))
+    with pytest.raises(CheckpointError, match="another folder|Another network"):
+        train(student, teacher, pictures, STAGES[:1], _options(tmp_path, seed=1))
+    (tmp_path / CHECKPOINT).write_bytes(b"PK damaged")
+    with pytest.raises(CheckpointError, match="Delete it"):
+        train(student, teacher, pictures, STAGES[:1], _options(tmp_path))
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path):
+    path = tmp_path / "state"
+    replace_file(path, b"good")
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))
+    try:
+        with pytest.raises(CheckpointError, match="What was there before is kept"):
+            replace_file(path, bytes(100_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert path.read_bytes() == b"good"
+    assert [one.name for one in tmp_path.iterdir()] == ["state"]
+
+
+def test_balanced_divergence_equals_both_kinds_mixed():
+    student, teacher = torch.randn(6, 4), torch.randn(6, 4)
+    labels = torch.arange(6) % 4
+    s, t = student.softmax(1), teacher.softmax(1)
+    forward, reverse = (t * (t / s).log()).sum(1), (s * (s / t).log()).sum(1)
+    sure = (-(s * s.log()).sum(1) < -(t * t.log()).sum(1)).float()
+    wanted = (((1 + sure) * forward + (2 - sure) * reverse) / 3).mean()
+    found = task_loss(student, teacher, labels, TaskLoss("balanced", alpha=0))
+    assert torch.allclose(found, wanted, atol=1e-6)
+    assert torch.allclose(task_loss(student, teacher, labels, TaskLoss("kd", alpha=0)), forward.mean(), atol=1e-6)
+    assert task_loss(teacher, teacher, labels, TaskLoss("kd", alpha=0)).abs() < 1e-6
