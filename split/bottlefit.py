@@ -100,7 +100,14 @@ def bottlefit_stages(
     """
     first = Stage("features", epochs[0], batch, optimiser="adam", lr=1e-3, milestones=(0.5,))
     second = Stage(
-        "task", epochs[1], batch, optimiser="sgd", lr=1e-3, milestones=(0.5,), task=task or TaskLoss(), fixes_encoder=fix_encoder
+        "task",
+        epochs[1],
+        batch,
+        optimiser="sgd",
+        lr=1e-3,
+        milestones=(0.5,),
+        task=task or TaskLoss(),
+        fixes_encoder=fix_encoder,
     )
     return (first, second)
 

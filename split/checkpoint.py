@@ -91,7 +91,7 @@ def load_checkpoint(folder: Path, *, run: str, device: torch.device) -> Checkpoi
         found = state["run"], state["format"]
         stage, step, elapsed_s, metrics_bytes = state["position"]
         checkpoint = Checkpoint(Position(stage, step, elapsed_s, metrics_bytes), state["student"], state["optimiser"])
-    except Exception as error:  # noqa: BLE001 - torch raises many types for damaged files
+    except Exception as error:
         raise CheckpointError(
             f"Wanted a checkpoint at {path}, found {type(error).__name__}. Delete it to start over, or restore a copy."
         ) from error

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -280,7 +281,9 @@ class _Run:
         if self.place.rank:
             return
         optimiser = self.optimiser.state_dict() if self.optimiser else None
-        save_checkpoint(self.options.folder, Checkpoint(self.position, self.student.state_dict(), optimiser), run=self.run)
+        save_checkpoint(
+            self.options.folder, Checkpoint(self.position, self.student.state_dict(), optimiser), run=self.run
+        )
 
     def _pictures(self, stage: Stage) -> int:
         return len(self.data) // stage.batch * stage.batch * stage.epochs
@@ -315,6 +318,7 @@ def _mix(*numbers: int) -> int:
     return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "little")
 
 
+@lru_cache(maxsize=1)
 def _order(count: int, seed: int) -> torch.Tensor:
+    """A permutation; all steps of an epoch ask for the same one."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-

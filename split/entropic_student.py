@@ -81,7 +81,11 @@ class EntropicStudent(Bottleneck):
 
 
 def entropic_stages(
-    beta: float, *, epochs: tuple[int, int] = (10, 10), batches: tuple[int, int] = (64, 64), task: TaskLoss | None = None
+    beta: float,
+    *,
+    epochs: tuple[int, int] = (10, 10),
+    batches: tuple[int, int] = (64, 64),
+    task: TaskLoss | None = None,
 ) -> tuple[Stage, ...]:
     """The published recipe: features and rate with Adam, then the task with SGD behind a fixed encoder.
 
@@ -95,6 +99,13 @@ def entropic_stages(
         raise BottleneckError(f"Wanted a beta of at least 0, found {beta}. The paper used {BETAS[0]} to {BETAS[-1]}.")
     first = Stage("features", epochs[0], batches[0], optimiser="adam", lr=1e-3, milestones=(0.5, 0.8), beta=beta)
     second = Stage(
-        "task", epochs[1], batches[1], optimiser="sgd", lr=1e-3, milestones=(0.5,), task=task or TaskLoss(), fixes_encoder=True
+        "task",
+        epochs[1],
+        batches[1],
+        optimiser="sgd",
+        lr=1e-3,
+        milestones=(0.5,),
+        task=task or TaskLoss(),
+        fixes_encoder=True,
     )
     return (first, second)

@@ -125,7 +125,7 @@ def trace_network(model: nn.Module, example: torch.Tensor) -> Trace:
     tracer = _Tracer()
     try:
         graph = tracer.trace(model)
-    except Exception as error:  # noqa: BLE001 - tracing runs the user's code, which may raise anything
+    except Exception as error:
         raise NetworkError(
             f"Wanted a network whose forward can be traced (no branches on values), found {type(error).__name__}: {error}. "
             "Give a module without them, or the part of it that sees the picture."
@@ -215,13 +215,13 @@ def default_compared(trace: Trace, layer: str) -> tuple[str, ...]:
     return tuple(name for _, _, name in sorted(best.values()))
 
 
-@torch.no_grad()
 def output_shape(bottleneck: nn.Module, size: tuple[int, int]) -> tuple[int, ...]:
     """Shape (channels, height, width) that a bottleneck or encoder makes of a picture, without running it on data."""
     was_training = bottleneck.training
     bottleneck.eval()
     device = next(bottleneck.parameters()).device
-    result = bottleneck(torch.zeros(1, 3, *size, device=device))
+    with torch.no_grad():
+        result = bottleneck(torch.zeros(1, 3, *size, device=device))
     bottleneck.train(was_training)
     tensor = result[0] if isinstance(result, tuple) else result
     return tuple(tensor.shape[1:])
@@ -251,9 +251,9 @@ class _Shapes(fx.Interpreter):
         self.found: dict[str, tuple[int, ...]] = {}
         self.outputs = 0
 
-    @torch.no_grad()
     def look(self, example: torch.Tensor) -> None:
-        result = self.run(example)
+        with torch.no_grad():
+            result = self.run(example)
         self.outputs = 1 if isinstance(result, torch.Tensor) else 0 if result is None else len(result)
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - fx's own signature
@@ -303,7 +303,7 @@ def _tail_graph(trace: Trace, compared: list[fx.Node]) -> fx.GraphModule:
         elif _is_batch(node):
             later.append(node)
         elif started or node.op == "get_attr":
-            values[node] = graph.node_copy(node, lambda one: values[one])
+            values[node] = graph.node_copy(node, values.__getitem__)
         if node is compared[0]:
             values |= {one: graph.call_method("size", (values[node], 0)) for one in later}
     return _module(trace, graph)
@@ -316,7 +316,7 @@ def _whole_graph(trace: Trace, compared: list[fx.Node]) -> fx.GraphModule:
         if node.op == "output":
             graph.output((values[node.args[0]], tuple(values[one] for one in compared)))
         else:
-            values[node] = graph.node_copy(node, lambda one: values[one])
+            values[node] = graph.node_copy(node, values.__getitem__)
     return _module(trace, graph)
 
 
@@ -345,4 +345,6 @@ def _named(names: list[str]) -> str:
         return ""
     outer = sorted(names, key=lambda name: name.count("."))[:MAX_NAMED]
     shown = ", ".join(name for name in names if name in outer)
-    return f"Layers that fit: {shown}" + (f" and {len(names) - len(outer)} inside of them." if len(names) > len(outer) else ".")
+    return f"Layers that fit: {shown}" + (
+        f" and {len(names) - len(outer)} inside of them." if len(names) > len(outer) else "."
+    )

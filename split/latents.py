@@ -91,17 +91,19 @@ def fit_grid(network: SplitNetwork, batches: Iterable[torch.Tensor]) -> LatentGr
     for latent in _latents(bottleneck, batches):
         largest, channels = max(largest, float(latent.abs().amax())), latent.shape[1]
     if not 0 < largest < float("inf"):
-        raise BottleneckError(f"Wanted latents of calibration pictures, found a largest value of {largest}. Train first.")
+        raise BottleneckError(
+            f"Wanted latents of calibration pictures, found a largest value of {largest}. Train first."
+        )
     return LatentGrid((largest / HIGH,) * channels, (0.0,) * channels)
 
 
-@torch.no_grad()
 def integer_latents(head: IntegerHead, batches: Iterable[torch.Tensor]) -> list[I8]:
     """One int8 latent, shape (1, channels, h, w), for each picture."""
     found: list[I8] = []
     device = head.step.device
     for batch in batches:
-        found += [one[np.newaxis] for one in head(batch.to(device)).cpu().numpy()]
+        with torch.no_grad():
+            found += [one[np.newaxis] for one in head(batch.to(device)).cpu().numpy()]
     return found
 
 
@@ -126,9 +128,10 @@ def input_batches(data: PictureSet, options: Augmentation, *, batch: int = _BATC
         yield centre(data.images[first : first + batch], options)
 
 
-@torch.no_grad()
 def _latents(bottleneck: Bottleneck, batches: Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
     encoder = bottleneck.encoder.eval()
     device = next(encoder.parameters()).device
     for batch in batches:
-        yield encoder(batch.to(device))
+        with torch.no_grad():
+            latent = encoder(batch.to(device))
+        yield latent

@@ -5,6 +5,7 @@ Only training uses it. What is sent is coded with integer tables that are counte
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ class FactorisedPrior(nn.Module):
         self.channels = channels
         scale = _INITIAL_SCALE ** (1 / (len(_FILTERS) - 1))
         matrices, biases, factors = [], [], []
-        for inputs, outputs in zip(_FILTERS[:-1], _FILTERS[1:], strict=True):
+        for inputs, outputs in pairwise(_FILTERS):
             initial = math.log(math.expm1(1 / scale / outputs))
             matrices.append(nn.Parameter(torch.full((channels, outputs, inputs), initial)))
             biases.append(nn.Parameter(torch.empty(channels, outputs, 1).uniform_(-0.5, 0.5)))
@@ -75,16 +76,16 @@ class FactorisedPrior(nn.Module):
         wanted = self.quantiles.new_tensor([-target, 0.0, target])
         return (self._cumulative(self.quantiles, fixed=True) - wanted).abs().sum()
 
-    @torch.no_grad()
     def settle(self) -> None:
         """Set the medians to where the distribution has them (bisection); to be done once, before latents are rounded."""
-        low = torch.full((self.channels, 1, 1), -_SEARCH_RADIUS, device=self.quantiles.device)
-        high = -low
-        for _ in range(_SEARCH_STEPS):
-            middle = (low + high) / 2
-            below = self._cumulative(middle, fixed=True) < 0
-            low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-        self.quantiles[:, :, 1:2] = (low + high) / 2
+        with torch.no_grad():
+            low = torch.full((self.channels, 1, 1), -_SEARCH_RADIUS, device=self.quantiles.device)
+            high = -low
+            for _ in range(_SEARCH_STEPS):
+                middle = (low + high) / 2
+                below = self._cumulative(middle, fixed=True) < 0
+                low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+            self.quantiles[:, :, 1:2] = (low + high) / 2
 
     def _bits(self, values: torch.Tensor) -> torch.Tensor:
         upper = self._cumulative(values + 0.5, fixed=False)

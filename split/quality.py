@@ -114,9 +114,13 @@ def _curve(rates: npt.ArrayLike, accuracies: npt.ArrayLike) -> tuple[F64, F64]:
         raise CurveError(f"Wanted as many bytes above 0 as accuracies, found {rate.tolist()} and {quality.tolist()}.")
     order = np.lexsort((-quality, rate))
     rate, quality = rate[order], quality[order]
-    best = np.concatenate([[True], quality[1:] > np.maximum.accumulate(quality)[:-1]]) if len(rate) else np.array([], bool)
+    best = (
+        np.concatenate([[True], quality[1:] > np.maximum.accumulate(quality)[:-1]]) if len(rate) else np.array([], bool)
+    )
     if best.sum() < 2:
-        raise CurveError(f"Wanted at least 2 points that no other one beats, found {int(best.sum())} of {len(rate)}. Measure more rates.")
+        raise CurveError(
+            f"Wanted at least 2 points that no other one beats, found {int(best.sum())} of {len(rate)}. Measure more rates."
+        )
     return quality[best], np.log(rate[best])
 
 
@@ -138,6 +142,8 @@ def _integral(x: F64, y: F64, low: float, high: float) -> float:
         d = (y[index + 1] - y[index]) / h
         c2 = 3 * d - 2 * slopes[index] - slopes[index + 1]
         c3 = slopes[index] + slopes[index + 1] - 2 * d
-        part = [one * (y[index] + h * one * (slopes[index] / 2 + one * (c2 / 3 + one * c3 / 4))) for one in (start, stop)]
+        part = [
+            one * (y[index] + h * one * (slopes[index] / 2 + one * (c2 / 3 + one * c3 / 4))) for one in (start, stop)
+        ]
         area += h * (part[1] - part[0])
     return float(area)

@@ -8,6 +8,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def open_pictures(source: str | Path, options: DataOptions) -> PictureSet:
     raw = _find(str(source), options)
     _check_labels(raw.labels, len(raw.pictures), options.classes or len(raw.classes), raw.source)
     images = np.empty((len(raw.pictures), 3, options.size, options.size), np.uint8)
-    kept, skipped = [], []
+    kept: list[int] = []
+    skipped: list[str] = []
     for index, decode in enumerate(raw.pictures):
         try:
             images[len(kept)] = _fit(decode(), options.size)
@@ -111,7 +113,9 @@ def open_pictures(source: str | Path, options: DataOptions) -> PictureSet:
                 ) from error
             skipped.append(name)
     if skipped:
-        logger.warning("Skipped %d of %d pictures that cannot be decoded: %s", len(skipped), len(raw.pictures), _some(skipped))
+        logger.warning(
+            "Skipped %d of %d pictures that cannot be decoded: %s", len(skipped), len(raw.pictures), _some(skipped)
+        )
     labels = raw.labels[kept].astype(np.int64)
     if len(np.unique(labels)) < 2:
         raise TrainingDataError(
@@ -182,9 +186,15 @@ def _archive(path: Path, label_key: str) -> _Raw:
         pictures = [_decoder_of_array(one) for one in arrays["images"]]
         return _Raw(str(path), pictures, arrays[key])
     data, offset = arrays["data"], arrays["offset"]
-    if data.dtype != np.uint8 or offset.ndim != 1 or (np.diff(offset) < 0).any() or offset[-1] > len(data) or offset[0] < 0:
+    if (
+        data.dtype != np.uint8
+        or offset.ndim != 1
+        or (np.diff(offset) < 0).any()
+        or offset[-1] > len(data)
+        or offset[0] < 0
+    ):
         raise TrainingDataError(f"Wanted uint8 `data` and rising `offset` within it in {path}, found others.")
-    blobs = [data[start:stop].tobytes() for start, stop in zip(offset[:-1], offset[1:], strict=True)]
+    blobs = [data[start:stop].tobytes() for start, stop in pairwise(offset.tolist())]
     return _Raw(str(path), [_decoder_of_bytes(one) for one in blobs], arrays[key])
 
 
@@ -199,7 +209,9 @@ def _function(source: str) -> _Raw:
         raise TrainingDataError(f"Wanted the function {name!r} in module {module_name!r}, found {error}.") from error
     result = function()
     if not isinstance(result, tuple) or len(result) != 2 or len(result[0]) != len(result[1]):
-        raise TrainingDataError(f"Wanted (pictures, labels) of one length from {source}, found {type(result).__name__}.")
+        raise TrainingDataError(
+            f"Wanted (pictures, labels) of one length from {source}, found {type(result).__name__}."
+        )
     pictures = [_decoder_of_bytes(one) if isinstance(one, bytes) else _decoder_of_array(one) for one in result[0]]
     return _Raw(source, pictures, np.asarray(result[1]))
 
@@ -237,7 +249,8 @@ def _fit(picture: U8, size: int) -> U8:
         shape = max(size, round(width * scale)), max(size, round(height * scale))
         picture = np.asarray(Image.fromarray(picture).resize(shape, Image.Resampling.BILINEAR))
     top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
-    return picture[top : top + size, left : left + size].transpose(2, 0, 1)
+    cut: U8 = picture[top : top + size, left : left + size].transpose(2, 0, 1)
+    return cut
 
 
 def _check_labels(labels: npt.NDArray[Any], pictures: int, classes: int, source: str) -> None:

@@ -55,7 +55,7 @@ def test_stream_of_real_bytes_decodes_to_the_same_latents_and_beats_raw(entropic
         layers = codec.encode([latent])
         assert len(layers) == 2
         assert sum(map(len, layers)) < latent.size
-        (decoded,) = codec.decode([TensorHead("int8", latent.shape)], layers)
+        (decoded,) = codec.decode([TensorHead("int8", latent.shape, latent.nbytes)], layers)
         assert np.array_equal(decoded, latent)
 
 
@@ -75,7 +75,9 @@ def test_exported_head_ends_in_the_same_integers(entropic, pictures):
     (batch,) = list(input_batches(pictures, OPTIONS, batch=48))
     head = IntegerHead(entropic.bottleneck, fit_grid(entropic, ()))
     file = io.BytesIO()
-    torch.onnx.export(head, (batch[:1],), file, input_names=["x"], output_names=["latent"], opset_version=18, dynamo=False)
+    torch.onnx.export(
+        head, (batch[:1],), file, input_names=["x"], output_names=["latent"], opset_version=18, dynamo=False
+    )
     session = onnxruntime.InferenceSession(file.getvalue())
     (output,) = session.get_outputs()
     assert output.type == "tensor(int8)"

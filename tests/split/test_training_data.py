@@ -72,7 +72,7 @@ def test_archives_of_files_and_of_pictures(tmp_path):
     assert len(open_pictures(tmp_path / "b.npz", DataOptions(size=16, label_key="kind"))) == 3
     with pytest.raises(TrainingDataError, match="--label-key"):
         open_pictures(tmp_path / "b.npz", SIZE)
-    with pytest.raises(TrainingDataError, match="0 to 1 .* found 0 to 2"):
+    with pytest.raises(TrainingDataError, match=r"0 to 1 .* found 0 to 2"):
         open_pictures(tmp_path / "b.npz", DataOptions(size=16, label_key="kind", classes=2))
     np.savez(tmp_path / "c.npz", data=np.zeros(3, np.uint8), offset=np.array([0, 9]), label=[0])
     with pytest.raises(TrainingDataError, match="rising"):
