@@ -23,6 +23,7 @@ from split.checkpoint import Checkpoint, MetricsFile, Position, load_checkpoint,
 from split.inject import SplitNetwork, StudentOutput, Teacher
 from split.losses import feature_loss, task_loss
 from split.stages import Stage
+from split.teacher_cache import TeacherCache
 from split.training_data import PictureSet
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
@@ -57,6 +58,7 @@ class TrainOptions:
         log_every: Steps between rows of metrics.
         device: "cuda", "cpu", or "" for what is there.
         mixed_precision: bfloat16 where the GPU has it.
+        cache_bytes: Main memory for teacher outputs, which are kept where the augmentation repeats pictures.
         on_step: Is called after each step of the first process.
     """
 
@@ -68,6 +70,7 @@ class TrainOptions:
     log_every: int = 10
     device: str = ""
     mixed_precision: bool = True
+    cache_bytes: int = 1 << 30
     on_step: Callable[[Progress], None] | None = field(default=None, repr=False, compare=False)
 
 
@@ -148,6 +151,7 @@ class _Run:
         place: _Place,
     ) -> None:
         self.student, self.teacher = student.to(place.device), teacher.to(place.device)
+        self.cache = TeacherCache(self.teacher, data, options.augmentation, limit_bytes=options.cache_bytes)
         self.data, self.stages, self.options, self.place = data, stages, options, place
         self.run = run_identity(student, data, stages, options)
         self.position = Position()
@@ -239,8 +243,7 @@ class _Run:
         for group in optimiser.param_groups:
             group["lr"] = lr
         with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=self.mixed):
-            with torch.no_grad():
-                wanted = self.teacher(x)
+            wanted = self.cache.outputs(x, indices[mine], draws)
             output: StudentOutput = self.wrapped(x)
         if stage.task is None:
             parts = {"features": feature_loss(output.features, wanted.features), "bits": output.coded.bits}
@@ -304,9 +307,11 @@ class _Run:
 
 
 def run_identity(student: nn.Module, data: PictureSet, stages: Sequence[Stage], options: TrainOptions) -> str:
-    """16 hex digits that are equal when network, data, stages, seed and augmentation are equal in form."""
+    """16 hex digits that are equal when network, data, stages, seed and augmentation are."""
     shapes = [(name, tuple(one.shape)) for name, one in student.state_dict().items()]
-    digest = hashlib.sha256(repr((shapes, tuple(stages), options.seed, options.augmentation)).encode())
+    digest = hashlib.sha256(
+        repr((shapes, tuple(stages), options.seed, options.augmentation, options.cache_bytes)).encode()
+    )
     digest.update(repr((tuple(data.images.shape), data.classes)).encode())
     digest.update(data.labels.numpy().tobytes())
     digest.update(data.images[:: max(1, len(data) // 64)].contiguous().numpy().tobytes())

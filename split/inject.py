@@ -202,13 +202,14 @@ def find_layer(trace: Trace, name: str) -> CutLayer:
 
 
 def default_compared(trace: Trace, layer: str) -> tuple[str, ...]:
-    """The last layer at each resolution behind a layer's, outermost modules first (`layer3`, not `layer3.5.relu`)."""
+    """The last layer at each lower resolution behind a layer, not nested deeper than it (`layer3`, not `layer3.5.relu`)."""
     order = list(trace.graph.nodes)
     start = order.index(trace.nodes[layer])
     best: dict[tuple[int, int], tuple[int, int, str]] = {}
     for name, one in trace.layers.items():
         position = order.index(trace.nodes[name])
-        if position <= start or one.shape[1] >= trace.layers[layer].shape[1]:
+        inner = name.count(".") > layer.count(".") or not one.stride
+        if inner or position <= start or one.shape[1] >= trace.layers[layer].shape[1]:
             continue
         key = (position, -name.count("."), name)
         best[one.shape[1:]] = max(best.get(one.shape[1:], key), key)

@@ -18,6 +18,7 @@ from split.bottlefit import BottleFitOptions, QuantisedBottleFit, bottlefit_stag
 from split.checkpoint import CHECKPOINT, METRICS, CheckpointError, replace_file
 from split.distill import TrainingError, TrainOptions, train
 from split.entropic_student import EntropicOptions, EntropicStudent, entropic_stages
+from split.estimate import estimate
 from split.inject import inject, trace_network
 from split.losses import TaskLoss, task_loss
 
@@ -52,7 +53,13 @@ def _killed_after(steps):
     return on_step
 
 
-def test_killed_runs_end_like_an_uninterrupted_one(tiny, pictures, tmp_path):
+@pytest.mark.parametrize("augmentation", [AUGMENTATION, Augmentation(32, "flip")], ids=["crop", "cached"])
+def test_killed_runs_end_like_an_uninterrupted_one(tiny, pictures, tmp_path, augmentation):
+    def _options(folder, **more):
+        return TrainOptions(
+            folder=folder, augmentation=augmentation, device="cpu", log_every=1, cache_bytes=200_000, **more
+        )
+
     student, teacher = _pair(tiny)
     report = train(student, teacher, pictures, STAGES, _options(tmp_path / "whole"))
     assert report.steps == (6, 8)
@@ -78,6 +85,33 @@ def test_killed_runs_end_like_an_uninterrupted_one(tiny, pictures, tmp_path):
     again, teacher = _pair(tiny, seed=98)
     assert train(again, teacher, pictures, STAGES, _options(folder)).steps == ()
     assert all(torch.equal(again.state_dict()[name], value) for name, value in wanted.items())
+
+
+def test_cached_teacher_runs_once_for_each_view_and_changes_nothing(tiny, pictures, tmp_path):
+    found = []
+    for cache_bytes in (0, 1 << 26, 130_000):
+        student, teacher = _pair(tiny)
+        seen = []
+        teacher.register_forward_hook(lambda _, inputs, __, seen=seen: seen.append(len(inputs[0])))
+        options = _options(tmp_path / str(cache_bytes), cache_bytes=cache_bytes)
+        train(student, teacher, pictures, STAGES, replace(options, augmentation=Augmentation(32, "flip")))
+        found.append((sum(seen), student.state_dict()))
+    (every, plain), (once, cached), (some, partly) = found
+    assert every == 48 * 4
+    assert once <= 48 * 2 + 1 < some < every
+    for state in (cached, partly):
+        assert all(torch.allclose(plain[name], state[name], atol=1e-5) for name in plain)
+
+
+def test_estimate_measures_each_stage_and_leaves_the_student_alone(tiny, pictures, tmp_path):
+    student, teacher = _pair(tiny)
+    before = {name: one.clone() for name, one in student.state_dict().items()}
+    cost = estimate(student, teacher, pictures, STAGES, _options(tmp_path / "run"))
+    assert len(cost.seconds) == 2
+    assert all(one > 0 for one in cost.seconds)
+    assert cost.peak_bytes > 1 << 20
+    assert not (tmp_path / "run").exists()
+    assert all(torch.equal(before[name], one) for name, one in student.state_dict().items())
 
 
 def test_sigkill_leaves_a_checkpoint_that_loads(tiny, pictures, tmp_path):
