@@ -135,7 +135,7 @@ class MetricsFile:
     def __init__(self, folder: Path, length: int) -> None:
         """Open, and drop everything behind `length` bytes: rows of steps that will be run again."""
         self._file = (folder / METRICS).open("ab")
-        self._file.truncate(length)
+        self._file.truncate(min(length, self._file.seek(0, os.SEEK_END)))
         self._file.seek(0, os.SEEK_END)
 
     def add(self, row: Mapping[str, object]) -> None:

@@ -153,7 +153,7 @@ class _Run:
         self.student, self.teacher = student.to(place.device), teacher.to(place.device)
         self.cache = TeacherCache(self.teacher, data, options.augmentation, limit_bytes=options.cache_bytes)
         self.data, self.stages, self.options, self.place = data, stages, options, place
-        self.run = run_identity(student, data, stages, options)
+        self.run = run_identity((student, teacher), data, stages, options)
         self.position = Position()
         self.last_save = self.begin = time.monotonic()
         cuda = place.device.type == "cuda"
@@ -306,13 +306,23 @@ class _Run:
         return float(value)
 
 
-def run_identity(student: nn.Module, data: PictureSet, stages: Sequence[Stage], options: TrainOptions) -> str:
-    """16 hex digits that are equal when network, data, stages, seed and augmentation are."""
+def run_identity(
+    networks: tuple[nn.Module, nn.Module], data: PictureSet, stages: Sequence[Stage], options: TrainOptions
+) -> str:
+    """16 hex digits that are equal when the student's form, the teacher, data, stages, seed and augmentation are.
+
+    Args:
+        networks: Student and teacher.
+        data: Labels count in full, pictures by a sample of 64.
+        stages: The recipe.
+        options: Only what changes the result counts.
+    """
+    student, teacher = networks
     shapes = [(name, tuple(one.shape)) for name, one in student.state_dict().items()]
-    digest = hashlib.sha256(
-        repr((shapes, tuple(stages), options.seed, options.augmentation, options.cache_bytes)).encode()
-    )
-    digest.update(repr((tuple(data.images.shape), data.classes)).encode())
+    settings = (tuple(stages), options.seed, options.augmentation, options.cache_bytes)
+    digest = hashlib.sha256(repr((shapes, settings, tuple(data.images.shape), data.classes)).encode())
+    for one in teacher.state_dict().values():
+        digest.update(one.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     digest.update(data.labels.numpy().tobytes())
     digest.update(data.images[:: max(1, len(data) // 64)].contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

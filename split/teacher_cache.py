@@ -65,7 +65,7 @@ class TeacherCache:
         if not self.limit_bytes:
             return 0
         one = self.teacher(x[:1])
-        size = sum(part.numel() * part.element_size() for part in (one.logits, *one.features))
+        size: int = sum(part.numel() * part.element_size() for part in (one.logits, *one.features))
         return min(len(self.data), self.limit_bytes // (size * (2 if self.mirrored else 1)) // CHUNK * CHUNK)
 
     def _chunk(self, number: int, flip: bool, device: torch.device) -> Row:

@@ -44,12 +44,14 @@ class DataOptions:
         label_key: Array of an .npz that holds the class ids; empty for the first of `LABEL_KEYS`.
         strict: A damaged picture is an error; otherwise it is skipped and counted.
         classes: Number of classes that the network has; 0 for as many as the labels show.
+        max_bytes: That the decoded pictures may take in memory.
     """
 
     size: int
     label_key: str = ""
     strict: bool = False
     classes: int = 0
+    max_bytes: int = 16 << 30
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,12 @@ def open_pictures(source: str | Path, options: DataOptions) -> PictureSet:
     """
     raw = _find(str(source), options)
     _check_labels(raw.labels, len(raw.pictures), options.classes or len(raw.classes), raw.source)
+    needed = len(raw.pictures) * 3 * options.size**2
+    if needed > options.max_bytes:
+        raise TrainingDataError(
+            f"Wanted at most {options.max_bytes} bytes of decoded pictures, found {needed} ({len(raw.pictures)} of {options.size} x "
+            f"{options.size} in {raw.source}). Use a smaller size or fewer pictures."
+        )
     images = np.empty((len(raw.pictures), 3, options.size, options.size), np.uint8)
     kept: list[int] = []
     skipped: list[str] = []

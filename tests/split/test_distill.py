@@ -204,6 +204,9 @@ def test_wrong_runs_are_named(tiny, pictures, tmp_path):
     train(student, teacher, pictures, STAGES[:1], _options(tmp_path))
     with pytest.raises(CheckpointError, match="Another network"):
         train(student, teacher, pictures, STAGES[:1], _options(tmp_path, seed=1))
+    teacher.graph.fc.bias.data += 1  # another teacher of the same form
+    with pytest.raises(CheckpointError, match="Another network"):
+        train(student, teacher, pictures, STAGES[:1], _options(tmp_path))
     (tmp_path / CHECKPOINT).write_bytes(b"PK damaged")
     with pytest.raises(CheckpointError, match="Delete it"):
         train(student, teacher, pictures, STAGES[:1], _options(tmp_path))

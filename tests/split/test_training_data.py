@@ -62,6 +62,11 @@ def test_one_class_or_no_picture_is_refused(folder, tmp_path):
         open_pictures(tmp_path / "nowhere", SIZE)
 
 
+def test_more_pictures_than_memory_is_refused_before_decoding(folder):
+    with pytest.raises(TrainingDataError, match="found 3072"):
+        open_pictures(folder, DataOptions(size=16, max_bytes=3071))
+
+
 def test_archives_of_files_and_of_pictures(tmp_path):
     blobs = [_jpeg((255, 0, 0)), _jpeg((0, 0, 255))]
     offset = np.cumsum([0, *map(len, blobs)])
