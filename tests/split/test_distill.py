@@ -23,6 +23,7 @@ from split.inject import inject, trace_network
 from split.losses import TaskLoss, task_loss
 
 ROOT = Path(__file__).parent.parent.parent
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
 AUGMENTATION = Augmentation(32, "crop", padding=2)
 STAGES = entropic_stages(0.05, epochs=(2, 2), batches=(16, 12))
 
@@ -137,7 +138,7 @@ def test_sigkill_leaves_a_checkpoint_that_loads(tiny, pictures, tmp_path):
         print("from", report.resumed_at)
     """
     command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), "400"]
-    with subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as child:
         while (line := child.stdout.readline()) and int(line) < 5:
             pass
         child.send_signal(signal.SIGKILL)
@@ -265,8 +266,7 @@ def test_two_processes_learn_what_one_does(tmp_path):
     two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     for name, launcher in (("two", two), ("one", [])):
         command = [sys.executable, *launcher, str(script), str(tmp_path / name)]
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True, timeout=200)
+        subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True, timeout=200)
     states = [tmp_path / "two" / "rank0.pt", tmp_path / "two" / "rank1.pt", tmp_path / "one" / "rankone.pt"]
     first, second, alone = (torch.load(path, weights_only=True) for path in states)
     assert all(torch.equal(first[name], second[name]) for name in first)
