@@ -1,0 +1,66 @@
+"""What both learned bottlenecks are to the rest: an encoder for the device, a decoder for the host, a rate."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from device_profiles.errors import EdgeError
+
+
+class BottleneckError(EdgeError):
+    """Options that make no bottleneck, or a layer or input that it does not fit."""
+
+
+class Coded(NamedTuple):
+    """What the decoder sees, and what it cost."""
+
+    latent: torch.Tensor  # (batch, channels, height, width)
+    bits: torch.Tensor  # of the whole batch, scalar; 0 where the method has no rate term
+    auxiliary: torch.Tensor  # scalar loss of the rate model's own parameters
+
+
+class Bottleneck(nn.Module):
+    """Encoder and decoder around a latent.
+
+    Attributes:
+        encoder: Runs on the device; (batch, 3, height, width) to the latent.
+        decoder: Runs on the host; the latent to the target layer's output.
+        stride: Input pixels for each pixel of the target layer.
+        encoder_fixed: The encoder is trained and stays as it is: latents are coded as they will be sent.
+    """
+
+    def __init__(self, encoder: nn.Sequential, decoder: nn.Sequential, *, stride: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.stride = stride
+        self.encoder_fixed = False
+
+    def code(self, latent: torch.Tensor) -> Coded:
+        """The latent as the decoder will see it."""
+        zero = latent.new_zeros((), dtype=torch.float32)
+        return Coded(latent, zero, zero)
+
+    def fix_encoder(self) -> None:
+        """Freeze the encoder: no gradients, and normalisation as on the device."""
+        self.encoder_fixed = True
+        self.encoder.requires_grad_(requires_grad=False)
+        self.encoder.eval()
+
+    def train(self, mode: bool = True) -> "Bottleneck":
+        """Training mode for everything but a fixed encoder."""
+        super().train(mode)
+        if self.encoder_fixed:
+            self.encoder.eval()
+        return self
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, Coded]:
+        """The target layer's output, and what crossed the cut."""
+        coded = self.code(self.encoder(x))
+        return self.decoder(coded.latent), coded
+
+
+def conv(inputs: int, outputs: int, *, kernel: int, stride: int = 1, padding: int = 0) -> nn.Conv2d:
+    """A convolution without bias, as all of both papers are."""
+    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=padding, bias=False)

@@ -1,0 +1,339 @@
+"""The training loop of both bottlenecks: one process or `torchrun`, resumable after a kill at any moment.
+
+All chance of a step (order of the data, augmentation, noise, dropout) is drawn from the seed and the step's number, so a
+run that was killed continues from its checkpoint with the same numbers; on a CPU the result is the same to the last bit.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from device_profiles.errors import EdgeError
+from split.augment import Augmentation, augment, draw
+from split.checkpoint import Checkpoint, MetricsFile, Position, load_checkpoint, save_checkpoint
+from split.inject import SplitNetwork, StudentOutput, Teacher
+from split.losses import feature_loss, task_loss
+from split.stages import Stage
+from split.teacher_cache import TeacherCache
+from split.training_data import PictureSet
+
+_MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
+
+
+class TrainingError(EdgeError):
+    """Training cannot start or go on."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """After each step, for whoever shows it."""
+
+    stage: str
+    step: int  # of the stage, from 1
+    steps: int  # of the stage, as planned
+    loss: float
+    left_s: float  # estimate, for the whole run
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How to run, not what to learn.
+
+    Attributes:
+        folder: Checkpoint and metrics; one folder for each run.
+        seed: Of everything that is random.
+        augmentation: Of the training pictures.
+        time_budget_s: Seconds for all stages, shared by their planned pictures; a stage ends early when its share is used
+            up, its learning rates come earlier then. Null for no limit. With a budget a run is not repeatable.
+        checkpoint_every_s: Seconds between checkpoints.
+        log_every: Steps between rows of metrics.
+        device: "cuda", "cpu", or "" for what is there.
+        mixed_precision: bfloat16 where the GPU has it.
+        cache_bytes: Main memory for teacher outputs, which are kept where the augmentation repeats pictures.
+        on_step: Is called after each step of the first process.
+    """
+
+    folder: Path
+    augmentation: Augmentation
+    seed: int = 0
+    time_budget_s: float | None = None
+    checkpoint_every_s: float = 60.0
+    log_every: int = 10
+    device: str = ""
+    mixed_precision: bool = True
+    cache_bytes: int = 1 << 30
+    on_step: Callable[[Progress], None] | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What was done."""
+
+    steps: tuple[int, ...]  # of each stage
+    resumed_at: Position | None
+    seconds: float  # of this process
+
+
+def train(
+    student: SplitNetwork, teacher: Teacher, data: PictureSet, stages: Sequence[Stage], options: TrainOptions
+) -> TrainReport:
+    """Train a network with a bottleneck, in place; continue where the folder's checkpoint stands.
+
+    Args:
+        student: From `split.inject.inject`.
+        teacher: Its counterpart.
+        data: Training pictures.
+        stages: One after another; each starts with a new optimiser.
+        options: Folder, seed, device, limits.
+
+    Raises:
+        TrainingError: Fewer pictures than a batch, no such device, or a loss that is not finite.
+        CheckpointError: The folder holds another run, or cannot be written.
+    """
+    for stage in stages:
+        if len(data) < stage.batch:
+            raise TrainingError(
+                f"Wanted at least one batch of {stage.batch} pictures for stage {stage.name!r}, found {len(data)}. Use a smaller batch."
+            )
+    with _processes(options.device) as place:
+        return _Run(student, teacher, data, stages, options, place).go()
+
+
+@dataclass(frozen=True)
+class _Place:
+    device: torch.device
+    rank: int
+    world: int
+
+
+@contextmanager
+def _processes(device: str) -> Iterator[_Place]:
+    """This process's device and place; joins the others where torchrun started it."""
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise TrainingError(f"Wanted the device {name!r}, found no CUDA. Use --device cpu.")
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield _Place(torch.device(name), 0, 1)
+        return
+    if name == "cuda":
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(name)
+    own = not distributed.is_initialized()
+    if own:
+        distributed.init_process_group("nccl" if name.startswith("cuda") else "gloo")
+    try:
+        yield _Place(torch.device(name), distributed.get_rank(), world)
+    finally:
+        if own:
+            distributed.destroy_process_group()
+
+
+class _Run:
+    """One run: state that changes from step to step."""
+
+    def __init__(
+        self,
+        student: SplitNetwork,
+        teacher: Teacher,
+        data: PictureSet,
+        stages: Sequence[Stage],
+        options: TrainOptions,
+        place: _Place,
+    ) -> None:
+        self.student, self.teacher = student.to(place.device), teacher.to(place.device)
+        self.cache = TeacherCache(self.teacher, data, options.augmentation, limit_bytes=options.cache_bytes)
+        self.data, self.stages, self.options, self.place = data, stages, options, place
+        self.run = run_identity((student, teacher), data, stages, options)
+        self.position = Position()
+        self.last_save = self.begin = time.monotonic()
+        cuda = place.device.type == "cuda"
+        self.mixed = options.mixed_precision and cuda and torch.cuda.is_bf16_supported()
+        self.wrapped: nn.Module = student
+        self.optimiser: torch.optim.Optimizer | None = None
+        self.metrics: MetricsFile | None = None
+
+    def go(self) -> TrainReport:
+        self.options.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = load_checkpoint(self.options.folder, run=self.run, device=self.place.device)
+        self.position = checkpoint.position if checkpoint else Position()
+        if self.place.rank == 0:
+            self.metrics = MetricsFile(self.options.folder, self.position.metrics_bytes)
+        steps = []
+        try:
+            for number, stage in enumerate(self.stages):
+                self._enter(stage)
+                if number < self.position.stage:
+                    continue
+                if checkpoint and number == checkpoint.position.stage:
+                    self._restore(checkpoint)
+                self._run_stage(number, stage)
+                steps.append(self.position.step)
+                self.position = replace(self.position, stage=number + 1, step=0, elapsed_s=0.0)
+                self.optimiser = None
+                self._save()
+            if checkpoint and checkpoint.position.stage == len(self.stages):
+                self._restore(checkpoint)
+        finally:
+            if self.metrics:
+                self.metrics.close()
+        self.student.eval()
+        resumed = checkpoint.position if checkpoint else None
+        return TrainReport(tuple(steps), resumed, time.monotonic() - self.begin)
+
+    def _enter(self, stage: Stage) -> None:
+        """Freeze what this stage freezes, and make its optimiser."""
+        if stage.fixes_encoder:
+            self.student.bottleneck.fix_encoder()
+        self.student.tail.requires_grad_(stage.task is not None)
+        self.student.train()
+        weights = [one for one in self.student.parameters() if one.requires_grad]
+        if stage.optimiser == "adam":
+            self.optimiser = torch.optim.Adam(weights, lr=stage.lr)
+        else:
+            self.optimiser = torch.optim.SGD(weights, lr=stage.lr, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
+        self.wrapped = self.student
+        if self.place.world > 1:
+            ids = [self.place.device.index] if self.place.device.type == "cuda" else None
+            self.wrapped = DistributedDataParallel(self.student, device_ids=ids, find_unused_parameters=True)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.student.load_state_dict(checkpoint.student)
+        if checkpoint.optimiser is not None and self.optimiser is not None:
+            self.optimiser.load_state_dict(dict(checkpoint.optimiser))
+
+    def _run_stage(self, number: int, stage: Stage) -> None:
+        per_epoch = len(self.data) // stage.batch
+        planned = per_epoch * stage.epochs
+        share = self._share(stage)
+        while self.position.step < planned:
+            step, elapsed = self.position.step, self.position.elapsed_s
+            progress = max(step / planned, elapsed / share if share else 0.0)
+            progress = self._agreed(progress)
+            if progress >= 1:
+                break
+            start = time.monotonic()
+            seed = _mix(self.options.seed, number, step)
+            order = _order(len(self.data), _mix(self.options.seed, number, -1 - step // per_epoch))
+            first = step % per_epoch * stage.batch
+            terms = self._step(stage, order[first : first + stage.batch], seed, stage.rate_at(progress))
+            self.position = replace(self.position, step=step + 1, elapsed_s=elapsed + time.monotonic() - start)
+            self._tell(stage, planned, terms)
+            if time.monotonic() - self.last_save >= self.options.checkpoint_every_s:
+                self._save()
+
+    def _step(self, stage: Stage, indices: torch.Tensor, seed: int, lr: float) -> dict[str, float]:
+        """One optimiser step; returns the terms of this process's part of the loss."""
+        place, optimiser = self.place, self.optimiser
+        assert optimiser is not None
+        mine = slice(place.rank, None, place.world)
+        draws = draw(len(indices), seed).part(mine)
+        x = augment(self.data.images[indices[mine]].to(place.device), self.options.augmentation, draws)
+        labels = self.data.labels[indices[mine]].to(place.device)
+        torch.manual_seed(_mix(seed, place.rank, 1))
+        for group in optimiser.param_groups:
+            group["lr"] = lr
+        with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=self.mixed):
+            wanted = self.cache.outputs(x, indices[mine], draws)
+            output: StudentOutput = self.wrapped(x)
+        if stage.task is None:
+            parts = {"features": feature_loss(output.features, wanted.features), "bits": output.coded.bits}
+            loss = parts["features"] + stage.beta * parts["bits"] + output.coded.auxiliary
+            loss = loss * place.world  # sums over the batch; the processes' gradients are averaged
+        else:
+            loss = task_loss(output.logits, wanted.logits, labels, stage.task)
+            parts = {"task": loss, "bits": output.coded.bits}
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"Wanted a finite loss in stage {stage.name!r}, found {float(loss.detach())} at step {self.position.step}. Use a smaller "
+                "learning rate, or look at the data."
+            )
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        return {"loss": float(loss.detach()), "lr": lr} | {key: float(value.detach()) for key, value in parts.items()}
+
+    def _tell(self, stage: Stage, planned: int, terms: dict[str, float]) -> None:
+        if self.place.rank:
+            return
+        step = self.position.step
+        if self.metrics and (step % self.options.log_every == 0 or step in (1, planned)):
+            self.metrics.add({"stage": stage.name, "step": step, **terms})
+            self.position = replace(self.position, metrics_bytes=self.metrics.length)
+        if self.options.on_step:
+            each = self.position.elapsed_s / step
+            left = each * (planned - step)
+            share = self._share(stage)
+            if share:
+                left = min(left, max(share - self.position.elapsed_s, 0.0))
+            later = self.stages[self.position.stage + 1 :]
+            left += sum(self._share(one) or each * self._pictures(one) / stage.batch for one in later)
+            self.options.on_step(Progress(stage.name, step, planned, terms["loss"], left))
+
+    def _save(self) -> None:
+        self.last_save = time.monotonic()
+        if self.place.rank:
+            return
+        optimiser = self.optimiser.state_dict() if self.optimiser else None
+        save_checkpoint(
+            self.options.folder, Checkpoint(self.position, self.student.state_dict(), optimiser), run=self.run
+        )
+
+    def _pictures(self, stage: Stage) -> int:
+        return len(self.data) // stage.batch * stage.batch * stage.epochs
+
+    def _share(self, stage: Stage) -> float:
+        """Seconds of the budget that belong to a stage; 0 for no limit."""
+        if self.options.time_budget_s is None:
+            return 0.0
+        return self.options.time_budget_s * self._pictures(stage) / sum(map(self._pictures, self.stages))
+
+    def _agreed(self, progress: float) -> float:
+        """The first process's clock counts for all."""
+        if self.place.world == 1 or self.options.time_budget_s is None:
+            return progress
+        value = torch.tensor(progress, dtype=torch.float64, device=self.place.device)
+        distributed.broadcast(value, 0)
+        return float(value)
+
+
+def run_identity(
+    networks: tuple[nn.Module, nn.Module], data: PictureSet, stages: Sequence[Stage], options: TrainOptions
+) -> str:
+    """16 hex digits that are equal when the student's form, the teacher, data, stages, seed and augmentation are.
+
+    Args:
+        networks: Student and teacher.
+        data: Labels count in full, pictures by a sample of 64.
+        stages: The recipe.
+        options: Only what changes the result counts.
+    """
+    student, teacher = networks
+    shapes = [(name, tuple(one.shape)) for name, one in student.state_dict().items()]
+    settings = (tuple(stages), options.seed, options.augmentation, options.cache_bytes)
+    digest = hashlib.sha256(repr((shapes, settings, tuple(data.images.shape), data.classes)).encode())
+    for one in teacher.state_dict().values():
+        digest.update(one.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    digest.update(data.labels.numpy().tobytes())
+    digest.update(data.images[:: max(1, len(data) // 64)].contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _mix(*numbers: int) -> int:
+    """A seed from numbers: independent for each combination."""
+    return int.from_bytes(hashlib.sha256(repr(numbers).encode()).digest()[:7], "little")
+
+
+@lru_cache(maxsize=1)
+def _order(count: int, seed: int) -> torch.Tensor:
+    """A permutation; all steps of an epoch ask for the same one."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))

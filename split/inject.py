@@ -1,0 +1,351 @@
+"""Put a bottleneck into a network: cut it behind a named layer, keep the rest as the tail.
+
+The network is traced symbolically. A layer can be cut behind when its output is one image-like tensor through which
+everything that comes later depends on the input: the bottleneck then stands in for the layer and all before it.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from split.bottleneck import Bottleneck, BottleneckError, Coded
+
+MAX_NAMED = 12  # layers that an error lists
+
+
+class LayerError(BottleneckError):
+    """The layer that was asked for is not in the network, or no bottleneck can stand in for it."""
+
+
+class NetworkError(BottleneckError):
+    """A network that cannot be cut: it takes no picture, or cannot be traced."""
+
+
+@dataclass(frozen=True)
+class CutLayer:
+    """A layer behind which a network can be cut.
+
+    Attributes:
+        name: As in `named_modules`.
+        shape: Of its output: channels, height, width.
+        stride: Input pixels for each pixel of the output, both directions; 0 where they do not divide evenly.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    stride: int
+
+
+class Features(NamedTuple):
+    """What a network computes: logits, and the outputs of the layers that a loss compares, the cut's first."""
+
+    logits: torch.Tensor
+    features: tuple[torch.Tensor, ...]
+
+
+class StudentOutput(NamedTuple):
+    """`Features` of a network with a bottleneck, and what its latent cost."""
+
+    logits: torch.Tensor
+    features: tuple[torch.Tensor, ...]
+    coded: Coded
+
+
+class SplitNetwork(nn.Module):
+    """A bottleneck in front of the rest of a network.
+
+    Attributes:
+        bottleneck: In place of everything up to the cut.
+        tail: From the cut's layer to (logits, outputs of the compared layers behind the cut).
+        layer: Name of the cut's layer.
+        compared: Names of the compared layers, the cut's first.
+    """
+
+    def __init__(self, bottleneck: Bottleneck, tail: fx.GraphModule, *, compared: tuple[str, ...]) -> None:
+        super().__init__()
+        self.bottleneck = bottleneck
+        self.tail = tail
+        self.layer = compared[0]
+        self.compared = compared
+
+    def forward(self, x: torch.Tensor) -> StudentOutput:
+        """Pictures, (batch, 3, height, width), to logits and what training needs."""
+        target, coded = self.bottleneck(x)
+        logits, later = self.tail(target)
+        return StudentOutput(logits, (target, *later), coded)
+
+
+class Teacher(nn.Module):
+    """The untouched network with its compared layers as outputs, frozen, in evaluation mode."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__()
+        self.graph = graph.eval().requires_grad_(requires_grad=False)
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Stays in evaluation mode."""
+        return super().train(mode=False) if mode else self
+
+    def forward(self, x: torch.Tensor) -> Features:
+        """Pictures to logits and the outputs of the compared layers."""
+        logits, features = self.graph(x)
+        return Features(logits, tuple(features))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A traced network: its graph, and the layers behind which it can be cut, in the order of the network."""
+
+    model: nn.Module
+    graph: fx.Graph
+    layers: Mapping[str, CutLayer]
+    nodes: Mapping[str, fx.Node]
+
+
+def trace_network(model: nn.Module, example: torch.Tensor) -> Trace:
+    """Find the layers behind which a network can be cut.
+
+    Args:
+        model: Takes one batch of pictures, returns one tensor of logits.
+        example: A batch of pictures, float, (batch, 3, height, width).
+
+    Raises:
+        NetworkError: No pictures, not traceable, or something else than one tensor comes out.
+    """
+    if example.ndim != 4 or example.shape[1] != 3 or not example.is_floating_point():
+        raise NetworkError(
+            f"Wanted a network of pictures, float (batch, 3, height, width), found an input {example.dtype} of shape "
+            f"{tuple(example.shape)}. A learned bottleneck replaces layers that see a picture."
+        )
+    model.eval()
+    tracer = _Tracer()
+    try:
+        graph = tracer.trace(model)
+    except Exception as error:
+        raise NetworkError(
+            f"Wanted a network whose forward can be traced (no branches on values), found {type(error).__name__}: {error}. "
+            "Give a module without them, or the part of it that sees the picture."
+        ) from error
+    shapes = _Shapes(fx.GraphModule(model, graph))
+    shapes.look(example)
+    if shapes.outputs != 1:
+        raise NetworkError(f"Wanted a network with one input and one output tensor, found {shapes.outputs}. Wrap it.")
+    nodes = _cut_nodes(graph, tracer.made)
+    layers = {}
+    for name, node in nodes.items():
+        shape = shapes.found.get(node.name, ())
+        if len(shape) == 4 and shape[2] * shape[3] > 1:
+            layers[name] = CutLayer(name, shape[1:], _stride(example.shape[2:], shape[2:]))
+    return Trace(model, graph, layers, {name: nodes[name] for name in layers})
+
+
+def inject(
+    trace: Trace,
+    layer: str,
+    make: Callable[[CutLayer], Bottleneck],
+    *,
+    compared: tuple[str, ...] | None = None,
+    size: tuple[int, int],
+) -> tuple[SplitNetwork, Teacher]:
+    """Replace a network up to a layer by a bottleneck.
+
+    Args:
+        trace: Of the trained network; its weights are copied into the student's tail.
+        layer: The last layer that is replaced.
+        make: Makes the bottleneck for that layer, with new weights.
+        compared: Later layers whose outputs the feature loss compares; by default the last one at each resolution.
+        size: Height and width of the pictures.
+
+    Returns:
+        The student, and the teacher with the same outputs.
+
+    Raises:
+        LayerError: No such layer, or the bottleneck's output has another shape; the message names layers that fit.
+        BottleneckError: The bottleneck's own options are wrong.
+    """
+    target = find_layer(trace, layer)
+    bottleneck = make(target)
+    found = output_shape(bottleneck, size)
+    if found != target.shape:
+        fitting = [one.name for one in trace.layers.values() if one.stride == bottleneck.stride]
+        raise LayerError(
+            f"Wanted a layer whose output is {found[1]} x {found[2]} for a picture of {size[0]} x {size[1]} (stride "
+            f"{bottleneck.stride}), found {_form(target.shape)} (channels, height, width) behind {layer!r}. "
+            f"{_named(fitting) or 'Choose another stride or picture size.'}"
+        )
+    later = default_compared(trace, layer) if compared is None else compared
+    for name in later:
+        find_layer(trace, name)
+    names = (layer, *later)
+    tail = _tail_graph(trace, [trace.nodes[name] for name in names])
+    whole = _whole_graph(trace, [trace.nodes[name] for name in names])
+    return SplitNetwork(bottleneck, tail, compared=names), Teacher(whole)
+
+
+def find_layer(trace: Trace, name: str) -> CutLayer:
+    """A layer by name.
+
+    Raises:
+        LayerError: Not there, or it cannot be cut behind; the message names layers that can.
+    """
+    if name in trace.layers:
+        return trace.layers[name]
+    known = {path for path, _ in trace.model.named_modules()}
+    reason = "a layer that a cut cannot follow" if name in known else "no such layer"
+    raise LayerError(
+        f"Wanted a layer behind which the network can be cut, found {reason}: {name!r}. {_named(list(trace.layers))}"
+    )
+
+
+def default_compared(trace: Trace, layer: str) -> tuple[str, ...]:
+    """The last layer at each lower resolution behind a layer, not nested deeper than it (`layer3`, not `layer3.5.relu`)."""
+    order = list(trace.graph.nodes)
+    start = order.index(trace.nodes[layer])
+    best: dict[tuple[int, int], tuple[int, int, str]] = {}
+    for name, one in trace.layers.items():
+        position = order.index(trace.nodes[name])
+        inner = name.count(".") > layer.count(".") or not one.stride
+        if inner or position <= start or one.shape[1] >= trace.layers[layer].shape[1]:
+            continue
+        key = (position, -name.count("."), name)
+        best[one.shape[1:]] = max(best.get(one.shape[1:], key), key)
+    return tuple(name for _, _, name in sorted(best.values()))
+
+
+def output_shape(bottleneck: nn.Module, size: tuple[int, int]) -> tuple[int, ...]:
+    """Shape (channels, height, width) that a bottleneck or encoder makes of a picture, without running it on data."""
+    was_training = bottleneck.training
+    bottleneck.eval()
+    device = next(bottleneck.parameters()).device
+    with torch.no_grad():
+        result = bottleneck(torch.zeros(1, 3, *size, device=device))
+    bottleneck.train(was_training)
+    tensor = result[0] if isinstance(result, tuple) else result
+    return tuple(tensor.shape[1:])
+
+
+class _Tracer(fx.Tracer):
+    """Notes which node each module's output is; modules that run twice or return no tensor drop out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[str, fx.Node | None] = {}
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:  # noqa: ANN401 - fx's own signature
+        name = self.path_of_module(m)
+        result = super().call_module(m, forward, args, kwargs)
+        self.made[name] = result.node if isinstance(result, fx.Proxy) and name not in self.made else None
+        return result
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a graph once and notes the shape of every tensor."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.found: dict[str, tuple[int, ...]] = {}
+        self.outputs = 0
+
+    def look(self, example: torch.Tensor) -> None:
+        with torch.no_grad():
+            result = self.run(example)
+        self.outputs = 1 if isinstance(result, torch.Tensor) else 0 if result is None else len(result)
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - fx's own signature
+        result = super().run_node(n)
+        if isinstance(result, torch.Tensor):
+            self.found[n.name] = tuple(result.shape)
+        return result
+
+
+def _cut_nodes(graph: fx.Graph, made: Mapping[str, fx.Node | None]) -> dict[str, fx.Node]:
+    """Modules whose output everything behind it depends on alone: no edge from before it passes it."""
+    order = {node: number for number, node in enumerate(graph.nodes)}
+    reach = -1  # the last reader of any value from before the current node
+    clear = set()
+    for node, number in order.items():
+        if not _is_free(node):
+            if reach <= number:
+                clear.add(node)
+            reach = max([reach, *(order[user] for user in node.users if not _is_free(user))])
+    return {name: node for name, node in made.items() if node is not None and node in clear and name}
+
+
+def _is_batch(node: fx.Node) -> bool:
+    """The batch size, read from the input: the same number at every cut."""
+    return node.op == "call_method" and node.target == "size" and node.args[1:] == (0,) and _is_input(node.args[0])
+
+
+def _is_input(value: object) -> bool:
+    return isinstance(value, fx.Node) and value.op == "placeholder"
+
+
+def _is_free(node: fx.Node) -> bool:
+    """Nothing of the picture is in it."""
+    return node.op == "get_attr" or _is_batch(node)
+
+
+def _tail_graph(trace: Trace, compared: list[fx.Node]) -> fx.GraphModule:
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {compared[0]: graph.placeholder("target")}
+    started = False
+    later: list[fx.Node] = []  # sizes of the batch, which the cut's tensor has too
+    for node in trace.graph.nodes:
+        if node is compared[0]:
+            started = True
+        elif node.op == "output":
+            graph.output((values[node.args[0]], tuple(values[one] for one in compared[1:])))
+        elif _is_batch(node):
+            later.append(node)
+        elif started or node.op == "get_attr":
+            values[node] = graph.node_copy(node, values.__getitem__)
+        if node is compared[0]:
+            values |= {one: graph.call_method("size", (values[node], 0)) for one in later}
+    return _module(trace, graph)
+
+
+def _whole_graph(trace: Trace, compared: list[fx.Node]) -> fx.GraphModule:
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in trace.graph.nodes:
+        if node.op == "output":
+            graph.output((values[node.args[0]], tuple(values[one] for one in compared)))
+        else:
+            values[node] = graph.node_copy(node, values.__getitem__)
+    return _module(trace, graph)
+
+
+def _module(trace: Trace, graph: fx.Graph) -> fx.GraphModule:
+    """A module with a copy of the weights that the graph uses, and of nothing else."""
+    module = fx.GraphModule(trace.model, graph)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    module.delete_all_unused_submodules()
+    copied: fx.GraphModule = copy.deepcopy(module)
+    return copied
+
+
+def _stride(size: torch.Size, inner: tuple[int, ...]) -> int:
+    steps = {-(-outer // one) for outer, one in zip(size, inner, strict=True)}
+    stride = steps.pop()
+    return stride if not steps and all(-(-a // stride) == b for a, b in zip(size, inner, strict=True)) else 0
+
+
+def _form(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _named(names: list[str]) -> str:
+    if not names:
+        return ""
+    outer = sorted(names, key=lambda name: name.count("."))[:MAX_NAMED]
+    shown = ", ".join(name for name in names if name in outer)
+    return f"Layers that fit: {shown}" + (
+        f" and {len(names) - len(outer)} inside of them." if len(names) > len(outer) else "."
+    )
