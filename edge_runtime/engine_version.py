@@ -4,7 +4,6 @@ Another major version is refused: its kernels, defaults and file formats are not
 version is told, and judged by the golden vectors.
 """
 
-import importlib.metadata
 import re
 import sys
 
@@ -33,9 +32,12 @@ def installed_version(engine: str) -> str | None:
     version = getattr(sys.modules.get(module), "__version__", None)
     if isinstance(version, str):
         return version
+    from importlib.metadata import PackageNotFoundError  # 1 MB and 15 ms
+    from importlib.metadata import version as distribution_version
+
     try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        return distribution_version(distribution)
+    except PackageNotFoundError:
         return None
 
 

@@ -166,9 +166,13 @@ def test_more_threads_have_no_cpu_latency(net):
 
 
 def test_a_model_that_the_engine_refuses_is_named(tmp_path):
-    net = write_net(tmp_path / "net", b"not a model")
-    with pytest.raises(EngineError, match="onnxruntime"):
-        profile_artefact(net, QUICK)
+    graph = helper.make_graph([helper.make_node("NoSuchOperator", ["x"], ["y"])], "g", [], [])
+    for name, data, word in (
+        ("net", helper.make_model(graph).SerializeToString(), "onnxruntime"),
+        ("none", b"not a model", "DamagedModelError"),
+    ):
+        with pytest.raises(EngineError, match=word):
+            profile_artefact(write_net(tmp_path / name, data), QUICK)
 
 
 def test_wrong_stated_power_is_said_before_anything_runs(tmp_path, net):
