@@ -1,11 +1,12 @@
 """Child processes of the demo: each in a group of its own, each said to be ready by itself, none left behind."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -16,11 +17,22 @@ class ChildError(EdgeError):
     """A child process failed or did not become ready; the message ends with what it printed last."""
 
 
-_STOPS = {signal.SIGINT, signal.SIGTERM}
-
-
-def _unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Deliver Ctrl-C and SIGTERM after the block instead of within; a child's own handling is not touched."""
+    if threading.current_thread() is not threading.main_thread():  # signals come to the main thread alone
+        yield
+        return
+    came: list[int] = []
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda which, _frame: came.append(which)) for number in stops}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for which in came:
+            signal.raise_signal(which)
 
 
 def headtail(*arguments: str) -> list[str]:
@@ -93,19 +105,11 @@ class Children:
 
     def _spawn(self, name: str, command: Sequence[str], errors: int) -> subprocess.Popen[bytes]:
         """Start a process and remember it; a signal that arrives in between waits, or the child would be forgotten."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
-        try:
+        with _held_back():
             child = subprocess.Popen(
-                command,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=_unblock,  # the child must not inherit the pause
+                command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True
             )
             self._running.append((name, child))
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return child
 
     def stop(self, name: str, *, kill: bool = False) -> None:
