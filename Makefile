@@ -7,7 +7,7 @@ BENCHES := foundation mcu
 # mosquitto is the broker; libdeflate makes CRC32 cheaper, zlib stands in where it is missing
 SYSTEM := mosquitto:mosquitto libdeflate.so.0:libdeflate0
 
-.PHONY: help demo test check format setup-demo setup-dev test-arm64 bench-data bench-report $(addprefix bench-,$(BENCHES))
+.PHONY: help demo test check format setup-demo setup-dev test-arm64 test-tflite-runtime bench-data bench-report $(addprefix bench-,$(BENCHES))
 
 help:  ## what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -42,6 +42,9 @@ format: setup-dev  ## rewrite the sources in the house format
 test-arm64: setup-dev  ## the device packages under emulated aarch64
 	scripts/setup-arm64
 	$(PYTHON_VENV) -m pytest -m arm64 $(PYTEST_ARGS)
+
+test-tflite-runtime: setup-dev  ## an int8 artefact on tflite-runtime, in an environment of its own
+	scripts/test-tflite-runtime
 
 bench-data: setup-dev  ## check the third-party files that benchmarks read (HEADTAIL_DATA)
 	$(PYTHON_VENV) -m benchmarks.data
