@@ -3,11 +3,11 @@ VENV ?= .venv
 PYTHON_VENV := $(VENV)/bin/python
 # Third-party models and pictures, where somebody put them beside the repository; benchmarks/data.toml lists them.
 export HEADTAIL_DATA ?= $(patsubst %/data/imagenet-samples,%,$(wildcard ../shared/data/imagenet-samples))
-BENCHES := foundation mcu
+BENCHES := foundation mcu split
 # mosquitto is the broker; libdeflate makes CRC32 cheaper, zlib stands in where it is missing
 SYSTEM := mosquitto:mosquitto libdeflate.so.0:libdeflate0
 
-.PHONY: help demo test check format setup-demo setup-dev test-arm64 test-tflite-runtime bench-data bench-report $(addprefix bench-,$(BENCHES))
+.PHONY: help demo test check format setup-demo setup-dev test-arm64 test-tflite-runtime bench-data bench-report fuzz-codec $(addprefix bench-,$(BENCHES))
 
 help:  ## what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -54,6 +54,15 @@ bench-foundation: setup-dev  ## the figures of export, cut, runtime and offload
 
 bench-mcu: setup-dev  ## RAM, instructions and flash of generated C on simulated Cortex-M
 	$(PYTHON_VENV) -m benchmarks.bench_mcu
+
+bench-split: setup-dev  ## learned bottlenecks: coder, comparison with sc2bench, rate-accuracy (prints its budget; resumable)
+	@scripts/setup-sc2bench
+	@scripts/setup-fuzzer
+	$(PYTHON_VENV) -m benchmarks.split $(SPLIT_ARGS)
+
+fuzz-codec: setup-dev  ## ten minutes of libFuzzer on the C decoder, with sanitizers
+	@scripts/setup-fuzzer
+	$(PYTHON_VENV) -m benchmarks.split fuzz
 
 bench-report: setup-dev  ## write the tables of README and docs from benchmarks/results
 	$(PYTHON_VENV) scripts/generate_docs.py

@@ -1,4 +1,4 @@
-/* Interleaved rANS, 32-bit states, 16-bit words, 12-bit tables. The format is docs/entropy.md. */
+/* Interleaved rANS, 32-bit states, 16-bit words, 12-bit tables. The format is docs/codec.md. */
 #include "ht_entropy.h"
 
 #define LOWER 65536u /* states stay in [2^16, 2^32) */

@@ -1,4 +1,4 @@
-/* Entropy coder for 8-bit latents: interleaved rANS with static integer tables (docs/entropy.md).
+/* Entropy coder for 8-bit latents: interleaved rANS with static integer tables (docs/codec.md).
  *
  * C99, no allocation, no floating point, no state between calls. The encoder needs about 0.5 kB of stack and, only
  * when the table set has block variants, one byte of scratch for each block.

@@ -1,4 +1,4 @@
-"""The entropy coder in NumPy: the readable twin of csrc/ht_entropy.c, same bytes (docs/entropy.md).
+"""The entropy coder in NumPy: the readable twin of csrc/ht_entropy.c, same bytes (docs/codec.md).
 
 A layer is a list of rows, one symbol of one table for each lane. Every lane is a rANS state in [2^16, 2^32); the encoder
 walks the rows backwards, the decoder forwards. A lane without a symbol has frequency 4096, which leaves its state alone.
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edge_runtime.entropy.baked import I64, U8, U16, Baked
+from edge_runtime.entropy.baked import I64, PRECISION, U8, U16, Baked
 from edge_runtime.entropy.errors import EntropyCorruptError, EntropyTrailingError, EntropyTruncatedError
 from edge_runtime.entropy.tables import SCALE
 
@@ -18,6 +18,7 @@ SYMBOLS_PER_LANE = 1024
 MODE_STORED, MODE_CODED, MODE_ESCAPES = 0, 1, 2
 _LOWER = 1 << 16
 _RAW = 16  # frequency of each raw code behind an escape
+_SLOT_MASK, _PRECISION = np.array(SCALE - 1), np.array(PRECISION)  # arrays: NumPy converts a number on every call
 
 
 @dataclass(frozen=True)
@@ -184,9 +185,8 @@ class _Reader:
             raise EntropyTruncatedError(f"Wanted {head} B of mode and lanes in a layer, found {len(data)} B.")
         self._baked, self._layout, self._bytes = baked, layout, len(data)
         self._x = np.frombuffer(data, "<u4", layout.lanes, 1).astype(np.int64)
-        self._words = np.frombuffer(data, "<u2", (len(data) - head) // 2, head).astype(np.int64)
-        self._odd = (len(data) - head) % 2
-        self._at = 0
+        self._count, self._odd = divmod(len(data) - head, 2)
+        self._words = iter(np.frombuffer(data, "<u2", self._count, head).tolist())
         self._escaped = False
         if self._x.min() < _LOWER:
             raise EntropyCorruptError(f"Wanted lane states of at least {_LOWER}, found {self._x.min()}.")
@@ -204,23 +204,12 @@ class _Reader:
     def read(self, tables: I64, widths: I64, *, escapes: bool) -> U8:
         """One row of codes for each table number; `widths` lanes of it are used."""
         baked = self._baked
-        frequency, bias, symbol = baked.slot_frequency, baked.slot_bias, baked.slot_symbol
         slots = np.zeros((len(tables), self._layout.lanes), np.int64)
-        raw: list[tuple[int, I64, I64]] = []
-        for row, (table, width) in enumerate(zip(tables.tolist(), widths.tolist(), strict=True)):
-            x, slot = self._x, slots[row]
-            if width < self._layout.lanes:
-                x, slot = x[:width], slot[:width]
-            np.bitwise_and(x, SCALE - 1, out=slot)
-            np.right_shift(x, 12, out=x)
-            np.multiply(x, frequency[table].take(slot), out=x)
-            np.add(x, bias[table].take(slot), out=x)
-            self._refill(x)
-            if escapes:
-                lanes = np.flatnonzero(symbol[table].take(slot) == baked.count[table])
-                if lanes.size:
-                    raw.append((row, lanes, self._read_raw(lanes)))
-        found = symbol[tables[:, None], slots]
+        try:
+            raw = self._walk(tables.tolist(), widths.tolist(), slots, escapes=escapes)
+        except StopIteration:
+            raise EntropyTruncatedError(f"Wanted more words than the {self._count} of this layer.") from None
+        found = baked.slot_symbol[tables[:, None], slots]
         used = np.arange(self._layout.lanes) < widths[:, None]
         if not escapes and bool(((found == baked.count[tables][:, None]) & used).any()):
             raise EntropyCorruptError("Wanted no escapes in this part of a layer, found one.")
@@ -229,10 +218,32 @@ class _Reader:
             codes[row, lanes] = values
         return codes
 
+    def _walk(
+        self, tables: list[int], widths: list[int], slots: I64, *, escapes: bool
+    ) -> list[tuple[int, I64, list[int]]]:
+        """Fill `slots` row by row; returns row, lanes and codes of what was escaped. StopIteration: no word is left."""
+        baked, next_word = self._baked, self._words.__next__
+        frequency, bias, symbol = list(baked.slot_frequency), list(baked.slot_bias), list(baked.slot_symbol)
+        raw: list[tuple[int, I64, list[int]]] = []
+        for row, (table, width) in enumerate(zip(tables, widths, strict=True)):
+            x, slot = self._x[:width], slots[row, :width]
+            np.bitwise_and(x, _SLOT_MASK, slot)
+            np.right_shift(x, _PRECISION, x)
+            np.multiply(x, frequency[table].take(slot), x)
+            np.add(x, bias[table].take(slot), x)
+            for lane, value in enumerate(x.tolist()):  # few lanes need a word: faster than masks and indices
+                if value < _LOWER:
+                    x[lane] = value << 16 | next_word()
+            if escapes:
+                lanes = np.flatnonzero(symbol[table].take(slot) == baked.count[table])
+                if lanes.size:
+                    raw.append((row, lanes, self._read_raw(lanes.tolist())))
+        return raw
+
     def check_end(self) -> None:
         """All bytes used, every lane back at its start, escapes found if announced."""
-        if self._at != len(self._words) or self._odd:
-            left = 2 * (len(self._words) - self._at) + self._odd
+        left = 2 * len(list(self._words)) + self._odd
+        if left:
             raise EntropyTrailingError(f"Wanted a layer of {self._bytes - left} B, found {left} B behind it.")
         if (self._x != _LOWER).any() or (self.mode == MODE_ESCAPES) != self._escaped:
             raise EntropyCorruptError(
@@ -240,20 +251,13 @@ class _Reader:
                 "damaged or coded with other tables."
             )
 
-    def _read_raw(self, lanes: I64) -> I64:
+    def _read_raw(self, lanes: list[int]) -> list[int]:
+        """The codes behind the escapes of a row."""
         self._escaped = True
-        x = self._x[lanes]
-        codes = (x & (SCALE - 1)) // _RAW
-        x = _RAW * (x >> 12) + x % _RAW
-        self._refill(x)
-        self._x[lanes] = x
+        codes = []
+        for lane in lanes:
+            x = self._x.item(lane)
+            codes.append((x & (SCALE - 1)) // _RAW)
+            x = _RAW * (x >> PRECISION) + x % _RAW
+            self._x[lane] = x if x >= _LOWER else x << 16 | next(self._words)
         return codes
-
-    def _refill(self, x: I64) -> None:
-        low = (x < _LOWER).nonzero()[0]
-        if low.size:
-            end = self._at + low.size
-            if end > len(self._words):
-                raise EntropyTruncatedError(f"Wanted more words than the {len(self._words)} of this layer.")
-            x[low] = (x[low] << 16) | self._words[self._at : end]
-            self._at = end

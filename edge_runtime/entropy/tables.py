@@ -1,4 +1,4 @@
-"""Static integer tables of the entropy coder, their canonical bytes and their id (docs/entropy.md)."""
+"""Static integer tables of the entropy coder, their canonical bytes and their id (docs/codec.md)."""
 
 import hashlib
 import struct

@@ -7,7 +7,6 @@ included, coders in turn so that whatever else the machine does hits all of them
 
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 import zlib
@@ -19,12 +18,10 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-
-from edge_runtime.entropy import CountOptions, EntropyCodec, TableSet, count_tables  # noqa: E402
-from edge_runtime.entropy.c_tables import table_flash_bytes  # noqa: E402
-from edge_runtime.entropy.native import NativeCoder, built_coder  # noqa: E402
+from benchmarks.rows import ROOT
+from edge_runtime.entropy import CountOptions, EntropyCodec, TableSet, count_tables
+from edge_runtime.entropy.c_tables import table_flash_bytes
+from edge_runtime.entropy.native import NativeCoder, built_coder
 
 CHANNELS = 24
 SIDES = (28, 55)
@@ -242,10 +239,3 @@ def rows() -> list[dict[str, Any]]:
             result += speed_rows(rates(found, latents), latents.size)
             result += table_rows(latents)
     return result
-
-
-if __name__ == "__main__":
-    for row in rows():
-        print(
-            f"{row['id']:34s} {row['value']:>10} {row['unit']:12s} {row['direction']} {row.get('bar')}  {row['what']}"
-        )

@@ -1,0 +1,1 @@
+"""The figures of learned bottlenecks: entropy coder, comparison with sc2bench, rate-accuracy study (docs/benchmarks.md)."""
