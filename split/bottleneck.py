@@ -1,5 +1,6 @@
-"""What both learned bottlenecks are to the rest: an encoder for the device, a decoder for the host, a rate."""
+"""What every learned bottleneck is to the rest: an encoder for the device, a decoder for the host, a rate."""
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,34 @@ class Coded(NamedTuple):
     auxiliary: torch.Tensor  # scalar loss of the rate model's own parameters
 
 
+@dataclass(frozen=True)
+class LatentGrid:
+    """How real latents stand for integers: latent = offset + scale * integer.
+
+    Attributes:
+        scale: One for each channel, > 0.
+        offset: One for each channel.
+    """
+
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """How the integers of a latent are coded, as `split.latents.fit_tables` takes it.
+
+    Attributes:
+        layers: Channels at which a layer of the stream ends, rising; empty for one layer. Any prefix of layers decodes.
+        variants: Tables that a block may choose from; 1 for one table for each channel.
+        block: Positions that share a choice, a multiple of 32; 0 without variants.
+    """
+
+    layers: tuple[int, ...] = ()
+    variants: int = 1
+    block: int = 0
+
+
 class Bottleneck(nn.Module):
     """Encoder and decoder around a latent.
 
@@ -28,6 +57,7 @@ class Bottleneck(nn.Module):
         decoder: Runs on the host; the latent to the target layer's output.
         stride: Input pixels for each pixel of the target layer.
         encoder_fixed: The encoder is trained and stays as it is: latents are coded as they will be sent.
+        stream: How its integers are coded.
     """
 
     def __init__(self, encoder: nn.Sequential, decoder: nn.Sequential, *, stride: int) -> None:
@@ -36,6 +66,11 @@ class Bottleneck(nn.Module):
         self.decoder = decoder
         self.stride = stride
         self.encoder_fixed = False
+        self.stream = StreamPlan()
+
+    def grid(self) -> LatentGrid | None:
+        """The grid of the integers that it was trained with; null where calibration pictures decide."""
+        return None
 
     def code(self, latent: torch.Tensor) -> Coded:
         """The latent as the decoder will see it."""
@@ -47,6 +82,16 @@ class Bottleneck(nn.Module):
         self.encoder_fixed = True
         self.encoder.requires_grad_(requires_grad=False)
         self.encoder.eval()
+
+    def quantise_encoder(self) -> None:
+        """From now on the encoder computes what its int8 form will.
+
+        Raises:
+            BottleneckError: This method's encoder cannot.
+        """
+        raise BottleneckError(
+            f"Wanted an encoder that can be trained for int8, found {type(self).__name__}. Use the method slim."
+        )
 
     def train(self, mode: bool = True) -> "Bottleneck":
         """Training mode for everything but a fixed encoder."""

@@ -5,6 +5,7 @@ run that was killed continues from its checkpoint with the same numbers; on a CP
 """
 
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,8 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 from device_profiles.errors import EdgeError
 from split.augment import Augmentation, augment, draw
 from split.checkpoint import Checkpoint, MetricsFile, Position, load_checkpoint, save_checkpoint
-from split.inject import SplitNetwork, StudentOutput, Teacher
-from split.losses import feature_loss, task_loss
+from split.inject import Features, SplitNetwork, StudentOutput, Teacher
+from split.losses import feature_loss, relative_feature_loss, task_loss
 from split.stages import Stage
 from split.teacher_cache import TeacherCache
 from split.training_data import PictureSet
@@ -40,7 +41,7 @@ class Progress:
     stage: str
     step: int  # of the stage, from 1
     steps: int  # of the stage, as planned
-    loss: float
+    loss: float  # on a GPU that of the last row of metrics: reading it at each step would make the GPU wait
     left_s: float  # estimate, for the whole run
 
 
@@ -151,12 +152,16 @@ class _Run:
         place: _Place,
     ) -> None:
         self.student, self.teacher = student.to(place.device), teacher.to(place.device)
-        self.cache = TeacherCache(self.teacher, data, options.augmentation, limit_bytes=options.cache_bytes)
+        cuda = place.device.type == "cuda"
+        kept = 0 if cuda else options.cache_bytes  # a GPU computes them faster than it copies them
+        self.cache = TeacherCache(self.teacher, data, options.augmentation, limit_bytes=kept)
+        self.images, self.labels = _on_device(data, place.device)
+        self.loss = 0.0  # the last one that was read; on a GPU only some are, so that it need not wait
+        self.looks = True
         self.data, self.stages, self.options, self.place = data, stages, options, place
         self.run = run_identity((student, teacher), data, stages, options)
         self.position = Position()
         self.last_save = self.begin = time.monotonic()
-        cuda = place.device.type == "cuda"
         self.mixed = options.mixed_precision and cuda and torch.cuda.is_bf16_supported()
         self.wrapped: nn.Module = student
         self.optimiser: torch.optim.Optimizer | None = None
@@ -192,15 +197,22 @@ class _Run:
 
     def _enter(self, stage: Stage) -> None:
         """Freeze what this stage freezes, and make its optimiser."""
+        if stage.quantises_encoder:
+            self.student.bottleneck.quantise_encoder()
         if stage.fixes_encoder:
             self.student.bottleneck.fix_encoder()
         self.student.tail.requires_grad_(stage.task is not None)
         self.student.train()
-        weights = [one for one in self.student.parameters() if one.requires_grad]
+        tail = [one for one in self.student.tail.parameters() if one.requires_grad]
+        front = [one for one in self.student.bottleneck.parameters() if one.requires_grad]
+        groups = [{"params": part, "factor": factor} for part, factor in ((front, 1.0), (tail, stage.tail_lr)) if part]
+        fused = self.place.device.type == "cuda" or None
         if stage.optimiser == "adam":
-            self.optimiser = torch.optim.Adam(weights, lr=stage.lr)
+            self.optimiser = torch.optim.Adam(groups, lr=stage.lr, fused=fused)
         else:
-            self.optimiser = torch.optim.SGD(weights, lr=stage.lr, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY)
+            self.optimiser = torch.optim.SGD(
+                groups, lr=stage.lr, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY, fused=fused
+            )
         self.wrapped = self.student
         if self.place.world > 1:
             ids = [self.place.device.index] if self.place.device.type == "cuda" else None
@@ -225,50 +237,63 @@ class _Run:
             seed = _mix(self.options.seed, number, step)
             order = _order(len(self.data), _mix(self.options.seed, number, -1 - step // per_epoch))
             first = step % per_epoch * stage.batch
-            terms = self._step(stage, order[first : first + stage.batch], seed, stage.rate_at(progress))
+            lr = stage.rate_at(progress)
+            saves = time.monotonic() - self.last_save >= self.options.checkpoint_every_s
+            row = (step + 1) % self.options.log_every == 0 or step + 1 in (1, planned)
+            self.looks = row or saves or self.place.device.type == "cpu"
+            terms = self._step(stage, order[first : first + stage.batch], seed, lr)
             self.position = replace(self.position, step=step + 1, elapsed_s=elapsed + time.monotonic() - start)
-            self._tell(stage, planned, terms)
-            if time.monotonic() - self.last_save >= self.options.checkpoint_every_s:
+            if row:
+                self._note(stage, lr, terms)
+            self._tell(stage, planned)
+            if saves:
                 self._save()
 
-    def _step(self, stage: Stage, indices: torch.Tensor, seed: int, lr: float) -> dict[str, float]:
+    def _step(self, stage: Stage, indices: torch.Tensor, seed: int, lr: float) -> dict[str, torch.Tensor]:
         """One optimiser step; returns the terms of this process's part of the loss."""
         place, optimiser = self.place, self.optimiser
         assert optimiser is not None
         mine = slice(place.rank, None, place.world)
-        draws = draw(len(indices), seed).part(mine)
-        x = augment(self.data.images[indices[mine]].to(place.device), self.options.augmentation, draws)
-        labels = self.data.labels[indices[mine]].to(place.device)
+        draws, own = draw(len(indices), seed).part(mine), indices[mine]
+        there = own.to(self.images.device)
+        x = augment(self.images[there].to(place.device), self.options.augmentation, draws)
+        labels = self.labels[there].to(place.device)
         torch.manual_seed(_mix(seed, place.rank, 1))
         for group in optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["factor"]
         with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=self.mixed):
-            wanted = self.cache.outputs(x, indices[mine], draws)
+            wanted = self.cache.outputs(x, own, draws, saliency=stage.saliency)
             output: StudentOutput = self.wrapped(x)
-        if stage.task is None:
-            parts = {"features": feature_loss(output.features, wanted.features), "bits": output.coded.bits}
-            loss = parts["features"] + stage.beta * parts["bits"] + output.coded.auxiliary
-            loss = loss * place.world  # sums over the batch; the processes' gradients are averaged
-        else:
-            loss = task_loss(output.logits, wanted.logits, labels, stage.task)
-            parts = {"task": loss, "bits": output.coded.bits}
-        if not torch.isfinite(loss):
-            raise TrainingError(
-                f"Wanted a finite loss in stage {stage.name!r}, found {float(loss.detach())} at step {self.position.step}. Use a smaller "
-                "learning rate, or look at the data."
-            )
+        loss, parts = _loss(stage, output, wanted, labels)
+        if self.looks:
+            self._check(stage, float(loss.detach()))
         optimiser.zero_grad(set_to_none=True)
+        if stage.task is None:
+            loss = loss * place.world  # sums over the batch; the processes' gradients are averaged
         loss.backward()
         optimiser.step()
-        return {"loss": float(loss.detach()), "lr": lr} | {key: float(value.detach()) for key, value in parts.items()}
+        return {"loss": loss.detach()} | parts
 
-    def _tell(self, stage: Stage, planned: int, terms: dict[str, float]) -> None:
+    def _check(self, stage: Stage, loss: float) -> None:
+        """Before a step whose result is kept or written."""
+        self.loss = loss
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"Wanted a finite loss in stage {stage.name!r}, found {loss} at step {self.position.step}. Use a smaller learning "
+                "rate, or look at the data."
+            )
+
+    def _note(self, stage: Stage, lr: float, terms: dict[str, torch.Tensor]) -> None:
+        """A row of metrics."""
+        if self.metrics:
+            values = {key: float(value.detach()) for key, value in terms.items()}
+            self.metrics.add({"stage": stage.name, "step": self.position.step, "lr": lr, **values})
+            self.position = replace(self.position, metrics_bytes=self.metrics.length)
+
+    def _tell(self, stage: Stage, planned: int) -> None:
         if self.place.rank:
             return
         step = self.position.step
-        if self.metrics and (step % self.options.log_every == 0 or step in (1, planned)):
-            self.metrics.add({"stage": stage.name, "step": step, **terms})
-            self.position = replace(self.position, metrics_bytes=self.metrics.length)
         if self.options.on_step:
             each = self.position.elapsed_s / step
             left = each * (planned - step)
@@ -277,7 +302,7 @@ class _Run:
                 left = min(left, max(share - self.position.elapsed_s, 0.0))
             later = self.stages[self.position.stage + 1 :]
             left += sum(self._share(one) or each * self._pictures(one) / stage.batch for one in later)
-            self.options.on_step(Progress(stage.name, step, planned, terms["loss"], left))
+            self.options.on_step(Progress(stage.name, step, planned, self.loss, left))
 
     def _save(self) -> None:
         self.last_save = time.monotonic()
@@ -326,6 +351,31 @@ def run_identity(
     digest.update(data.labels.numpy().tobytes())
     digest.update(data.images[:: max(1, len(data) // 64)].contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def _loss(
+    stage: Stage, output: StudentOutput, wanted: Features, labels: torch.Tensor
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A stage's loss for this process's part of a batch, and its terms."""
+    bits = output.coded.bits
+    if stage.task is None:
+        features = feature_loss(output.features, wanted.features, wanted.saliency)
+        return features + stage.beta * bits + output.coded.auxiliary, {"features": features, "bits": bits}
+    task = task_loss(output.logits, wanted.logits, labels, stage.task)
+    loss, parts = task, {"task": task, "bits": bits}
+    if stage.features:
+        parts["features"] = relative_feature_loss(output.features, wanted.features, wanted.saliency)
+        loss = loss + stage.features * parts["features"]
+    if stage.beta:
+        loss = loss + stage.beta * bits / len(labels) + output.coded.auxiliary
+    return loss, parts
+
+
+def _on_device(data: PictureSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pictures and labels on the GPU where they take at most half of what is free there."""
+    if device.type != "cuda" or data.images.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return data.images, data.labels
+    return data.images.to(device), data.labels.to(device)
 
 
 def _mix(*numbers: int) -> int:

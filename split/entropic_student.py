@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from split.bottleneck import Bottleneck, BottleneckError, Coded, conv
+from split.bottleneck import Bottleneck, BottleneckError, Coded, LatentGrid, conv
 from split.gdn import GDN1
 from split.losses import TaskLoss
 from split.prior import FactorisedPrior
@@ -64,6 +64,11 @@ class EntropicStudent(Bottleneck):
         )
         super().__init__(encoder, decoder, stride=options.stride)
         self.prior = FactorisedPrior(b)
+
+    def grid(self) -> LatentGrid:
+        """Step 1 around the prior's medians."""
+        medians = self.prior.medians.cpu().tolist()
+        return LatentGrid((1.0,) * len(medians), tuple(medians))
 
     def code(self, latent: torch.Tensor) -> Coded:
         """Noise while the encoder trains; rounded, without a gradient, once it is fixed or in evaluation."""

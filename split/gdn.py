@@ -85,14 +85,5 @@ class FoldedGDN1(nn.Module):
         return _normalise(x, self.norm(torch.abs(x)), inverse=self.inverse)
 
 
-def fold_gdn(module: nn.Module) -> nn.Module:
-    """Replace every GDN1 below (or at) a module by its folded form, in place; returns the module."""
-    if isinstance(module, GDN1):
-        return FoldedGDN1(module)
-    for name, child in module.named_children():
-        setattr(module, name, fold_gdn(child))
-    return module
-
-
 def _normalise(x: torch.Tensor, norm: torch.Tensor, *, inverse: bool) -> torch.Tensor:
     return x * norm if inverse else x * torch.reciprocal(norm)

@@ -6,7 +6,6 @@ The head's graph ends in round, clip, cast; the tail's begins with the integers.
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -15,9 +14,8 @@ from torch import nn
 
 from edge_runtime.entropy import CountOptions, TableSet, count_tables
 from split.augment import Augmentation, centre
-from split.bottleneck import Bottleneck, BottleneckError
-from split.entropic_student import EntropicStudent
-from split.gdn import fold_gdn
+from split.bottleneck import Bottleneck, BottleneckError, LatentGrid, StreamPlan
+from split.fold import fold
 from split.inject import SplitNetwork
 from split.training_data import PictureSet
 
@@ -27,25 +25,12 @@ LOW, HIGH = -128, 127
 _BATCH = 64
 
 
-@dataclass(frozen=True)
-class LatentGrid:
-    """How real latents stand for integers: latent = offset + scale * integer.
-
-    Attributes:
-        scale: One for each channel, > 0.
-        offset: One for each channel.
-    """
-
-    scale: tuple[float, ...]
-    offset: tuple[float, ...]
-
-
 class IntegerHead(nn.Module):
     """The device's half: pictures to int8 latents. Has no training-time parts; exports as it is."""
 
     def __init__(self, bottleneck: Bottleneck, grid: LatentGrid) -> None:
         super().__init__()
-        self.encoder = fold_gdn(copy.deepcopy(bottleneck.encoder)).eval().requires_grad_(requires_grad=False)
+        self.encoder = fold(copy.deepcopy(bottleneck.encoder)).eval().requires_grad_(requires_grad=False)
         self.register_buffer("step", torch.tensor(grid.scale)[None, :, None, None])
         self.register_buffer("offset", torch.tensor(grid.offset)[None, :, None, None])
 
@@ -60,7 +45,7 @@ class IntegerTail(nn.Module):
 
     def __init__(self, network: SplitNetwork, grid: LatentGrid) -> None:
         super().__init__()
-        self.decoder = fold_gdn(copy.deepcopy(network.bottleneck.decoder)).eval().requires_grad_(requires_grad=False)
+        self.decoder = fold(copy.deepcopy(network.bottleneck.decoder)).eval().requires_grad_(requires_grad=False)
         self.tail = copy.deepcopy(network.tail).eval().requires_grad_(requires_grad=False)
         self.register_buffer("step", torch.tensor(grid.scale)[None, :, None, None])
         self.register_buffer("offset", torch.tensor(grid.offset)[None, :, None, None])
@@ -77,16 +62,16 @@ def fit_grid(network: SplitNetwork, batches: Iterable[torch.Tensor]) -> LatentGr
 
     Args:
         network: With a trained bottleneck.
-        batches: Normalised calibration pictures; Entropic Student needs none (its integers are what it was trained with:
-            step 1 around the prior's medians). Otherwise one scale for all channels, so that the largest value is 127.
+        batches: Normalised calibration pictures. Methods that train with a rate need none: their integers are what they
+            were trained with, step 1. Otherwise one scale for all channels, so that the largest value is 127.
 
     Raises:
         BottleneckError: No calibration pictures where they are needed, or latents that are all zero or not finite.
     """
     bottleneck = network.bottleneck
-    if isinstance(bottleneck, EntropicStudent):
-        medians = bottleneck.prior.medians.cpu().tolist()
-        return LatentGrid((1.0,) * len(medians), tuple(medians))
+    trained = bottleneck.grid()
+    if trained is not None:
+        return trained
     largest, channels = 0.0, 0
     for latent in _latents(bottleneck, batches):
         largest, channels = max(largest, float(latent.abs().amax())), latent.shape[1]
@@ -107,19 +92,18 @@ def integer_latents(head: IntegerHead, batches: Iterable[torch.Tensor]) -> list[
     return found
 
 
-def fit_tables(latents: Sequence[I8], *, layers: tuple[int, ...] = (), variants: int = 1, block: int = 0) -> TableSet:
+def fit_tables(latents: Sequence[I8], plan: StreamPlan | None = None) -> TableSet:
     """Integer entropy tables counted on latents; fill value 0, the middle of the grid.
 
     Args:
         latents: From calibration pictures, not from those that are measured.
-        layers: Channels at which a layer of the stream ends; empty for one.
-        variants: Tables that a block may choose from; 1 for one table for each channel.
-        block: Positions that share a choice, a multiple of 32; 0 without variants.
+        plan: `Bottleneck.stream`, or another one; one layer and one table for each channel by default.
 
     Raises:
         TableError: No latents, or options that make no valid set.
     """
-    return count_tables(latents, CountOptions(layers=layers, variants=variants, block=block))
+    plan = plan or StreamPlan()
+    return count_tables(latents, CountOptions(layers=plan.layers, variants=plan.variants, block=plan.block))
 
 
 def input_batches(data: PictureSet, options: Augmentation, *, batch: int = _BATCH) -> Iterable[torch.Tensor]:

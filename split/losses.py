@@ -24,17 +24,44 @@ class TaskLoss:
     temperature: float = 1.0
 
 
-def feature_loss(student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor]) -> torch.Tensor:
+TASK = TaskLoss()  # both papers' second stage
+
+
+def feature_loss(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], saliency: torch.Tensor | None = None
+) -> torch.Tensor:
     """Sum of squared errors over all layers, elements and pictures: GHND's loss with weight 1 each.
 
     Args:
         student: Outputs of the target layers, the cut's first.
         teacher: The same of the teacher.
+        saliency: Weights of the places, (batch, 1, h, w); other resolutions take their means. Null for 1.
 
-    Source: Matsubara and Levorato 2020 (arXiv:2007.15818), eq. 2.
+    Source: Matsubara and Levorato 2020 (arXiv:2007.15818), eq. 2; weights: Furutanpey et al. 2023 (arXiv:2302.10681).
     """
-    errors = [functional.mse_loss(s.float(), t.float(), reduction="sum") for s, t in zip(student, teacher, strict=True)]
+    errors = [_squared(s, t, saliency) for s, t in zip(student, teacher, strict=True)]
     return torch.stack(errors).sum()
+
+
+def relative_feature_loss(
+    student: Sequence[torch.Tensor], teacher: Sequence[torch.Tensor], saliency: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean over the layers of the squared error against the teacher's square: 1 where the student knows nothing.
+
+    Unlike `feature_loss` it means the same in every geometry. Arguments as there.
+    """
+    errors = [
+        _squared(s, t, saliency) / t.float().square().sum().clamp(min=1e-12)
+        for s, t in zip(student, teacher, strict=True)
+    ]
+    return torch.stack(errors).mean()
+
+
+def _squared(student: torch.Tensor, teacher: torch.Tensor, saliency: torch.Tensor | None) -> torch.Tensor:
+    if saliency is None or student.ndim != 4:
+        return functional.mse_loss(student.float(), teacher.float(), reduction="sum")
+    weights = functional.adaptive_avg_pool2d(saliency, student.shape[2:])
+    return (weights * (student.float() - teacher.float()).square()).sum()
 
 
 def task_loss(logits: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor, options: TaskLoss) -> torch.Tensor:

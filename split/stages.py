@@ -1,5 +1,6 @@
 """One stage of training as data: how long, with which optimiser, on which loss, with what frozen."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,9 +24,14 @@ class Stage:
         lr: At the start.
         milestones: Parts of the stage after which the learning rate falls, in (0, 1), rising.
         gamma: Factor at each milestone.
-        beta: Weight of the bits in the loss on features.
+        cosine: Let the learning rate fall along half a cosine instead.
+        beta: Weight of the bits: of the batch's sum in the loss on features, of the mean picture's beside a loss on logits.
         task: Loss on logits; null for the loss on features, with the tail frozen.
+        features: Weight of the relative feature error beside a loss on logits.
+        saliency: Weigh feature errors by how much the teacher's decision depends on the place.
+        tail_lr: Factor of the learning rate for the tail, which starts trained.
         fixes_encoder: From this stage on the encoder stays as it is.
+        quantises_encoder: From this stage on the encoder computes what its int8 form will.
     """
 
     name: str
@@ -35,9 +41,14 @@ class Stage:
     lr: float = 1e-3
     milestones: tuple[float, ...] = ()
     gamma: float = 0.1
+    cosine: bool = False
     beta: float = 0.0
     task: TaskLoss | None = None
+    features: float = 0.0
+    saliency: bool = False
+    tail_lr: float = 1.0
     fixes_encoder: bool = False
+    quantises_encoder: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch < 1 or not self.lr > 0:
@@ -48,4 +59,6 @@ class Stage:
 
     def rate_at(self, progress: float) -> float:
         """The learning rate when this part of the stage, in [0, 1], is done."""
+        if self.cosine:
+            return self.lr * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
         return self.lr * self.gamma ** sum(progress >= milestone for milestone in self.milestones)

@@ -33,14 +33,17 @@ class TeacherCache:
         self.kept: dict[tuple[int, bool], Row] = {}  # by number of the chunk and mirroring, (CHUNK, ...) each
         self.count: int | None = None  # pictures that are kept: the first ones
 
-    def outputs(self, x: torch.Tensor, indices: torch.Tensor, draws: Draws) -> Features:
+    def outputs(self, x: torch.Tensor, indices: torch.Tensor, draws: Draws, *, saliency: bool = False) -> Features:
         """The teacher's outputs for a batch, without a gradient.
 
         Args:
             x: The network's input, (n, 3, height, width).
             indices: Which picture each row shows.
             draws: How it was augmented.
+            saliency: With the saliency of the cut's places; the teacher is run for these each time.
         """
+        if saliency:
+            return self.teacher.with_saliency(x)
         with torch.no_grad():
             if self.count is None:
                 self.count = self._room(x)

@@ -7,7 +7,8 @@ from torch import nn
 from split.bottlefit import BottleFit, BottleFitOptions, bottlefit_stages, quantise_8bit
 from split.bottleneck import BottleneckError
 from split.entropic_student import EntropicOptions, EntropicStudent, entropic_stages
-from split.gdn import GDN1, FoldedGDN1, fold_gdn
+from split.fold import fold
+from split.gdn import GDN1, FoldedGDN1
 from split.inject import trace_network
 
 
@@ -151,5 +152,5 @@ def test_folded_gdn_is_the_same_function():
         wanted = x / (beta[:, None, None] + torch.einsum("ij,bjhw->bihw", gamma[:, :, 0, 0], x.abs()))
         assert torch.allclose(layer(x), wanted, rtol=1e-5)
         assert torch.equal(FoldedGDN1(layer)(x), layer(x))
-        block = fold_gdn(nn.Sequential(nn.Conv2d(3, 5, 1), nn.Sequential(layer)))
+        block = fold(nn.Sequential(nn.Conv2d(3, 5, 1), nn.Sequential(layer)))
         assert not any(isinstance(one, GDN1) for one in block.modules())

@@ -11,7 +11,7 @@ from edge_runtime.entropy import EntropyCodec, parse_tables
 from edge_runtime.wire import TensorHead
 from split.augment import Augmentation
 from split.bottlefit import BottleFit, BottleFitOptions
-from split.bottleneck import BottleneckError
+from split.bottleneck import BottleneckError, StreamPlan
 from split.entropic_student import EntropicOptions, EntropicStudent
 from split.inject import inject, trace_network
 from split.latents import HIGH, IntegerHead, IntegerTail, fit_grid, fit_tables, input_batches, integer_latents
@@ -49,7 +49,7 @@ def test_stream_of_real_bytes_decodes_to_the_same_latents_and_beats_raw(entropic
     head = IntegerHead(entropic.bottleneck, grid)
     latents = integer_latents(head, input_batches(pictures, OPTIONS))
     assert len(latents) == 48
-    tables = fit_tables(latents[:40], layers=(1, 4))
+    tables = fit_tables(latents[:40], StreamPlan((1, 4)))
     codec = EntropyCodec(parse_tables(tables.data))
     for latent in latents[40:]:
         layers = codec.encode([latent])

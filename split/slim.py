@@ -1,0 +1,158 @@
+"""A slim head: ReLU convolutions that quantise well, latents at half the cut's resolution, trained for the task's bits.
+
+Against Entropic Student: no GDN on the device, a decoder that grows on the host instead, latents that are coarser in space,
+and above all an encoder that learns from the task and its rate together, not from features alone. With
+`ProgressiveOptions` one stream serves several rates: any prefix of its layers decodes.
+
+Sources: rate against task instead of against features, Singh et al. 2020 (arXiv:2007.11797); rounding in the decoder's path
+and noise in the rate's, Minnen and Singh 2020 (arXiv:2007.08739); dropping what is last, Rippel et al. 2014
+(arXiv:1402.0915); saliency, Furutanpey et al. 2023, FrankenSplit (arXiv:2302.10681).
+"""
+
+from itertools import pairwise
+
+import torch
+from torch import nn
+
+from split.bottleneck import Bottleneck, BottleneckError, Coded, LatentGrid
+from split.inject import CutLayer
+from split.logistic_prior import LogisticPrior
+from split.slim_stages import ProgressiveOptions, SlimOptions
+from split.units import ActivationRange, ConvUnit, LatentConv, quantise_units
+
+_STRIDES = (1, 2, 4, 8, 16)
+_GAIN = 8.0  # of the last convolution at the start: latents of several steps, which the rate then presses together
+_LOW, _HIGH = -128, 127
+
+
+class Slim(Bottleneck):
+    """The block for a layer.
+
+    In training with several layers each picture keeps a drawn prefix of them and pays for these alone, the more for a bit the
+    shorter the prefix, so that each prefix is what a model of that rate would send.
+    """
+
+    def __init__(self, layer: CutLayer, form: SlimOptions) -> None:
+        _check(layer, form)
+        super().__init__(_encoder(layer.stride, form), _decoder(layer, form), stride=layer.stride)
+        self.prior = LogisticPrior(form.latent_channels)
+        self.straight = form.straight
+        self.stream = form.stream
+        stops = form.stream.layers or (form.latent_channels,)
+        step = form.price_step if isinstance(form, ProgressiveOptions) else 1.0
+        self.register_buffer("stops", torch.tensor(stops), persistent=False)
+        missing = torch.arange(len(stops) - 1, -1, -1, dtype=torch.float32)
+        self.register_buffer("prices", step**missing, persistent=False)
+
+    def grid(self) -> LatentGrid:
+        """Step 1 around zero."""
+        channels = self.prior.channels
+        return LatentGrid((1.0,) * channels, (0.0,) * channels)
+
+    def code(self, latent: torch.Tensor) -> Coded:
+        """Rounded, or with noise; channels behind the drawn prefix are zero and cost nothing."""
+        with torch.autocast(latent.device.type, enabled=False):
+            latent = latent.float()
+            rounded = torch.clamp(torch.round(latent), _LOW, _HIGH)
+            if self.training and not self.encoder_fixed:
+                noisy = latent + torch.rand_like(latent) - 0.5
+                seen = latent + (rounded - latent).detach() if self.straight else noisy
+                bits = self.prior.bits(noisy)
+            else:
+                seen = rounded.detach()
+                bits = self.prior.bits(seen)
+            if self.training and len(self.stops) > 1:
+                keep, price = self._draw(latent)
+                seen, bits = seen * keep, bits * keep * price
+            return Coded(seen, bits.sum(), bits.new_zeros(()))
+
+    def fix_encoder(self) -> None:
+        """Freeze encoder and prior."""
+        super().fix_encoder()
+        self.prior.requires_grad_(requires_grad=False)
+
+    def quantise_encoder(self) -> None:
+        """From now on the encoder computes what its int8 form will."""
+        quantise_units(self.encoder)
+
+    def _draw(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """For each picture which channels stay, (batch, channels, 1, 1), and what a bit costs, (batch, 1, 1, 1)."""
+        number = torch.randint(len(self.stops), (len(latent),), device=latent.device)
+        place = torch.arange(latent.shape[1], device=latent.device)
+        keep = (place < self.stops[number][:, None]).float()[:, :, None, None]
+        return keep, self.prices[number][:, None, None, None]
+
+
+class Residual(nn.Module):
+    """x + conv(relu(conv(x))), normalised: the host has room for it."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Same shape."""
+        return torch.relu(x + self.body(x))
+
+
+class Crop(nn.Module):
+    """Cuts to a height and width: doubled odd sizes are one too large."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.height, self.width = height, width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(batch, channels, at least height, at least width) to (batch, channels, height, width)."""
+        return x[:, :, : self.height, : self.width]
+
+
+def _check(layer: CutLayer, form: SlimOptions) -> None:
+    if layer.stride not in _STRIDES or form.shrink not in (1, 2, 4) or layer.stride * form.shrink < 2:
+        raise BottleneckError(
+            f"Wanted a layer of stride {_STRIDES} and a shrink of 1, 2 or 4, found stride {layer.stride} behind {layer.name!r} and "
+            f"shrink {form.shrink}. Choose another layer."
+        )
+    if min(form.latent_channels, form.width, form.decoder_width) < 1 or min(form.depth, form.decoder_depth) < 0:
+        raise BottleneckError(f"Wanted widths of at least 1 and depths of at least 0, found {form}.")
+    stops = form.stream.layers or (form.latent_channels,)
+    if sorted(set(stops)) != list(stops) or stops[0] < 1 or stops[-1] != form.latent_channels:
+        raise BottleneckError(
+            f"Wanted rising channels at which layers end, the last one {form.latent_channels}, found {stops}."
+        )
+
+
+def _encoder(stride: int, form: SlimOptions) -> nn.Sequential:
+    halvings = (stride * form.shrink).bit_length() - 1
+    w = form.width
+    modules: list[nn.Module] = [
+        ActivationRange(),
+        ConvUnit(3, w, kernel=5, stride=2, activation=form.activation),
+    ]
+    widths = [w] + [2 * w] * (halvings - 1)
+    modules += [ConvUnit(a, b, kernel=3, stride=2, activation=form.activation) for a, b in pairwise(widths)]
+    last = w if halvings == 1 else 2 * w
+    modules += [ConvUnit(last, last, kernel=3, activation=form.activation) for _ in range(form.depth)]
+    return nn.Sequential(*modules, LatentConv(last, form.latent_channels, gain=_GAIN))
+
+
+def _decoder(layer: CutLayer, form: SlimOptions) -> nn.Sequential:
+    channels, height, width = layer.shape
+    d = form.decoder_width
+    modules: list[nn.Module] = [
+        nn.Conv2d(form.latent_channels, d, 3, padding=1, bias=False),
+        nn.BatchNorm2d(d),
+        nn.ReLU(),
+    ]
+    for _ in range(form.shrink.bit_length() - 1):
+        modules += [Residual(d), nn.Conv2d(d, 4 * d, 1, bias=False), nn.PixelShuffle(2), nn.BatchNorm2d(d), nn.ReLU()]
+    modules += [Residual(d) for _ in range(form.decoder_depth)]
+    if height % form.shrink or width % form.shrink:
+        modules.append(Crop(height, width))
+    return nn.Sequential(*modules, nn.Conv2d(d, channels, 1))
