@@ -152,7 +152,6 @@ class Agent:
             result = Result(boot=self.boot, seq=frame.seq, frame=frame.name[:500], source="error", error=text)
         else:
             answer = outcome.answer
-            ms = {"prepare_ms": round(outcome.prepare_ms, 3), **answer.breakdown.as_dict()}
             why = None if answer.why_local is None else answer.why_local[:500]
             result = Result(
                 boot=self.boot,
@@ -161,7 +160,8 @@ class Agent:
                 source=answer.source,
                 top=outcome.top,
                 error=why,
-                ms=ms,
+                ms=answer.breakdown.as_dict(),
+                plan_id=answer.plan_id,
             )
         if self._on_result is not None:
             self._on_result(result)

@@ -106,7 +106,8 @@ class Result(_Message, frozen=True, kw_only=True):
     source: Literal["remote", "local", "error"]
     top: Annotated[tuple[Ranked, ...], msgspec.Meta(max_length=20)] = ()
     error: Text | None = None
-    ms: dict[Name, float] = {}  # where the time went, by stage
+    ms: dict[Name, float] = {}  # where the time went, by stage (`edge_runtime.answer.Breakdown`)
+    plan_id: Boot | None = None  # of the plan that was followed, where the device has a plan table
 
 
 class DeployStart(_Message, frozen=True, kw_only=True):

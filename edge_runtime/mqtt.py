@@ -23,6 +23,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from device_profiles.errors import EdgeError
 from edge_runtime.mqtt_loop import MAX_REST_BYTES, NetworkLoop
+from edge_runtime.tcp_info import least_round_trip_ms
 
 DEFAULT_PORT = 1883
 MAX_OUTSTANDING = 64  # packets handed to paho and not yet written to the socket (QoS 0) or acknowledged (QoS 1)
@@ -185,6 +186,11 @@ class MqttLink:
     def connected(self) -> bool:
         """Whether there is a connection with its subscriptions."""
         return self._ready.is_set()
+
+    @property
+    def round_trip_ms(self) -> float | None:
+        """Least round trip to the broker as the kernel sees it; null without a connection, or where it does not say."""
+        return least_round_trip_ms(self._sock)
 
     @property
     def max_packet_bytes(self) -> int:

@@ -35,6 +35,7 @@ class Ticket:
     on_end: Callable[[], object]
     reply: Reply | None = None
     body: memoryview | None = None
+    answered_at: float = 0.0  # seconds, as the deadline
 
 
 @dataclass(slots=True)
@@ -72,13 +73,13 @@ class Pending:
         self._open[ticket.request_id] = ticket
         return True
 
-    def answer(self, reply: Reply, body: memoryview) -> bool:
-        """End a request by its reply; False, and counted, when it has ended already or never was."""
+    def answer(self, reply: Reply, body: memoryview, now: float = 0.0) -> bool:
+        """End a request by its reply that came `now`; False, and counted, when it has ended already or never was."""
         ticket = self._open.pop(reply.request_id, None)
         if ticket is None:
             self.late += 1
             return False
-        ticket.reply, ticket.body = reply, body
+        ticket.reply, ticket.body, ticket.answered_at = reply, body, now
         ticket.on_end()
         return True
 

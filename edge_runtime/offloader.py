@@ -13,16 +13,18 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from edge_runtime.answer import Answer, Breakdown
+from edge_runtime.answer import Answer
 from edge_runtime.artefact import Artefact
+from edge_runtime.attempt import Attempt, ms_since
+from edge_runtime.clock_offset import ClockOffset, Exchange
 from edge_runtime.codecs import codec_of
+from edge_runtime.local_model import LocalModel
 from edge_runtime.messages import Topics
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink
 from edge_runtime.offload import (
     Breaker,
     Counters,
     DeadlineError,
-    Estimate,
     OffloadError,
     Pending,
     TailError,
@@ -30,27 +32,29 @@ from edge_runtime.offload import (
     Ticket,
     remote_wait_s,
 )
-from edge_runtime.session import Session, open_session
+from edge_runtime.session import open_session
 from edge_runtime.wire import (
     CODEC_RAW,
     RAW_CODECS,
     REPLY_BYTES,
     Envelope,
     FormatError,
+    Header,
     Limits,
+    Reply,
     Status,
     WireError,
     decode_frame,
     decode_tensors,
     encode_image_file,
-    encode_tensors,
+    frame_layers,
     pack_envelope,
+    pack_heads,
     unpack_reply,
 )
 
 log = logging.getLogger(__name__)
 _MAX_MARGIN_S = 0.01  # to wake up and start the fallback
-_GRACE_S = 0.01  # a fallback's answer may be so late
 # A raw reply is never copied, so a packet's size bounds it.
 _REPLY_LIMITS = Limits(payload_bytes=64 << 20, tensor_bytes=64 << 20)
 
@@ -68,17 +72,6 @@ class OffloadOptions:
     breaker_failures: int = 3
 
 
-@dataclass(slots=True)
-class _Attempt:
-    """One request under way."""
-
-    started: float
-    deadline: float
-    head_ms: float = 0.0
-    encode_ms: float = 0.0
-    bytes_sent: int = 0
-
-
 class Offloader:
     """Head here, tail there.
 
@@ -86,7 +79,7 @@ class Offloader:
         broker_url: mqtt://host:port.
         device: This device's name on the wire.
         head: The head artefact; None sends the input itself to a whole model on the host.
-        fallback: A whole model that answers when the tail cannot.
+        fallback: A whole model that answers when the tail cannot; a `LocalModel` stays open when this is closed.
         key: Route key of the whole model on the host, when there is no head.
         options: See `OffloadOptions`.
 
@@ -100,20 +93,23 @@ class Offloader:
         device: str,
         *,
         head: Artefact | None = None,
-        fallback: Artefact | None = None,
+        fallback: Artefact | LocalModel | None = None,
         key: str | None = None,
         options: OffloadOptions | None = None,
     ) -> None:
         self._options = options or OffloadOptions()
-        _check_roles(head, fallback, key)
+        _check_roles(head, fallback.artefact if isinstance(fallback, LocalModel) else fallback, key)
         self.key = head.key if head is not None else str(key)
         self._cut_id = bytes.fromhex(self.key)
         self._code, self._codec = codec_of(head) if head is not None else (CODEC_RAW, RAW_CODECS[CODEC_RAW])
         self._head = open_session(head, threads=self._options.threads) if head else None
-        self._fallback = open_session(fallback, threads=self._options.threads) if fallback else None
-        self._head_lock, self._fallback_lock = threading.Lock(), threading.Lock()
-        self._local_time = Estimate(_time_once(self._fallback)) if self._fallback else None
-        self._lock = threading.Lock()  # guards what follows and the estimate; never held while publishing
+        self._fallback_is_ours = isinstance(fallback, Artefact)
+        self._fallback = (
+            LocalModel(fallback, threads=self._options.threads) if isinstance(fallback, Artefact) else fallback
+        )
+        self._head_lock = threading.Lock()
+        self._lock = threading.Lock()  # guards what follows; never held while publishing
+        self._clock = ClockOffset()
         self._pending = Pending(self._options.in_flight)
         self._breaker = Breaker(failures=self._options.breaker_failures)
         self._counters = Counters()
@@ -168,7 +164,7 @@ class Offloader:
         try:
             begun = time.perf_counter()
             pieces = encode_image_file(data, cut_id=self._cut_id)
-            attempt.encode_ms = _ms_since(begun)
+            attempt.serialise_ms = ms_since(begun)
             return self._finish(attempt, pieces, arrays)
         except Exception:
             self._count(failed=1)
@@ -193,9 +189,10 @@ class Offloader:
     def close(self) -> None:
         """Disconnect and free the engines."""
         self._link.close()
-        for session in (self._head, self._fallback):
-            if session is not None:
-                session.close()
+        if self._head is not None:
+            self._head.close()
+        if self._fallback is not None and self._fallback_is_ours:
+            self._fallback.close()
 
     def __enter__(self) -> "Offloader":
         """Nothing more to start."""
@@ -205,26 +202,29 @@ class Offloader:
         """Close."""
         self.close()
 
-    def _begin(self, deadline_ms: float | None) -> _Attempt:
+    def _begin(self, deadline_ms: float | None) -> Attempt:
         now = time.perf_counter()
         budget_ms = self._options.deadline_ms if deadline_ms is None else deadline_ms
         if not math.isfinite(budget_ms):
             raise OffloadError(f"Wanted a finite deadline in ms, found {budget_ms}.")
-        return _Attempt(now, now + budget_ms / 1000)
+        return Attempt(now, now + budget_ms / 1000)
 
-    def _run_head(self, arrays: Sequence[np.ndarray], attempt: _Attempt) -> list[bytes | memoryview]:
+    def _run_head(self, arrays: Sequence[np.ndarray], attempt: Attempt) -> list[bytes | memoryview]:
         outputs: Sequence[np.ndarray] = arrays
         begun = time.perf_counter()
         if self._head is not None:
             with self._head_lock:
                 outputs = self._head.run(arrays)
-            attempt.head_ms = _ms_since(begun)
+            attempt.head_ms = ms_since(begun)
             begun = time.perf_counter()
-        pieces = encode_tensors(outputs, cut_id=self._cut_id, codec=self._codec, code=self._code)
-        attempt.encode_ms = _ms_since(begun)
+        heads = pack_heads(outputs)
+        layers = self._codec.encode(outputs)
+        encoded = time.perf_counter()
+        pieces = frame_layers(Header(self._code, self._cut_id, self._codec.table_id), layers, heads, len(outputs))
+        attempt.encode_ms, attempt.serialise_ms = 1000 * (encoded - begun), ms_since(encoded)
         return pieces
 
-    def _finish(self, attempt: _Attempt, pieces: list[bytes | memoryview], arrays: Sequence[np.ndarray]) -> Answer:
+    def _finish(self, attempt: Attempt, pieces: list[bytes | memoryview], arrays: Sequence[np.ndarray]) -> Answer:
         try:
             answer = self._ask_tail(attempt, pieces)
         except (OffloadError, MqttError, WireError) as error:
@@ -236,29 +236,14 @@ class Offloader:
         self._count(remote=1)
         return answer
 
-    def _reserve_s(self, deadline: float) -> float | None:
-        """What to keep back for the fallback; None when it could not end before the deadline even if begun now."""
-        if self._local_time is None:
-            return None
-        with self._lock:
-            time_left = deadline - time.perf_counter()
-            if self._local_time.mean_s > time_left:
-                return None
-            return min(self._local_time.upper_s, max(self._local_time.mean_s, time_left / 2))
-
     def _fallback_fits(self, deadline: float) -> bool:
-        with self._lock:
-            if self._local_time is None:
-                return False
-            fits = time.perf_counter() + self._local_time.mean_s <= deadline + _GRACE_S
-            if not fits:
-                self._local_time.relax()
-            return fits
+        return self._fallback is not None and self._fallback.fits(deadline - time.perf_counter())
 
-    def _ask_tail(self, attempt: _Attempt, pieces: list[bytes | memoryview]) -> Answer:
+    def _ask_tail(self, attempt: Attempt, pieces: list[bytes | memoryview]) -> Answer:
         now = time.perf_counter()
         margin_s = min(_MAX_MARGIN_S, 0.05 * (attempt.deadline - attempt.started))
-        wait_s = remote_wait_s(now, attempt.deadline, self._reserve_s(attempt.deadline), margin_s=margin_s)
+        reserve_s = None if self._fallback is None else self._fallback.reserve_s(attempt.deadline - now)
+        wait_s = remote_wait_s(now, attempt.deadline, reserve_s, margin_s=margin_s)
         if wait_s <= 0:
             raise DeadlineError(
                 f"Wanted time for the tail before the deadline, found {1000 * (attempt.deadline - now):.1f} ms left."
@@ -270,6 +255,7 @@ class Offloader:
         try:
             budget_ms = max(1, int(1000 * wait_s))
             envelope = pack_envelope(Envelope(ticket.request_id, budget_ms))
+            attempt.sent_at = time.perf_counter()
             attempt.bytes_sent = self._link.publish_pieces(self._request_topic, (envelope, *pieces), self._options.qos)
             left_s = wait_s - (time.perf_counter() - now)
             answered = self._link.wait_for(ended, max(0.0, left_s))
@@ -281,7 +267,7 @@ class Offloader:
                 f"Wanted the tail's answer within {1000 * wait_s:.0f} ms, found none. "
                 "Is `headtail tail serve` running with this model, and the link fast enough?"
             )
-        return self._read_answer(ticket, attempt, now)
+        return self._read_answer(ticket, attempt)
 
     def _open(self, deadline: float, ended: threading.Lock, now: float) -> Ticket:
         with self._lock:
@@ -307,10 +293,11 @@ class Offloader:
             return ours
 
     def _on_reply(self, _topic: str, payload: bytes, _qos: int) -> None:
+        now = time.perf_counter()
         view = memoryview(payload)
         reply = unpack_reply(view)
         with self._lock:
-            if self._pending.answer(reply, view[REPLY_BYTES:]):
+            if self._pending.answer(reply, view[REPLY_BYTES:], now):
                 self._breaker.succeeded()
 
     def _on_lost(self) -> None:
@@ -318,24 +305,41 @@ class Offloader:
             self._pending.give_up_all()  # their answers go to a session that is no more
             self._breaker.released()  # one of them may have been the probe
 
-    def _read_answer(self, ticket: Ticket, attempt: _Attempt, sent_at: float) -> Answer:
+    def _read_answer(self, ticket: Ticket, attempt: Attempt) -> Answer:
         reply = ticket.reply
         if reply is None or ticket.body is None:
             raise TailUnavailableError(
                 "Wanted the tail's answer, found that the connection to the broker was lost meanwhile."
             )
+        attempt.answered_at = ticket.answered_at
         if reply.status is not Status.OK:
             text = bytes(ticket.body[:500]).decode("utf-8", "replace")
             raise TailError(f"Wanted an answer of the tail, found {reply.status.name.lower()}: {text}")
+        begun = time.perf_counter()
         frame = decode_frame(ticket.body, _REPLY_LIMITS)
         outputs = decode_tensors(frame)
         self._check_answer(frame.cut_id, outputs)
-        queue_ms, decode_ms, tail_ms = reply.queue_us / 1000, reply.decode_us / 1000, reply.tail_us / 1000
-        now = time.perf_counter()
-        link_ms = max(0.0, 1000 * (now - sent_at) - queue_ms - decode_ms - tail_ms)
-        total_ms = 1000 * (now - attempt.started)
-        stages = (attempt.head_ms, attempt.encode_ms, link_ms, queue_ms, decode_ms, tail_ms, 0.0, total_ms)
-        return Answer(outputs, "remote", Breakdown(*stages), attempt.bytes_sent)
+        uplink_s, downlink_s = self._divide(reply, attempt, len(ticket.body) + REPLY_BYTES)
+        breakdown = attempt.breakdown(
+            uplink_ms=1000 * uplink_s,
+            queue_ms=reply.queue_us / 1000,
+            decode_ms=reply.decode_us / 1000,
+            tail_ms=reply.tail_us / 1000,
+            downlink_ms=1000 * downlink_s,
+            postprocess_ms=ms_since(begun),
+        )
+        return Answer(outputs, "remote", breakdown, attempt.bytes_sent)
+
+    def _divide(self, reply: Reply, attempt: Attempt, down_bytes: int) -> tuple[float, float]:
+        """Seconds up and down."""
+        at_host_s = (reply.queue_us + reply.decode_us + reply.tail_us) / 1e6
+        link_s = max(0.0, attempt.answered_at - attempt.sent_at - at_host_s)
+        if not reply.received_us:
+            return link_s / 2, link_s / 2
+        exchange = Exchange(attempt.sent_at, reply.received_us / 1e6, link_s, attempt.bytes_sent, down_bytes)
+        round_trip_ms = self._link.round_trip_ms
+        with self._lock:
+            return self._clock.divide(exchange, round_trip_s=None if round_trip_ms is None else round_trip_ms / 1000)
 
     def _check_answer(self, cut_id: bytes, outputs: Sequence[np.ndarray]) -> None:
         """The answer is of this cut, and of the form that the local model gives."""
@@ -343,7 +347,7 @@ class Offloader:
             raise FormatError(f"Wanted an answer of cut {self.key}, found one of {cut_id.hex()}. Restart the tail.")
         if self._fallback is None:
             return
-        wanted = [spec.shape for spec in self._fallback.outputs]
+        wanted = self._fallback.shapes
         found = [output.shape for output in outputs]
         if wanted != found:
             raise FormatError(
@@ -351,22 +355,14 @@ class Offloader:
                 "Deploy head, tail and fallback of the same network."
             )
 
-    def _answer_locally(self, attempt: _Attempt, arrays: Sequence[np.ndarray], why: Exception) -> Answer:
-        if self._fallback is None or self._local_time is None:
+    def _answer_locally(self, attempt: Attempt, arrays: Sequence[np.ndarray], why: Exception) -> Answer:
+        if self._fallback is None:
             raise OffloadError("Wanted a fallback, found none.") from why
         begun = time.perf_counter()
-        with self._fallback_lock:
-            locked = time.perf_counter()
-            outputs = self._fallback.run(arrays)
-            with self._lock:
-                self._local_time.add(time.perf_counter() - locked)
-        now = time.perf_counter()
-        breakdown = Breakdown(
-            head_ms=attempt.head_ms,
-            encode_ms=attempt.encode_ms,
-            local_ms=1000 * (now - begun),
-            total_ms=1000 * (now - attempt.started),
-        )
+        outputs = self._fallback.run(arrays)
+        local_ms = ms_since(begun)
+        waited_ms = 1000 * (begun - attempt.sent_at) if attempt.sent_at else 0.0
+        breakdown = attempt.breakdown(waited_ms=waited_ms, local_ms=local_ms)
         return Answer(outputs, "local", breakdown, attempt.bytes_sent, str(why))
 
     def _count(self, *, remote: int = 0, local: int = 0, failed: int = 0) -> None:
@@ -382,16 +378,3 @@ def _check_roles(head: Artefact | None, fallback: Artefact | None, key: str | No
     for artefact, role in ((head, "head"), (fallback, "whole")):
         if artefact is not None and artefact.manifest.role != role:
             raise OffloadError(f"Wanted a {role} artefact, found a {artefact.manifest.role} in {artefact.folder}.")
-
-
-def _time_once(session: Session) -> float:
-    """Seconds of the second run on zeros; the first one warms the engine up."""
-    zeros = [np.zeros(spec.shape, spec.dtype) for spec in session.inputs]
-    session.run(zeros)
-    begun = time.perf_counter()
-    session.run(zeros)
-    return time.perf_counter() - begun
-
-
-def _ms_since(begun: float) -> float:
-    return 1000 * (time.perf_counter() - begun)

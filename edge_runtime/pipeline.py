@@ -29,7 +29,6 @@ class Outcome(msgspec.Struct, frozen=True):
 
     answer: Answer
     top: tuple[Ranked, ...]
-    prepare_ms: float
 
 
 class Pipeline:
@@ -78,9 +77,18 @@ class Pipeline:
         array = frame.array()
         if self._manifest.preprocessing is not None:
             array = prepare(array, self._manifest.inputs[0], self._manifest.preprocessing)
-        prepare_ms = 1000 * (time.perf_counter() - begun)
+        prepared = time.perf_counter()
         answer = self._offloader.infer(array) if self._offloader else self._run_here(array)
-        return Outcome(answer, rank(answer.outputs, self._outputs, self._labels, softmax=self._softmax), prepare_ms)
+        answered = time.perf_counter()
+        top = rank(answer.outputs, self._outputs, self._labels, softmax=self._softmax)
+        ended = time.perf_counter()
+        breakdown = msgspec.structs.replace(
+            answer.breakdown,
+            preprocess_ms=1000 * (prepared - begun),
+            postprocess_ms=answer.breakdown.postprocess_ms + 1000 * (ended - answered),
+            total_ms=1000 * (ended - begun),
+        )
+        return Outcome(msgspec.structs.replace(answer, breakdown=breakdown), top)
 
     @property
     def counters(self) -> Counters:

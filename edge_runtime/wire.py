@@ -24,7 +24,7 @@ VERSION = 1
 MAX_LAYERS = 16
 MAX_RANK = 3  # sizes after the batch, which is always 1
 ENVELOPE_BYTES = 24
-REPLY_BYTES = 32
+REPLY_BYTES = 40
 FIXED_BYTES = 28
 REQUEST_ID_BYTES = 16
 CUT_ID_BYTES = 8
@@ -36,7 +36,7 @@ CODEC_ENTROPY = 1
 CODEC_IMAGE = 2
 
 _ENVELOPE = struct.Struct("<16sIHH")  # request id, remaining budget ms, flags, reserved
-_REPLY = struct.Struct("<16sBBHIII")  # request id, status, flags, reserved, queue us, decode us, tail us
+_REPLY = struct.Struct("<16sBBHIIIQ")  # request id, status, flags, reserved, queue us, decode us, tail us, clock us
 _FIXED = struct.Struct("<2sBB8s4sBBHII")  # magic, version, codec, cut, tables, layers, tensors, 0, payload, CRC
 _TENSOR = struct.Struct("<BB3H")  # dtype, rank, sizes
 _LENGTHS = tuple(struct.Struct(f"<{count}I") for count in range(MAX_LAYERS + 1))
@@ -127,6 +127,7 @@ class Reply(msgspec.Struct, frozen=True):
     queue_us: int = 0
     decode_us: int = 0
     tail_us: int = 0
+    received_us: int = 0  # the tail's own clock, of any origin, when it had the request; 0: not told
 
 
 class Codec(Protocol):
@@ -212,26 +213,26 @@ def unpack_envelope(data: bytes | memoryview) -> Envelope:
 
 
 def pack_reply(reply: Reply) -> bytes:
-    """32 bytes."""
+    """40 bytes."""
     times = (min(max(value, 0), 0xFFFFFFFF) for value in (reply.queue_us, reply.decode_us, reply.tail_us))
-    return _REPLY.pack(reply.request_id, reply.status, 0, 0, *times)
+    return _REPLY.pack(reply.request_id, reply.status, 0, 0, *times, reply.received_us & 0xFFFFFFFFFFFFFFFF)
 
 
 def unpack_reply(data: bytes | memoryview) -> Reply:
-    """Decode the first 32 bytes of a reply.
+    """Decode the first 40 bytes of a reply.
 
     Raises:
-        TruncatedError: Fewer than 32 bytes.
+        TruncatedError: Fewer than 40 bytes.
         FormatError: An unknown status, flag or reserved bit.
     """
     if len(data) < REPLY_BYTES:
         raise TruncatedError(f"Wanted a reply header of {REPLY_BYTES} B, found {len(data)} B.")
-    request_id, status, flags, reserved, queue_us, decode_us, tail_us = _REPLY.unpack_from(data)
+    request_id, status, flags, reserved, queue_us, decode_us, tail_us, received_us = _REPLY.unpack_from(data)
     if status > Status.FAILED or flags or reserved:
         raise FormatError(
             f"Wanted a status of 0 to {int(Status.FAILED)} and no flags, found {status}, {flags:#x}, {reserved:#x}."
         )
-    return Reply(request_id, Status(status), queue_us, decode_us, tail_us)
+    return Reply(request_id, Status(status), queue_us, decode_us, tail_us, received_us)
 
 
 def encode_tensors(
@@ -249,15 +250,25 @@ def encode_tensors(
         FormatError: A dtype or shape that a frame cannot carry.
         LimitError: Too many tensors, or 4 GiB of payload.
     """
+    heads = pack_heads(arrays)
+    return frame_layers(Header(code, cut_id, codec.table_id), codec.encode(arrays), heads, len(arrays))
+
+
+def pack_heads(arrays: Sequence[np.ndarray]) -> bytes:
+    """What a frame says of its tensors; checked before a codec sees them.
+
+    Raises:
+        FormatError: A dtype or shape that a frame cannot carry.
+        LimitError: No tensor, or more than 8.
+    """
     if not 1 <= len(arrays) <= MAX_TENSORS:
         raise LimitError(f"Wanted 1 to {MAX_TENSORS} tensors in a frame, found {len(arrays)}.")
-    heads = b"".join([_pack_head(array.dtype, array.shape) for array in arrays])
-    return _frame(Header(code, cut_id, codec.table_id), codec.encode(arrays), heads, len(arrays))
+    return b"".join([_pack_head(array.dtype, array.shape) for array in arrays])
 
 
 def encode_image_file(data: bytes, *, cut_id: bytes) -> list[bytes | memoryview]:
     """Frame an encoded picture (JPEG, PNG, WebP file) for a whole model on the host."""
-    return _frame(Header(CODEC_IMAGE, cut_id), [data], b"", 0)
+    return frame_layers(Header(CODEC_IMAGE, cut_id), [data], b"", 0)
 
 
 def decode_frame(data: bytes | memoryview, limits: Limits) -> Frame:
@@ -315,7 +326,14 @@ def decode_tensors(frame: Frame, codecs: Mapping[int, Codec] = RAW_CODECS) -> li
     return codec.decode(frame.tensors, frame.layers)
 
 
-def _frame(header: Header, layers: list[bytes | memoryview], heads: bytes, tensors: int) -> list[bytes | memoryview]:
+def frame_layers(
+    header: Header, layers: list[bytes | memoryview], heads: bytes, tensors: int
+) -> list[bytes | memoryview]:
+    """A frame of what a codec gave, with the heads of `pack_heads`; pieces as of `encode_tensors`.
+
+    Raises:
+        LimitError: 4 GiB of payload.
+    """
     lengths = [len(layer) for layer in layers]
     payload = sum(lengths)
     if len(layers) > MAX_LAYERS or payload > 0xFFFFFFFF:

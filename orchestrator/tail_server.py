@@ -270,6 +270,7 @@ class TailServer:
             queue_us=_us(taken - request.received),
             decode_us=_us(decoded - taken),
             tail_us=_us(ran - decoded),
+            received_us=_us(request.received),
         )
         pieces = encode_tensors(outputs, cut_id=model.cut_ids[request.key])
         with self._lock:  # counted first: who has the answer may look at once

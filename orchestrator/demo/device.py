@@ -115,7 +115,7 @@ def _cut(artefact: Artefact, offloader: Offloader) -> Callable[[np.ndarray], Out
         return Outcome(
             answer.outputs[0],
             answer.bytes_sent,
-            prepared_ms + times.head_ms + times.encode_ms,
+            prepared_ms + times.head_ms + times.encode_ms + times.serialise_ms,
             times.queue_ms + times.decode_ms + times.tail_ms,
             times.link_ms,
         )
@@ -136,7 +136,7 @@ def _encoded(artefact: Artefact, offloader: Offloader, strategy: Strategy) -> Ca
         return Outcome(
             answer.outputs[0],
             answer.bytes_sent,
-            encoded_ms + times.encode_ms,
+            encoded_ms + times.encode_ms + times.serialise_ms,
             times.queue_ms + times.decode_ms + times.tail_ms,
             times.link_ms,
         )

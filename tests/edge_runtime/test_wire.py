@@ -50,7 +50,7 @@ def test_the_documented_bytes_are_what_is_written():
     tensors = (np.array([[1, 2, 3]], np.uint8), np.array([[-1.5]], np.float32))
     written = {
         "envelope": pack_envelope(Envelope(ID, 250)),
-        "reply": pack_reply(Reply(ID, Status.OK, 120, 30, 4500)),
+        "reply": pack_reply(Reply(ID, Status.OK, 120, 30, 4500, 1_000_000)),
         "busy": pack_reply(Reply(ID, Status.BUSY, 9)) + b"busy",
         "frame": framed(*tensors),
         "picture": b"".join(encode_image_file(b"\xff\xd8\xff\xd9", cut_id=CUT)),
@@ -89,7 +89,7 @@ def test_strided_arrays_are_written_in_their_logical_order():
 def test_envelope_and_reply_come_back(request_id, number, status):
     envelope = Envelope(request_id, number)
     assert unpack_envelope(pack_envelope(envelope)) == envelope
-    reply = Reply(request_id, status, number, number // 2, number // 3)
+    reply = Reply(request_id, status, number, number // 2, number // 3, number << 31)
     assert unpack_reply(pack_reply(reply)) == reply
 
 

@@ -1,0 +1,35 @@
+"""One offloaded request under way: its deadline, and what each stage took so far."""
+
+import time
+from dataclasses import dataclass
+
+from edge_runtime.answer import Breakdown
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Seconds of the monotonic clock, and milliseconds of stages. Zero: not yet."""
+
+    started: float
+    deadline: float
+    sent_at: float = 0.0
+    answered_at: float = 0.0  # when the network thread had the reply
+    head_ms: float = 0.0
+    encode_ms: float = 0.0
+    serialise_ms: float = 0.0
+    bytes_sent: int = 0
+
+    def breakdown(self, **stages: float) -> Breakdown:
+        """What is known of it already, these stages, and the time since it began."""
+        return Breakdown(
+            head_ms=self.head_ms,
+            encode_ms=self.encode_ms,
+            serialise_ms=self.serialise_ms,
+            total_ms=ms_since(self.started),
+            **stages,
+        )
+
+
+def ms_since(begun: float) -> float:
+    """Milliseconds since a reading of the monotonic clock."""
+    return 1000 * (time.perf_counter() - begun)

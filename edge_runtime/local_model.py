@@ -1,0 +1,78 @@
+"""A whole model on this device that answers when the tail cannot: its session, and how long it will take."""
+
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from edge_runtime.artefact import Artefact
+from edge_runtime.offload import Estimate
+from edge_runtime.session import Session, open_session
+
+_GRACE_S = 0.01  # an answer may be so late
+
+
+class LocalModel:
+    """One session, for callers of any thread.
+
+    Args:
+        artefact: A whole model.
+        threads: Of the engine; the manifest's number when null.
+
+    Raises:
+        EngineError: The engine refuses it.
+    """
+
+    def __init__(self, artefact: Artefact, *, threads: int | None = None) -> None:
+        self.artefact = artefact
+        self._session = open_session(artefact, threads=threads)
+        self._run_lock = threading.Lock()
+        self._lock = threading.Lock()  # guards the estimate
+        self._estimate = Estimate(_time_once(self._session))
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Of its outputs."""
+        return [spec.shape for spec in self._session.outputs]
+
+    def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run once, and learn how long it takes.
+
+        Raises:
+            EngineError: The engine failed, or the inputs do not match.
+        """
+        with self._run_lock:
+            begun = time.perf_counter()
+            outputs = self._session.run(arrays)
+            with self._lock:
+                self._estimate.add(time.perf_counter() - begun)
+        return outputs
+
+    def reserve_s(self, time_left_s: float) -> float | None:
+        """What to keep back for it; null when it could not end in the time left even if begun now."""
+        with self._lock:
+            if self._estimate.mean_s > time_left_s:
+                return None
+            return min(self._estimate.upper_s, max(self._estimate.mean_s, time_left_s / 2))
+
+    def fits(self, time_left_s: float) -> bool:
+        """Whether it may be started now."""
+        with self._lock:
+            fits = self._estimate.mean_s <= time_left_s + _GRACE_S
+            if not fits:
+                self._estimate.relax()
+            return fits
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._session.close()
+
+
+def _time_once(session: Session) -> float:
+    """Seconds of the second run on zeros; the first one warms the engine up."""
+    zeros = [np.zeros(spec.shape, spec.dtype) for spec in session.inputs]
+    session.run(zeros)
+    begun = time.perf_counter()
+    session.run(zeros)
+    return time.perf_counter() - begun
