@@ -6,6 +6,8 @@ export HEADTAIL_DATA ?= $(patsubst %/data/imagenet-samples,%,$(wildcard ../share
 BENCHES := foundation mcu split
 # mosquitto is the broker; libdeflate makes CRC32 cheaper, zlib stands in where it is missing
 SYSTEM := mosquitto:mosquitto libdeflate.so.0:libdeflate0
+# the fleet's tests run on both databases
+SYSTEM_DEV := $(SYSTEM) psql:postgresql
 
 .PHONY: help demo test check format setup-demo setup-dev test-arm64 test-tflite-runtime bench-data bench-report fuzz-codec $(addprefix bench-,$(BENCHES))
 
@@ -17,7 +19,7 @@ setup-demo:
 	@scripts/setup-venv demo $(VENV)
 
 setup-dev:
-	@scripts/setup-system $(SYSTEM)
+	@scripts/setup-system $(SYSTEM_DEV)
 	@scripts/setup-mcu
 	@scripts/setup-venv dev $(VENV)
 	@PYTHON=$(abspath $(PYTHON_VENV)) examples/mcu_update/get-monocypher

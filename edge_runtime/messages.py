@@ -7,7 +7,11 @@ Topics: ht/v1/<tenant>/<device>/<lane>/...; up = device to host, down = host to 
 | up/birth, up/death (will) | Birth, Death | 1, retained |
 | up/hb | Heartbeat | 0 |
 | up/result | Result | 0 |
+| up/reported | Reported | 1, retained |
+| up/job | JobStatus | 1 |
 | up/deploy | DeployStatus | 1 |
+| down/desired | Desired | 1, retained |
+| down/job | JobOrder | 1 |
 | down/deploy | DeployStart | 1 |
 | down/blk/<transfer> | block (binary, below) | 1 |
 | off/req/<key>/<boot> | request (wire.py) | 0 or 1 |
@@ -40,6 +44,12 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$
 Boot = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+JobId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.:-]{0,159}$")]
+ShortText = Annotated[str, msgspec.Meta(max_length=100)]
+Setting = (
+    bool | Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | float | Annotated[str, msgspec.Meta(max_length=500)]
+)
+Settings = Annotated[dict[Name, Setting], msgspec.Meta(max_length=64)]
 
 
 class MessageError(EdgeError):
@@ -69,6 +79,9 @@ class Birth(_Message, frozen=True, kw_only=True):
     max_block_bytes: Count
     slots: Slots
     problem: Text | None = None  # why what was deployed does not run
+    boot_count: Count = 0  # starts of this device so far, kept over restarts: tells an old birth from a new one
+    desired_rev: Count = 0  # newest desired state that the device has seen
+    labels: Annotated[dict[Name, ShortText], msgspec.Meta(max_length=32)] = {}
 
 
 class Death(_Message, frozen=True, kw_only=True):
@@ -88,6 +101,10 @@ class Heartbeat(_Message, frozen=True, kw_only=True):
     late: Count  # answers that came after their request had ended
     rss_bytes: Count | None
     slots: Slots
+    desired_rev: Count = 0
+    temperature_c: float | None = None
+    cpu_share: float | None = None  # of one core, since the last heartbeat
+    config_rev: Count = 0  # revision of the remote configuration in use
 
 
 class Ranked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -125,6 +142,74 @@ class DeployStatus(_Message, frozen=True, kw_only=True):
     transfer: Boot
     state: Literal["receiving", "verifying", "active", "failed", "busy"]
     have: Annotated[bytes, msgspec.Meta(max_length=MAX_BLOCKS // 8)] = b""
+    error: Text | None = None
+
+
+class ArtefactRef(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One artefact to run; a device that stores it fetches nothing.
+
+    Else its .zip is at `url` (HTTP with ranges), or comes in blocks over MQTT where that is null. Without size and hash the
+    host has no .zip (it was deployed from elsewhere).
+    """
+
+    artefact: Sha256
+    zip_sha256: Sha256 | None = None
+    size: Annotated[int, msgspec.Meta(ge=1, le=MAX_TRANSFER_BYTES)] | None = None
+    url: Text | None = None
+
+
+class Models(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the slots of a device should hold, exactly: a null slot is empty."""
+
+    version: Text = ""  # name@version, for people
+    head: ArtefactRef | None = None
+    whole: ArtefactRef | None = None
+
+
+class Desired(_Message, frozen=True, kw_only=True):
+    """What a device should be, whole, never a difference. `boot` is the sender's."""
+
+    rev: Count  # only grows
+    job: JobId | None = None  # that this revision carries out
+    models: Models | None = None  # null: the host does not manage them, `headtail deploy` does
+    agent: ArtefactRef | None = None  # goes into the agent's own slot
+    probation_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 10.0
+    config: Settings = {}
+    config_rev: Count = 0
+
+
+class Reported(_Message, frozen=True, kw_only=True):
+    """How far a device is with the desired state `rev`; sent at every change and after every connect."""
+
+    seq: Count
+    rev: Count
+    job: JobId | None = None
+    state: Literal["idle", "downloading", "verifying", "probation", "active", "failed", "rolled_back"]
+    version: Text | None = None  # that runs now
+    slots: Slots = Slots()
+    done_bytes: Count = 0
+    total_bytes: Count = 0
+    error: Text | None = None
+
+
+class JobOrder(_Message, frozen=True, kw_only=True):
+    """Do this once: a job id that was done before is answered from the device's ledger. `boot` is the sender's."""
+
+    job: JobId
+    attempt: Count
+    kind: Name
+    arguments: Settings = {}
+    budget_ms: Count  # from its arrival; no clock is compared
+    cancel: bool = False  # do not begin it any more
+
+
+class JobStatus(_Message, frozen=True, kw_only=True):
+    """What became of a job on the device."""
+
+    job: JobId
+    attempt: Count
+    state: Literal["accepted", "succeeded", "failed", "rejected", "cancelled"]
+    result: Settings = {}
     error: Text | None = None
 
 
@@ -204,9 +289,19 @@ class Topics:
         check_segment("tenant", self.tenant)
         check_segment("device", self.device)
 
-    def up(self, kind: Literal["birth", "death", "hb", "result", "deploy"]) -> str:
+    def up(self, kind: Literal["birth", "death", "hb", "result", "reported", "job", "deploy"]) -> str:
         """From the device to the host."""
         return f"{PREFIX}/{self.tenant}/{self.device}/up/{kind}"
+
+    @property
+    def desired(self) -> str:
+        """Holds the desired state, retained."""
+        return f"{PREFIX}/{self.tenant}/{self.device}/down/desired"
+
+    @property
+    def job(self) -> str:
+        """Orders a job."""
+        return f"{PREFIX}/{self.tenant}/{self.device}/down/job"
 
     @property
     def deploy(self) -> str:
@@ -257,6 +352,17 @@ def requests_filter(key: str, *, group: str | None = "tails") -> str:
     """The subscription of a tail for one route key; workers with the same group share the requests."""
     plain = f"{PREFIX}/+/+/off/req/{check_segment('key', key)}/+"
     return plain if group is None else f"$share/{check_segment('group', group)}/{plain}"
+
+
+def fleet_filters(group: str | None = None) -> tuple[tuple[str, int], ...]:
+    """What a host subscribes to, with QoS.
+
+    Birth, death and reported are retained, so every host takes them whole (a shared subscription gets nothing retained);
+    the rest is shared within `group`.
+    """
+    shared = "" if group is None else f"$share/{check_segment('group', group)}/"
+    whole = [(f"{PREFIX}/+/+/up/{kind}", 1) for kind in ("birth", "death", "reported")]
+    return (*whole, *((f"{shared}{PREFIX}/+/+/up/{kind}", 1) for kind in ("hb", "job")))
 
 
 def check_segment(what: str, value: str) -> str:

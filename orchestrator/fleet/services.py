@@ -1,0 +1,59 @@
+"""The programs that make up a running fleet: each is `python -m MODULE` with the same options, and says "ready" when it is.
+
+A service takes `--store URL --broker URL --folder DIR` and, when it listens, `--host ADDRESS --port NUMBER`; it prints one line
+that holds "ready" (and its address) on standard output, runs until SIGTERM, and may be killed at any time.
+"""
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Service:
+    """One program of the fleet. `port` is null for one that does not listen."""
+
+    name: str
+    module: str
+    port: int | None = None
+    optional: bool = False  # left out where its module, or what it needs, is not installed
+    needs: tuple[str, ...] = ()  # distributions' modules beyond the orchestrator's own
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every service is told."""
+
+    store: str
+    broker: str
+    folder: Path
+    host: str = "127.0.0.1"
+
+
+SERVICES = (
+    Service("ingest", "orchestrator.fleet.ingest"),
+    Service("orchestrator", "orchestrator.fleet.brain"),
+    Service("files", "orchestrator.ota.file_server", port=8081, optional=True),
+    Service("dashboard", "orchestrator.dashboard.serve", port=8080, optional=True),
+)
+
+
+def is_installed(service: Service) -> bool:
+    """Whether its module and what it needs can be imported."""
+    for name in (service.module, *service.needs):
+        try:
+            if importlib.util.find_spec(name) is None:
+                return False
+        except ModuleNotFoundError:
+            return False
+    return True
+
+
+def command_of(service: Service, settings: Settings, *, port: int | None = None) -> list[str]:
+    """The command line of a service; `port` instead of its usual one."""
+    command = [sys.executable, "-m", service.module, "--store", settings.store, "--broker", settings.broker]
+    command += ["--folder", str(settings.folder)]
+    if service.port is not None:
+        command += ["--host", settings.host, "--port", str(service.port if port is None else port)]
+    return command
