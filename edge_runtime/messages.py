@@ -12,6 +12,7 @@ Topics: ht/v1/<tenant>/<device>/<lane>/...; up = device to host, down = host to 
 | up/deploy | DeployStatus | 1 |
 | down/desired | Desired | 1, retained |
 | down/job | JobOrder | 1 |
+| up/tail | TailBeat (tail_messages.py) | 0 |
 | down/deploy | DeployStart | 1 |
 | down/blk/<transfer> | block (binary, below) | 1 |
 | off/req/<key>/<boot> | request (wire.py) | 0 or 1 |
@@ -56,7 +57,7 @@ class MessageError(EdgeError):
     """A topic or control message that this module does not declare."""
 
 
-class _Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every control message; `boot` is new each time that an agent starts."""
 
     v: Literal[1] = 1
@@ -70,7 +71,7 @@ class Slots(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     whole: Sha256 | None = None
 
 
-class Birth(_Message, frozen=True, kw_only=True):
+class Birth(Message, frozen=True, kw_only=True):
     """A device is there: what it is and what it takes."""
 
     agent: Text  # version
@@ -84,11 +85,11 @@ class Birth(_Message, frozen=True, kw_only=True):
     labels: Annotated[dict[Name, ShortText], msgspec.Meta(max_length=32)] = {}
 
 
-class Death(_Message, frozen=True, kw_only=True):
+class Death(Message, frozen=True, kw_only=True):
     """The will: published by the broker when the device is gone. Ignored when `boot` is not the current one."""
 
 
-class Heartbeat(_Message, frozen=True, kw_only=True):
+class Heartbeat(Message, frozen=True, kw_only=True):
     """Every few seconds while the device runs; counters start at the boot."""
 
     seq: Count
@@ -115,7 +116,7 @@ class Ranked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     label: Text | None = None
 
 
-class Result(_Message, frozen=True, kw_only=True):
+class Result(Message, frozen=True, kw_only=True):
     """What became of one frame."""
 
     seq: Count
@@ -127,7 +128,7 @@ class Result(_Message, frozen=True, kw_only=True):
     plan_id: Boot | None = None  # of the plan that was followed, where the device has a plan table
 
 
-class DeployStart(_Message, frozen=True, kw_only=True):
+class DeployStart(Message, frozen=True, kw_only=True):
     """An artefact's .zip comes in blocks. `boot` is the sender's. Sent again to ask for the bitmap."""
 
     transfer: Boot
@@ -136,7 +137,7 @@ class DeployStart(_Message, frozen=True, kw_only=True):
     size: Annotated[int, msgspec.Meta(ge=1, le=MAX_TRANSFER_BYTES)]
 
 
-class DeployStatus(_Message, frozen=True, kw_only=True):
+class DeployStatus(Message, frozen=True, kw_only=True):
     """How far a transfer is; `have` is the bitmap of blocks received, bit 0 of byte 0 first. Busy: with another one."""
 
     transfer: Boot
@@ -166,7 +167,7 @@ class Models(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     whole: ArtefactRef | None = None
 
 
-class Desired(_Message, frozen=True, kw_only=True):
+class Desired(Message, frozen=True, kw_only=True):
     """What a device should be, whole, never a difference. `boot` is the sender's."""
 
     rev: Count  # only grows
@@ -178,7 +179,7 @@ class Desired(_Message, frozen=True, kw_only=True):
     config_rev: Count = 0
 
 
-class Reported(_Message, frozen=True, kw_only=True):
+class Reported(Message, frozen=True, kw_only=True):
     """How far a device is with the desired state `rev`; sent at every change and after every connect."""
 
     seq: Count
@@ -192,7 +193,7 @@ class Reported(_Message, frozen=True, kw_only=True):
     error: Text | None = None
 
 
-class JobOrder(_Message, frozen=True, kw_only=True):
+class JobOrder(Message, frozen=True, kw_only=True):
     """Do this once: a job id that was done before is answered from the device's ledger. `boot` is the sender's."""
 
     job: JobId
@@ -203,7 +204,7 @@ class JobOrder(_Message, frozen=True, kw_only=True):
     cancel: bool = False  # do not begin it any more
 
 
-class JobStatus(_Message, frozen=True, kw_only=True):
+class JobStatus(Message, frozen=True, kw_only=True):
     """What became of a job on the device."""
 
     job: JobId
@@ -213,7 +214,7 @@ class JobStatus(_Message, frozen=True, kw_only=True):
     error: Text | None = None
 
 
-Control = TypeVar("Control", bound=_Message)
+Control = TypeVar("Control", bound=Message)
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,7 @@ class Topics:
         check_segment("tenant", self.tenant)
         check_segment("device", self.device)
 
-    def up(self, kind: Literal["birth", "death", "hb", "result", "reported", "job", "deploy"]) -> str:
+    def up(self, kind: Literal["birth", "death", "hb", "result", "reported", "job", "deploy", "tail"]) -> str:
         """From the device to the host."""
         return f"{PREFIX}/{self.tenant}/{self.device}/up/{kind}"
 

@@ -22,7 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from device_profiles.errors import EdgeError
-from edge_runtime.mqtt_loop import MAX_REST_BYTES, NetworkLoop
+from edge_runtime.mqtt_loop import MAX_REST_BYTES, Ended, NetworkLoop, publish_header
 from edge_runtime.tcp_info import least_round_trip_ms
 
 DEFAULT_PORT = 1883
@@ -134,7 +134,8 @@ class MqttLink:
         self._not_subscribed = ""  # filters that the broker refused on this connection, and why
         # paho counts its packet ids from 1 and uses few on a link that sends in pieces.
         self._packet_ids = itertools.cycle(range(0x8000, 0x10000))
-        self._started = self._closed = False
+        self._started = self._closed = self._retired = False
+        self._unsubscribed = threading.Event()
         self._max_packet_bytes = _PROTOCOL_MAX_BYTES
         self._outstanding: deque[paho.MQTTMessageInfo] = deque()
         self._outstanding_lock = threading.Lock()
@@ -242,9 +243,23 @@ class MqttLink:
             )
         return size
 
-    def wait_for(self, ended: threading.Lock, timeout_s: float) -> bool:
+    def wait_for(self, ended: Ended, timeout_s: float) -> bool:
         """Wait until `on_message` (or whoever else) releases `ended`, and take it; False when the time is over."""
         return self._loop.wait_for(ended, timeout_s)
+
+    @property
+    def loop(self) -> NetworkLoop:
+        """Below: for threads that read the connection in `wait_for`."""
+        return self._loop
+
+    def unsubscribe(self, *, timeout_s: float) -> bool:
+        """Have nothing more sent here, now and after reconnects; whether the broker confirmed it in time."""
+        self._retired = True
+        if not self._ready.is_set() or not self._options.subscriptions:
+            return True
+        self._client.unsubscribe([topic for topic, _ in self._options.subscriptions])
+        self._loop.flush()
+        return self._unsubscribed.wait(timeout_s)
 
     def close(self) -> None:
         """Disconnect without the will, and end the thread."""
@@ -304,6 +319,7 @@ class MqttLink:
         client.on_socket_open = self._socket_opened
         client.on_connect = self._connected
         client.on_subscribe = self._subscribed
+        client.on_unsubscribe = lambda *_: self._unsubscribed.set()
         client.on_disconnect = self._disconnected
         client.on_message = self._received
         return client
@@ -324,7 +340,7 @@ class MqttLink:
         announced = getattr(properties, "MaximumPacketSize", None)
         self._max_packet_bytes = int(announced) if announced else _PROTOCOL_MAX_BYTES
         self._receive_maximum = int(getattr(properties, "ReceiveMaximum", 65535))
-        if self._options.subscriptions:
+        if self._options.subscriptions and not self._retired:
             client.subscribe([(topic, SubscribeOptions(qos=qos)) for topic, qos in self._options.subscriptions])
         else:
             self._make_ready()
@@ -374,19 +390,6 @@ class MqttLink:
                 log.warning("ignored a message: %s", error)
             except Exception:
                 log.exception("a message could not be handled")
-
-
-def publish_header(topic: str, payload_bytes: int, *, packet_id: int | None) -> bytes:
-    """Everything of an MQTT 5 PUBLISH packet before its payload: not retained, no properties, QoS 1 with a packet id."""
-    name = topic.encode()
-    rest = b"\0" if packet_id is None else packet_id.to_bytes(2, "big") + b"\0"
-    left = 2 + len(name) + len(rest) + payload_bytes
-    length = bytearray()
-    while left > 127:
-        length.append(left & 127 | 128)
-        left >>= 7
-    length.append(left)
-    return b"".join((b"\x30" if packet_id is None else b"\x32", length, len(name).to_bytes(2, "big"), name, rest))
 
 
 def _is_done(info: paho.MQTTMessageInfo) -> bool:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import paho.mqtt.client as paho
 
@@ -23,6 +23,16 @@ _FIRST_PAUSE_S = 0.25
 _MISC_EVERY_S = 0.5  # keepalive
 _READ_WRITE = select.POLLIN | select.POLLOUT
 _LINGER_S = 0.05  # how long the thread leaves the socket alone after a caller has read it: the next one comes soon
+
+
+class Ended(Protocol):
+    """What a caller waits for: a `threading.Lock` that somebody releases, or whatever else behaves like one."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Whether it has happened, after at most `timeout` seconds."""
+
+    def locked(self) -> bool:
+        """Whether it has not happened yet."""
 
 
 class NetworkLoop:
@@ -67,7 +77,7 @@ class NetworkLoop:
         self._stop.set()
         self.flush()
         self._resume.set()
-        self._wake()
+        self.wake()
         if self._thread.is_alive():
             self._thread.join(timeout=10)
         if self._reader.acquire(timeout=1):  # nobody waits for the pipe any more
@@ -82,7 +92,7 @@ class NetworkLoop:
         with self._write_lock:
             self._write()
         if self.wants_to_write:
-            self._wake()
+            self.wake()
 
     def send(self, pieces: Sequence[bytes | memoryview], sock: object) -> bool:
         """Write a whole packet of QoS 0 without copying it, past paho's queue.
@@ -113,7 +123,7 @@ class NetworkLoop:
                 return False
             self._rest_begun = self._rest_begun or sent > 0
             self._rest.append(memoryview(b"".join(pieces))[sent:])
-        self._wake()
+        self.wake()
         return True
 
     @property
@@ -142,7 +152,7 @@ class NetworkLoop:
         if not self._rest:
             self._client.loop_write()
 
-    def wait_for(self, ended: threading.Lock, timeout_s: float) -> bool:
+    def wait_for(self, ended: Ended, timeout_s: float) -> bool:
         """Wait until `ended` is released and take it; read the socket meanwhile unless someone does already.
 
         Returns:
@@ -164,10 +174,15 @@ class NetworkLoop:
         finally:
             self._waiting -= 1
 
-    def _drive(self, ended: threading.Lock, deadline: float) -> bool:
+    def hand_back(self) -> None:
+        """Have the thread read the socket at once, when the caller that read it will be long in coming back."""
+        self._last_driven = 0.0
+        self._resume.set()
+
+    def _drive(self, ended: Ended, deadline: float) -> bool:
         """Read the socket until `ended`; False when the time is over or the connection is gone."""
         if not self._reader.acquire(blocking=False):
-            self._wake()  # the thread waits for the socket: ask for its place
+            self.wake()  # the thread waits for the socket: ask for its place
             if not self._reader.acquire(timeout=max(0.0, deadline - time.monotonic())):
                 return ended.acquire(blocking=False)
         try:
@@ -224,7 +239,7 @@ class NetworkLoop:
             if not self._driver.locked() and (self._waiting or not recently or self._client.socket() is None):
                 return
 
-    def _step(self, timeout_s: float, ended: "threading.Lock | None" = None) -> None:
+    def _step(self, timeout_s: float, ended: Ended | None = None) -> None:
         """Wait for the socket once, and read, hand over and write what there is.
 
         A caller whose wait has ended by it goes on at once: an acknowledgement is written with its next packet, or by
@@ -267,7 +282,8 @@ class NetworkLoop:
         self._poll.register(descriptor, events)
         self._watched = (descriptor, events)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """Have whoever waits for the socket look at what it waits for."""
         with contextlib.suppress(OSError):  # a full pipe wakes as well; a closed one has nobody to wake
             os.write(self._wake_write, b"w")
 
@@ -280,6 +296,19 @@ def keep_heap(block_bytes: int = 16 << 20) -> None:
     """
     block = bytes(block_bytes)
     del block
+
+
+def publish_header(topic: str, payload_bytes: int, *, packet_id: int | None) -> bytes:
+    """Everything of an MQTT 5 PUBLISH packet before its payload: not retained, no properties, QoS 1 with a packet id."""
+    name = topic.encode()
+    rest = b"\0" if packet_id is None else packet_id.to_bytes(2, "big") + b"\0"
+    left = 2 + len(name) + len(rest) + payload_bytes
+    length = bytearray()
+    while left > 127:
+        length.append(left & 127 | 128)
+        left >>= 7
+    length.append(left)
+    return b"".join((b"\x30" if packet_id is None else b"\x32", length, len(name).to_bytes(2, "big"), name, rest))
 
 
 def _written_by_us(_client: paho.Client, _userdata: object, _sock: object) -> None:

@@ -31,6 +31,10 @@ CUT_ID_BYTES = 8
 TABLE_SET_BYTES = 4
 NO_TABLES = bytes(TABLE_SET_BYTES)
 
+FLAG_DIRECT = 1  # the request asks for the direct data plane: its body is a public key
+FLAG_TRACED = 2  # the request id is the id of a trace
+_FLAGS = FLAG_DIRECT | FLAG_TRACED
+
 CODEC_RAW = 0
 CODEC_ENTROPY = 1
 CODEC_IMAGE = 2
@@ -202,13 +206,13 @@ def unpack_envelope(data: bytes | memoryview) -> Envelope:
 
     Raises:
         TruncatedError: Fewer than 24 bytes.
-        FormatError: A flag or reserved bit is set.
+        FormatError: An unknown flag or a reserved bit is set.
     """
     if len(data) < ENVELOPE_BYTES:
         raise TruncatedError(f"Wanted a request envelope of {ENVELOPE_BYTES} B, found {len(data)} B.")
     request_id, budget_ms, flags, reserved = _ENVELOPE.unpack_from(data)
-    if flags or reserved:
-        raise FormatError(f"Wanted no flags in the request envelope, found {flags:#x} and {reserved:#x}.")
+    if flags & ~_FLAGS or reserved:
+        raise FormatError(f"Wanted no flags but {_FLAGS:#x} in the request envelope, found {flags:#x}, {reserved:#x}.")
     return Envelope(request_id, budget_ms, flags)
 
 

@@ -342,7 +342,8 @@ def test_a_whole_model_takes_pictures_and_answers_bad_ones_by_name(broker, netwo
 def test_the_answer_goes_to_the_sender_whatever_the_payload_says(broker, network):
     from orchestrator.tail_server import derive_route
 
-    assert derive_route(f"ht/v1/t/dev1/off/req/{'a' * 16}/{'b' * 16}") == ("a" * 16, f"ht/v1/t/dev1/off/rep/{'b' * 16}")
+    route = derive_route(f"ht/v1/t/dev1/off/req/{'a' * 16}/{'b' * 16}")
+    assert route == ("a" * 16, f"ht/v1/t/dev1/off/rep/{'b' * 16}", "t/dev1")
     with pytest.raises(ServeError, match="head"):
         serve_artefact(network.head)
     with pytest.raises(ServeError, match="once"):
