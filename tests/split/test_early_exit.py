@@ -1,0 +1,84 @@
+"""Early exits: calibrated, chosen on validation pictures, never worse than was allowed; the head's integers stay."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from split.augment import Augmentation
+from split.early_exit import ExitOptions, HeadWithExit, exit_and_tail_logits, train_exit
+from split.exit_policy import ExitError, ExitPolicy, choose_policy, confidence, fit_temperature, measure_policy
+from split.inject import inject, trace_network
+from split.latents import IntegerHead, IntegerTail, fit_grid, input_batches
+from split.losses import TaskLoss
+from split.methods import find_method
+
+VIEW = Augmentation(32, "none")
+
+
+def test_temperature_undoes_an_overconfident_scale():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(0, 2, (20_000, 5))
+    odds = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    labels = (odds.cumsum(1) > rng.random((20_000, 1))).argmax(1)  # drawn with these very probabilities
+    assert fit_temperature(logits, labels) == pytest.approx(1, rel=0.05)
+    assert fit_temperature(4 * logits, labels) == pytest.approx(4, rel=0.05)
+    report = measure_policy(ExitPolicy(4.0, 0.9), 4 * logits, logits, labels)
+    assert report.calibration_error < 0.02 < 0.1 < report.uncalibrated_error
+
+
+@given(seed=st.integers(0, 10_000), max_loss=st.sampled_from([0.0, 0.005, 0.1]))
+def test_policy_never_loses_more_than_allowed_where_it_was_chosen(seed, max_loss):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, 60)
+    early, late = rng.normal(0, 1, (60, 3)).round(1), rng.normal(0, 1, (60, 3))
+    early[np.arange(60), labels] += 1
+    late[np.arange(60), labels] += 2
+    policy = choose_policy(early, late, labels, max_loss=max_loss)
+    report = measure_policy(policy, early, late, labels)
+    assert report.tail_accuracy - report.accuracy <= max_loss + 1e-12
+    sure = confidence(early, policy.temperature)
+    for lower in np.unique(sure[sure < policy.threshold]):  # the largest share: every lower threshold loses too much
+        other = measure_policy(ExitPolicy(policy.temperature, float(lower)), early, late, labels)
+        assert other.tail_accuracy - other.accuracy > max_loss
+
+
+def test_hand_computed_policy():
+    labels = np.array([0, 0, 1, 1])
+    early = np.array([[9.0, 0], [5, 0], [3, 0], [0, 1]])  # right, right, wrong, right
+    late = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])  # all right
+    policy = choose_policy(early, late, labels, max_loss=0.0)
+    report = measure_policy(policy, early, late, labels)
+    assert (report.share, report.accuracy, report.tail_accuracy) == (0.5, 1.0, 1.0)
+    assert measure_policy(choose_policy(early, late, labels, max_loss=0.25), early, late, labels).share == 1.0
+    with pytest.raises(ExitError, match="labels"):
+        fit_temperature(np.zeros((0, 3)), np.zeros(0, np.int64))
+
+
+def test_exit_learns_and_leaves_the_latents_alone(tiny, pictures):
+    torch.manual_seed(1)
+    method = find_method("slim")
+    student, _ = inject(
+        trace_network(tiny, torch.rand(1, 3, 32, 32)),
+        "layer1",
+        lambda one: method.make(one, method.options()),
+        size=(32, 32),
+    )
+    student.eval()
+    grid = fit_grid(student, ())
+    head, tail = IntegerHead(student.bottleneck, grid), IntegerTail(student, grid)
+    leaving = train_exit(
+        head, tail, pictures, ExitOptions(width=16, depth=1, epochs=60, batch=16, lr=1e-2, task=TaskLoss("ce")), VIEW
+    )
+    early, late = exit_and_tail_logits(head, tail, leaving, pictures, VIEW)
+    assert early.shape == late.shape == (48, 3)
+    assert (
+        float((early.argmax(1) == pictures.labels).float().mean()) > 0.5
+    )  # of three classes, behind an untrained head
+    (batch,) = input_batches(pictures, VIEW)
+    both = HeadWithExit(head, leaving)
+    with torch.no_grad():
+        latent, logits = both(batch)
+        assert torch.equal(latent, head(batch))
+        assert torch.allclose(logits, early, atol=1e-4)
