@@ -90,7 +90,8 @@ def train_exit(
     latents, answers = _views(head, tail, data, view)
     labels = data.labels.to(latents.device).repeat(2)
     torch.manual_seed(options.seed)
-    leaving = ExitClassifier(latents.shape[1], answers.shape[1], options).to(latents.device).train()
+    leaving = ExitClassifier(latents.shape[1], answers.shape[1], options)
+    leaving.to(latents.device).train()
     optimiser = torch.optim.Adam(leaving.parameters(), lr=options.lr)
     each = max(1, len(labels) // 2 // options.batch)  # an epoch shows each picture once, mirrored or not
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.epochs * each)
