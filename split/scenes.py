@@ -84,8 +84,14 @@ class SceneSet:
 
     def to(self, device: torch.device) -> "SceneSet":
         """All tensors on a device."""
-        tensors = (one.to(device) for one in (self.images, self.masks, self.boxes, self.kinds, self.labels))
-        return SceneSet(*tensors, self.classes)
+        return SceneSet(
+            self.images.to(device),
+            self.masks.to(device),
+            self.boxes.to(device),
+            self.kinds.to(device),
+            self.labels.to(device),
+            self.classes,
+        )
 
     def mirrored(self) -> "SceneSet":
         """The same scenes seen in a mirror."""
@@ -129,8 +135,8 @@ def compose_scenes(count: int, options: SceneOptions, photos: PictureSet | None 
         for row, (_, kind, box, _) in enumerate(found):
             boxes[number, row], kinds[number, row] = box, kind
         labels[number] = max(found, key=lambda one: one[3])[1] - 1
-    arrays = (torch.from_numpy(one) for one in (images, masks, boxes, kinds, labels))
-    return SceneSet(*arrays, classes)
+    pixels, ids = torch.from_numpy(images), torch.from_numpy(masks)
+    return SceneSet(pixels, ids, torch.from_numpy(boxes), torch.from_numpy(kinds), torch.from_numpy(labels), classes)
 
 
 class _Scene:
