@@ -1,7 +1,7 @@
-"""A slim head: ReLU convolutions that quantise well, latents at half the cut's resolution, trained for the task's bits.
+"""A slim head: ReLU convolutions that quantise well, trained for the task and its bits together.
 
-Against Entropic Student: no GDN on the device, a decoder that grows on the host instead, latents that are coarser in space,
-and above all an encoder that learns from the task and its rate together, not from features alone. With
+Against Entropic Student: no GDN on the device, a decoder that grows on the host instead, latents that may be coarser in
+space, and above all an encoder that learns from the task and its rate together, not from features alone. With
 `ProgressiveOptions` one stream serves several rates: any prefix of its layers decodes.
 
 Sources: rate against task instead of against features, Singh et al. 2020 (arXiv:2007.11797); rounding in the decoder's path

@@ -39,9 +39,9 @@ class SlimOptions:
     """
 
     beta: float = 5e-4
-    latent_channels: int = 24
+    latent_channels: int = 16
     width: int = 24
-    shrink: int = 2
+    shrink: int = 1
     depth: int = 1
     decoder_width: int = 128
     decoder_depth: int = 2
@@ -49,11 +49,11 @@ class SlimOptions:
     straight: bool = True
     epochs: tuple[int, int] = (16, 4)
     batch: int = 64
-    lr: float = 2e-3
+    lr: float = 3e-3
     last_lr: float = 5e-4
     tail_lr: float = 0.3
     task: TaskLoss = TASK
-    features: float = 1.0
+    features: float = 5.0
     saliency: bool = False
     int8: bool = False
     variants: int = 1
@@ -75,7 +75,7 @@ class ProgressiveOptions(SlimOptions):
     """
 
     beta: float = 2e-4
-    layers: tuple[int, ...] = (6, 12, 18, 24)
+    layers: tuple[int, ...] = (4, 8, 12, 16)
     price_step: float = 2.0
 
     @property
