@@ -1,5 +1,6 @@
 """What every learned bottleneck is to the rest: an encoder for the device, a decoder for the host, a rate."""
 
+import copy
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,6 +72,14 @@ class Bottleneck(nn.Module):
     def grid(self) -> LatentGrid | None:
         """The grid of the integers that it was trained with; null where calibration pictures decide."""
         return None
+
+    def deployed_encoder(self) -> nn.Module:
+        """What the device runs: pictures to values that the grid makes integers. A copy."""
+        return copy.deepcopy(self.encoder)
+
+    def deployed_decoder(self) -> nn.Module:
+        """What the host runs on the values that the grid makes of integers. A copy."""
+        return copy.deepcopy(self.decoder)
 
     def code(self, latent: torch.Tensor) -> Coded:
         """The latent as the decoder will see it."""

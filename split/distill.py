@@ -366,7 +366,7 @@ def _loss(
     if stage.features:
         parts["features"] = relative_feature_loss(output.features, wanted.features, wanted.saliency)
         loss = loss + stage.features * parts["features"]
-    if stage.beta:
+    if stage.beta or stage.features:  # the encoder still learns
         loss = loss + stage.beta * bits / len(labels) + output.coded.auxiliary
     return loss, parts
 

@@ -30,7 +30,7 @@ class IntegerHead(nn.Module):
 
     def __init__(self, bottleneck: Bottleneck, grid: LatentGrid) -> None:
         super().__init__()
-        self.encoder = fold(copy.deepcopy(bottleneck.encoder)).eval().requires_grad_(requires_grad=False)
+        self.encoder = fold(bottleneck.deployed_encoder()).eval().requires_grad_(requires_grad=False)
         self.register_buffer("step", torch.tensor(grid.scale)[None, :, None, None])
         self.register_buffer("offset", torch.tensor(grid.offset)[None, :, None, None])
 
@@ -45,7 +45,7 @@ class IntegerTail(nn.Module):
 
     def __init__(self, network: SplitNetwork, grid: LatentGrid) -> None:
         super().__init__()
-        self.decoder = fold(copy.deepcopy(network.bottleneck.decoder)).eval().requires_grad_(requires_grad=False)
+        self.decoder = fold(network.bottleneck.deployed_decoder()).eval().requires_grad_(requires_grad=False)
         self.tail = copy.deepcopy(network.tail).eval().requires_grad_(requires_grad=False)
         self.register_buffer("step", torch.tensor(grid.scale)[None, :, None, None])
         self.register_buffer("offset", torch.tensor(grid.offset)[None, :, None, None])

@@ -15,11 +15,19 @@ import msgspec.inspect
 
 from split.bottlefit import BottleFit, BottleFitOptions, Decoder, bottlefit_stages
 from split.bottleneck import Bottleneck, BottleneckError
+from split.codebook import Codebook
 from split.entropic_student import EntropicOptions, EntropicStudent, entropic_stages
 from split.inject import CutLayer
 from split.losses import TASK, TaskLoss
+from split.positions import Positions
 from split.slim import Slim
-from split.slim_stages import ProgressiveOptions, SlimOptions, slim_stages
+from split.slim_stages import (
+    CodebookOptions,
+    PositionsOptions,
+    ProgressiveOptions,
+    SlimOptions,
+    slim_stages,
+)
 from split.stages import Stage
 
 Options = TypeVar("Options")
@@ -205,6 +213,20 @@ METHODS: Mapping[str, Method[Any]] = {
             "slim with one channel-ordered stream for all rates: any prefix of its layers decodes",
             ProgressiveOptions,
             Slim,
+            slim_stages,
+        ),
+        Method(
+            "codebook",
+            "a head that sends indices of learned codebooks: fixed symbols for each place, one more 1x1 convolution",
+            CodebookOptions,
+            Codebook,
+            slim_stages,
+        ),
+        Method(
+            "positions",
+            "a head of one strided convolution that sends a learned, fixed subset of places: least work on the device",
+            PositionsOptions,
+            Positions,
             slim_stages,
         ),
     )

@@ -51,7 +51,7 @@ class LatentTrunk(nn.Module):
 
     def __init__(self, network: SplitNetwork, grid: LatentGrid) -> None:
         super().__init__()
-        self.decoder = copy.deepcopy(network.bottleneck.decoder)
+        self.decoder = network.bottleneck.deployed_decoder()
         self.tail = copy.deepcopy(network.tail)
         self.requires_grad_(requires_grad=True)
         self.register_buffer("step", torch.tensor(grid.scale)[None, :, None, None])

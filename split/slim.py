@@ -33,8 +33,8 @@ class Slim(Bottleneck):
     """
 
     def __init__(self, layer: CutLayer, form: SlimOptions) -> None:
-        _check(layer, form)
-        super().__init__(_encoder(layer.stride, form), _decoder(layer, form), stride=layer.stride)
+        check_form(layer, form)
+        super().__init__(slim_encoder(layer.stride, form), slim_decoder(layer, form), stride=layer.stride)
         self.prior = LogisticPrior(form.latent_channels)
         self.straight = form.straight
         self.stream = form.stream
@@ -113,7 +113,12 @@ class Crop(nn.Module):
         return x[:, :, : self.height, : self.width]
 
 
-def _check(layer: CutLayer, form: SlimOptions) -> None:
+def check_form(layer: CutLayer, form: SlimOptions) -> None:
+    """Check what all forms of the block share.
+
+    Raises:
+        BottleneckError: A layer or sizes that make no block.
+    """
     if layer.stride not in _STRIDES or form.shrink not in (1, 2, 4) or layer.stride * form.shrink < 2:
         raise BottleneckError(
             f"Wanted a layer of stride {_STRIDES} and a shrink of 1, 2 or 4, found stride {layer.stride} behind {layer.name!r} and "
@@ -128,7 +133,8 @@ def _check(layer: CutLayer, form: SlimOptions) -> None:
         )
 
 
-def _encoder(stride: int, form: SlimOptions) -> nn.Sequential:
+def slim_encoder(stride: int, form: SlimOptions, *, gain: float = _GAIN) -> nn.Sequential:
+    """Pictures to the latent before rounding; `gain` scales it at the start."""
     halvings = (stride * form.shrink).bit_length() - 1
     w = form.width
     modules: list[nn.Module] = [
@@ -142,7 +148,8 @@ def _encoder(stride: int, form: SlimOptions) -> nn.Sequential:
     return nn.Sequential(*modules, LatentConv(last, form.latent_channels, gain=_GAIN))
 
 
-def _decoder(layer: CutLayer, form: SlimOptions) -> nn.Sequential:
+def slim_decoder(layer: CutLayer, form: SlimOptions) -> nn.Sequential:
+    """The latent to the layer's output."""
     channels, height, width = layer.shape
     d = form.decoder_width
     modules: list[nn.Module] = [

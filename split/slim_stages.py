@@ -84,6 +84,33 @@ class ProgressiveOptions(SlimOptions):
         return StreamPlan(self.layers, self.variants, self.block)
 
 
+@dataclass(frozen=True)
+class CodebookOptions(SlimOptions):
+    """The head sends indices of the nearest words of several codebooks; all else as slim.
+
+    Attributes:
+        books: Codebooks, that is channels of the latent on the wire.
+        words: Of each book, 2 to 256.
+        latent_channels: Before the books, which share them evenly.
+    """
+
+    books: int = 4
+    words: int = 32
+
+
+@dataclass(frozen=True)
+class PositionsOptions(SlimOptions):
+    """One strided convolution and a learned, fixed subset of its places; all else as slim, without its depth.
+
+    Attributes:
+        kept: Places that are sent.
+    """
+
+    latent_channels: int = 8
+    depth: int = 0
+    kept: int = 32
+
+
 def slim_stages(recipe: SlimOptions) -> tuple[Stage, ...]:
     """Joint, (int8,) fixed.
 

@@ -1,8 +1,10 @@
 """The registry: every method can be made, trained for a step, and turned into integers by its entry alone."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -16,6 +18,7 @@ from split.losses import TaskLoss
 from split.methods import METHODS, MethodError, find_method, option_help, options_from
 
 OPTIONS = Augmentation(32, "none")
+SLIM = ("slim", "progressive", "codebook", "positions")
 
 
 @pytest.mark.parametrize("name", list(METHODS))
@@ -67,3 +70,102 @@ def test_options_come_from_words():
 def test_every_option_is_described(name):
     texts = option_help(find_method(name))
     assert all(len(text.split(" [")[0]) > 8 for text in texts.values()), texts
+
+
+def _tiny_pair(tiny, name, seed=1, **settings):
+    method = find_method(name)
+    options = replace(method.options(), epochs=(3, 1), batch=16, width=4, decoder_width=8, **settings)
+    torch.manual_seed(seed)
+    trace = trace_network(tiny, torch.rand(1, 3, 32, 32))
+    pair = inject(trace, "layer1", lambda one: method.make(one, options), size=(32, 32))
+    return pair, method.stages(options)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", SLIM)
+def test_a_killed_run_ends_like_an_uninterrupted_one(name, tiny, pictures, tmp_path):
+    def run(folder, seed=1, stop_at=0):
+        (student, teacher), stages = _tiny_pair(tiny, name, seed, int8=True, saliency=True)
+        seen = []
+
+        def on_step(_):
+            seen.append(1)
+            if len(seen) == stop_at:
+                raise Killed
+
+        options = TrainOptions(
+            folder=folder, augmentation=Augmentation(32, "flip"), device="cpu", checkpoint_every_s=0, on_step=on_step
+        )
+        train(student, teacher, pictures, stages, options)
+        return student.state_dict()
+
+    whole = run(tmp_path / "whole")
+    for stop_at in (2, 5, 3):
+        with pytest.raises(Killed):
+            run(tmp_path / "parts", stop_at=stop_at)
+    parts = run(tmp_path / "parts", seed=9)
+    assert all(torch.equal(parts[key], value) for key, value in whole.items())
+
+
+def test_a_larger_beta_spends_fewer_bytes(tiny, pictures, tmp_path):
+    sizes = []
+    for beta in (0.0, 0.05):
+        (student, teacher), stages = _tiny_pair(tiny, "slim", beta=beta)
+        first = replace(stages[0], epochs=20, lr=1e-2)
+        train(
+            student,
+            teacher,
+            pictures,
+            [first],
+            TrainOptions(folder=tmp_path / str(beta), augmentation=OPTIONS, device="cpu"),
+        )
+        head = IntegerHead(student.bottleneck, fit_grid(student, ()))
+        latents = integer_latents(head, input_batches(pictures, OPTIONS))
+        codec = EntropyCodec(fit_tables(latents))
+        sizes.append(sum(len(layer) for one in latents for layer in codec.encode([one])))
+    assert sizes[1] < 0.8 * sizes[0]
+
+
+def test_every_prefix_of_a_progressive_stream_reaches_the_tail(tiny, pictures):
+    (student, _), _ = _tiny_pair(tiny, "progressive")
+    student.eval()
+    student.bottleneck.encoder[-1].conv.weight.data *= 30
+    grid = fit_grid(student, ())
+    head, tail = IntegerHead(student.bottleneck, grid), IntegerTail(student, grid)
+    latents = integer_latents(head, input_batches(pictures, OPTIONS))
+    codec = EntropyCodec(fit_tables(latents, student.bottleneck.stream))
+    layers = codec.encode([latents[0]])
+    answers = set()
+    for count, stop in enumerate(student.bottleneck.stream.layers, 1):
+        (found,) = codec.decode([TensorHead("int8", latents[0].shape, latents[0].nbytes)], layers[:count])
+        assert np.array_equal(found[:, :stop], latents[0][:, :stop])
+        assert not found[:, stop:].any()
+        with torch.no_grad():
+            answers.add(tuple(tail(torch.from_numpy(found))[0].tolist()))
+    assert len(answers) == 4
+
+
+@pytest.mark.parametrize("name", SLIM)
+def test_an_int8_trained_head_exports_and_gives_the_same_integers(name, tiny, pictures):
+    (student, _), _ = _tiny_pair(tiny, name)
+    (batch,) = input_batches(pictures, OPTIONS, batch=48)
+    if hasattr(student.bottleneck, "prior"):
+        student.bottleneck.encoder[-1].conv.weight.data *= 30
+    student.train()
+    student.bottleneck.quantise_encoder()
+    student.bottleneck.encoder(batch)  # ranges
+    student.eval()
+    head = IntegerHead(student.bottleneck, fit_grid(student, ()))
+    file = io.BytesIO()
+    torch.onnx.export(
+        head, (batch[:1],), file, input_names=["x"], output_names=["latent"], opset_version=18, dynamo=False
+    )
+    session = onnxruntime.InferenceSession(file.getvalue())
+    found = np.concatenate([session.run(None, {"x": one[None].numpy()})[0] for one in batch])
+    with torch.no_grad():
+        wanted = head(batch).numpy()
+    assert len(np.unique(wanted)) > 5
+    assert (found != wanted).mean() < 0.01
