@@ -47,10 +47,10 @@ class Breakdown(msgspec.Struct, frozen=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """Outputs of one request and who computed them. `bytes_sent` is the payload published, 0 when none was."""
+    """Outputs of one request and who computed them (exit: the head's own exit). `bytes_sent` is the payload published, 0 when none was."""
 
     outputs: list[np.ndarray]
-    source: Literal["remote", "local"]
+    source: Literal["remote", "local", "exit"]
     breakdown: Breakdown
     bytes_sent: int = 0
     why_local: str | None = None

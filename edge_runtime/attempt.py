@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 
 from edge_runtime.answer import Breakdown
+from edge_runtime.early_exit import ExitAnswer
 
 
 @dataclass(slots=True)
@@ -18,6 +19,7 @@ class Attempt:
     encode_ms: float = 0.0
     serialise_ms: float = 0.0
     bytes_sent: int = 0
+    leaving: ExitAnswer | None = None  # where the head has an exit
 
     def breakdown(self, **stages: float) -> Breakdown:
         """What is known of it already, these stages, and the time since it began."""

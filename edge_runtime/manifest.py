@@ -174,6 +174,14 @@ class Cut(_Data, frozen=True, kw_only=True):
     tables_sha256: str | None = None
 
 
+class EarlyExit(_Data, frozen=True, kw_only=True):
+    """An output of a head that answers by itself where softmax(logits / temperature) reaches the threshold."""
+
+    output: str  # name of the output with the logits; it is not sent
+    temperature: float  # > 0
+    threshold: float  # in [0, 1]; above 1 nothing leaves, and the exit only answers where the tail does not
+
+
 class Manifest(_Data, frozen=True, kw_only=True):
     """Everything that is known of an artefact. Refused as a whole when any part is unknown or out of range."""
 
@@ -197,6 +205,7 @@ class Manifest(_Data, frozen=True, kw_only=True):
     bench: tuple[BenchRow, ...] = ()
     licences: tuple[Licence, ...] = ()
     cut: Cut | None = None
+    early_exit: EarlyExit | msgspec.UnsetType = msgspec.UNSET  # absent without one: older manifests keep their bytes
 
     @property
     def files_by_path(self) -> dict[str, FileEntry]:
@@ -289,6 +298,7 @@ def check_manifest(manifest: Manifest) -> None:
     for group, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs), ("cut.tensors", latents)):
         _check_tensors(group, specs, required=group != "cut.tensors" or manifest.cut is not None)
     _check_cut(manifest)
+    _check_exit(manifest)
 
 
 def _check_file(entry: FileEntry) -> None:
@@ -342,3 +352,18 @@ def _check_cut(manifest: Manifest) -> None:
     ids = cut.accepts if manifest.role == "tail" else (cut.cut_id or "",)
     if not ids or not all(_CUT_ID.match(one) for one in ids):
         raise ManifestError(f"Wanted cut ids of 16 hex digits for a {manifest.role}, found {list(ids)}.")
+
+
+def _check_exit(manifest: Manifest) -> None:
+    leaving = manifest.early_exit
+    if not leaving:
+        return
+    sent = {spec.name for spec in manifest.cut.tensors} if manifest.cut else set()
+    found = [spec for spec in manifest.outputs if spec.name == leaving.output]
+    if manifest.role != "head" or len(found) != 1 or leaving.output in sent or found[0].dtype != "float32":
+        raise ManifestError(
+            f"Wanted the early exit of a head to be one float32 output that is not sent, found {leaving.output!r} of a "
+            f"{manifest.role} with outputs {[spec.name for spec in manifest.outputs]}. Export it again."
+        )
+    if not (0.0 < leaving.temperature < float("inf") and 0.0 <= leaving.threshold < float("inf")):
+        raise ManifestError(f"Wanted a temperature above 0 and a threshold of at least 0, found {leaving}.")

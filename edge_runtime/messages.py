@@ -121,7 +121,7 @@ class Result(Message, frozen=True, kw_only=True):
 
     seq: Count
     frame: Text  # name of the file, or number of the frame
-    source: Literal["remote", "local", "error"]
+    source: Literal["remote", "local", "exit", "error"]
     top: Annotated[tuple[Ranked, ...], msgspec.Meta(max_length=20)] = ()
     error: Text | None = None
     ms: dict[Name, float] = {}  # where the time went, by stage (`edge_runtime.answer.Breakdown`)

@@ -40,7 +40,7 @@ class Ticket:
 
 @dataclass(slots=True)
 class Counters:
-    """How requests ended, since the start. `remote + local + failed` is the number of requests that have ended."""
+    """How requests ended, since the start; exits count as local. `remote + local + failed` is the number of requests that have ended."""
 
     remote: int = 0
     local: int = 0

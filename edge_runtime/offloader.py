@@ -18,6 +18,7 @@ from edge_runtime.artefact import Artefact
 from edge_runtime.attempt import Attempt, ms_since
 from edge_runtime.clock_offset import ClockOffset, Exchange
 from edge_runtime.codecs import codec_of
+from edge_runtime.early_exit import ExitGate
 from edge_runtime.local_model import LocalModel
 from edge_runtime.messages import Topics
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink
@@ -103,6 +104,7 @@ class Offloader:
         self._cut_id = bytes.fromhex(self.key)
         self._code, self._codec = codec_of(head) if head is not None else (CODEC_RAW, RAW_CODECS[CODEC_RAW])
         self._head = open_session(head, threads=self._options.threads) if head else None
+        self._gate = ExitGate.of(head.manifest) if head else None
         self._fallback_is_ours = isinstance(fallback, Artefact)
         self._fallback = (
             LocalModel(fallback, threads=self._options.threads) if isinstance(fallback, Artefact) else fallback
@@ -139,15 +141,17 @@ class Offloader:
 
         Raises:
             OffloadError: A deadline that is no finite number.
-            DeadlineError: No answer in time and no fallback that could give one.
-            TailUnavailableError: The tail cannot be asked now, and there is no fallback.
-            TailError: The tail answered with an error, and there is no fallback.
+            DeadlineError: No answer in time and neither fallback nor exit that could give one.
+            TailUnavailableError: The tail cannot be asked now, and there is neither fallback nor exit.
+            TailError: The tail answered with an error, and there is neither fallback nor exit.
             EngineError: Inputs that do not match, or the head failed.
         """
         attempt = self._begin(deadline_ms)
         try:
-            pieces = self._run_head(arrays, attempt)
-            return self._finish(attempt, pieces, arrays)
+            outputs = self._run_head(arrays, attempt)
+            if attempt.leaving is not None and attempt.leaving.leaves:
+                return self._leave(attempt, None)
+            return self._finish(attempt, self._encode(outputs, attempt), arrays)
         except Exception:
             self._count(failed=1)
             raise
@@ -209,14 +213,20 @@ class Offloader:
             raise OffloadError(f"Wanted a finite deadline in ms, found {budget_ms}.")
         return Attempt(now, now + budget_ms / 1000)
 
-    def _run_head(self, arrays: Sequence[np.ndarray], attempt: Attempt) -> list[bytes | memoryview]:
-        outputs: Sequence[np.ndarray] = arrays
+    def _run_head(self, arrays: Sequence[np.ndarray], attempt: Attempt) -> Sequence[np.ndarray]:
+        """What is to be sent; the exit's answer goes into the attempt."""
+        if self._head is None:
+            return arrays
         begun = time.perf_counter()
-        if self._head is not None:
-            with self._head_lock:
-                outputs = self._head.run(arrays)
-            attempt.head_ms = ms_since(begun)
-            begun = time.perf_counter()
+        with self._head_lock:
+            outputs = self._head.run(arrays)
+        if self._gate is not None:
+            outputs, attempt.leaving = self._gate.divide(outputs)
+        attempt.head_ms = ms_since(begun)
+        return outputs
+
+    def _encode(self, outputs: Sequence[np.ndarray], attempt: Attempt) -> list[bytes | memoryview]:
+        begun = time.perf_counter()
         heads = pack_heads(outputs)
         layers = self._codec.encode(outputs)
         encoded = time.perf_counter()
@@ -229,7 +239,9 @@ class Offloader:
             answer = self._ask_tail(attempt, pieces)
         except (OffloadError, MqttError, WireError) as error:
             if not arrays or not self._fallback_fits(attempt.deadline):
-                raise
+                if attempt.leaving is None:
+                    raise
+                return self._leave(attempt, error)
             answer = self._answer_locally(attempt, arrays, error)
             self._count(local=1)
             return answer
@@ -364,6 +376,14 @@ class Offloader:
         waited_ms = 1000 * (begun - attempt.sent_at) if attempt.sent_at else 0.0
         breakdown = attempt.breakdown(waited_ms=waited_ms, local_ms=local_ms)
         return Answer(outputs, "local", breakdown, attempt.bytes_sent, str(why))
+
+    def _leave(self, attempt: Attempt, why: Exception | None) -> Answer:
+        """The exit's answer: it is sure, or nobody else answered."""
+        assert attempt.leaving is not None
+        waited_ms = ms_since(attempt.sent_at) if attempt.sent_at else 0.0
+        self._count(local=1)
+        stages, reason = attempt.breakdown(waited_ms=waited_ms), None if why is None else str(why)
+        return Answer([attempt.leaving.logits], "exit", stages, attempt.bytes_sent, reason)
 
     def _count(self, *, remote: int = 0, local: int = 0, failed: int = 0) -> None:
         with self._lock:
