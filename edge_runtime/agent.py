@@ -162,6 +162,8 @@ class Agent:
                 error=why,
                 ms=answer.breakdown.as_dict(),
                 plan_id=answer.plan_id,
+                sent=answer.bytes_sent,
+                agrees=outcome.agrees,
             )
         if self._on_result is not None:
             self._on_result(result)

@@ -126,6 +126,8 @@ class Result(Message, frozen=True, kw_only=True):
     error: Text | None = None
     ms: dict[Name, float] = {}  # where the time went, by stage (`edge_runtime.answer.Breakdown`)
     plan_id: Boot | None = None  # of the plan that was followed, where the device has a plan table
+    sent: Count = 0  # bytes that were published for it
+    agrees: bool | None = None  # tail and whole model, where both answered
 
 
 class DeployStart(Message, frozen=True, kw_only=True):

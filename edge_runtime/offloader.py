@@ -71,6 +71,7 @@ class OffloadOptions:
     threads: int | None = None
     nodelay: bool = True
     breaker_failures: int = 3
+    shadow_share: float = 0.0  # of the tail's answers that are compared with the whole model here
 
 
 class Offloader:
@@ -173,6 +174,11 @@ class Offloader:
         except Exception:
             self._count(failed=1)
             raise
+
+    @property
+    def local(self) -> LocalModel | None:
+        """The whole model here."""
+        return self._fallback
 
     @property
     def counters(self) -> Counters:

@@ -1,5 +1,6 @@
 """From a frame to an answer: prepare the picture, run head and tail or the whole model, rank the classes."""
 
+import random
 import time
 from collections.abc import Sequence
 
@@ -29,6 +30,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
     answer: Answer
     top: tuple[Ranked, ...]
+    agrees: bool | None = None  # the tail and the whole model here, where both answered
 
 
 class Pipeline:
@@ -55,6 +57,7 @@ class Pipeline:
         self._offloader: Offloader | None = None
         self._session: Session | None = None
         self._counters = Counters()
+        self._shadow_share = options.shadow_share
         fallback = whole if head is None or whole is None or backs(head.manifest, whole) else None
         if head is not None:
             self._offloader = Offloader(broker_url, device, head=head, fallback=fallback, options=options)
@@ -88,7 +91,7 @@ class Pipeline:
             postprocess_ms=answer.breakdown.postprocess_ms + 1000 * (ended - answered),
             total_ms=1000 * (ended - begun),
         )
-        return Outcome(msgspec.structs.replace(answer, breakdown=breakdown), top)
+        return Outcome(msgspec.structs.replace(answer, breakdown=breakdown), top, self._compare(answer, array))
 
     @property
     def counters(self) -> Counters:
@@ -101,6 +104,14 @@ class Pipeline:
             self._offloader.close()
         if self._session is not None:
             self._session.close()
+
+    def _compare(self, answer: Answer, array: np.ndarray) -> bool | None:
+        """Whether the whole model here gives the tail's first class; asked for a share of the answers, after they were given."""
+        local = self._offloader.local if self._offloader is not None else None
+        if local is None or answer.source != "remote" or random.random() >= self._shadow_share:
+            return None
+        wanted = local.run([array])[0]
+        return bool(np.argmax(wanted) == np.argmax(answer.outputs[0]))
 
     def _run_here(self, array: np.ndarray) -> Answer:
         if self._session is None:

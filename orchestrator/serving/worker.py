@@ -18,6 +18,7 @@ from edge_runtime.artefact import open_artefact
 from edge_runtime.messages import Topics, encode_control
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink, Packet
 from edge_runtime.tail_messages import HOST_TENANT, TailBeat
+from orchestrator.json_log import set_up_logging
 from orchestrator.serving.served import serve_artefact
 from orchestrator.tail_server import ServerOptions, TailServer
 
@@ -110,7 +111,7 @@ class Worker:
 
 def main() -> int:
     """Read the order, serve, end when the input does; 1 after a named error."""
-    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    set_up_logging("tail")
     line = sys.stdin.buffer.readline()
     try:
         worker = Worker(msgspec.json.decode(line, type=WorkerOrder))

@@ -1,0 +1,1 @@
+"""The fleet as a person sees it: a page with live figures, and the same figures for Prometheus."""
