@@ -59,7 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--deadline-ms", type=float, default=1000.0)
     run.add_argument("--qos", type=int, choices=[0, 1], default=0)
     run.add_argument("--threads", type=int, help="of the engine; the manifest's number when not given")
-    run.add_argument("--shadow", type=float, default=0.0, metavar="SHARE", help="of the tail's answers to compare with --whole")
+    run.add_argument(
+        "--shadow", type=float, default=0.0, metavar="SHARE", help="of the tail's answers to compare with --whole"
+    )
     run.add_argument("--results", metavar="FILE|-", help="write results as JSON lines")
     verify = commands.add_parser("verify", help="check an artefact and run its golden vectors here")
     verify.set_defaults(command=_verify)

@@ -9,7 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,7 +33,9 @@ from edge_runtime.offload import (
     Ticket,
     remote_wait_s,
 )
+from edge_runtime.offload_options import OffloadOptions, check_roles
 from edge_runtime.session import open_session
+from edge_runtime.tail_route import RouteOptions, TailRoute
 from edge_runtime.wire import (
     CODEC_RAW,
     RAW_CODECS,
@@ -54,24 +56,12 @@ from edge_runtime.wire import (
     unpack_reply,
 )
 
+__all__ = ["OffloadOptions", "Offloader"]
+
 log = logging.getLogger(__name__)
 _MAX_MARGIN_S = 0.01  # to wake up and start the fallback
 # A raw reply is never copied, so a packet's size bounds it.
 _REPLY_LIMITS = Limits(payload_bytes=64 << 20, tensor_bytes=64 << 20)
-
-
-@dataclass(frozen=True)
-class OffloadOptions:
-    """How to offload. QoS 0 is enough where a deadline covers every request."""
-
-    tenant: str = "default"
-    qos: int = 0
-    deadline_ms: float = 1000.0
-    in_flight: int = 8
-    threads: int | None = None
-    nodelay: bool = True
-    breaker_failures: int = 3
-    shadow_share: float = 0.0  # of the tail's answers that are compared with the whole model here
 
 
 class Offloader:
@@ -100,7 +90,7 @@ class Offloader:
         options: OffloadOptions | None = None,
     ) -> None:
         self._options = options or OffloadOptions()
-        _check_roles(head, fallback.artefact if isinstance(fallback, LocalModel) else fallback, key)
+        check_roles(head, fallback.artefact if isinstance(fallback, LocalModel) else fallback, key)
         self.key = head.key if head is not None else str(key)
         self._cut_id = bytes.fromhex(self.key)
         self._code, self._codec = codec_of(head) if head is not None else (CODEC_RAW, RAW_CODECS[CODEC_RAW])
@@ -122,7 +112,12 @@ class Offloader:
         self._request_topic = topics.request(self.key, self.boot)
         subscriptions = ((topics.reply(self.boot), self._options.qos),)
         link_options = LinkOptions(subscriptions=subscriptions, nodelay=self._options.nodelay, on_lost=self._on_lost)
-        self._link = MqttLink(broker_url, link_options, self._on_reply).start()
+        self._link = MqttLink(broker_url, link_options, self._on_reply)
+        route = RouteOptions(self._options.qos, self._options.hedge_ms, self._options.direct_above_bytes)
+        self._route = TailRoute(
+            self._link, self._request_topic, self._cut_id, route, lambda payload: self._on_reply("", payload, 0)
+        )
+        self._link.start()
 
     def wait_connected(self, timeout_s: float = 10.0) -> None:
         """Wait for the broker; without it, requests go to the fallback at once.
@@ -198,6 +193,7 @@ class Offloader:
 
     def close(self) -> None:
         """Disconnect and free the engines."""
+        self._route.close()
         self._link.close()
         if self._head is not None:
             self._head.close()
@@ -274,9 +270,10 @@ class Offloader:
             budget_ms = max(1, int(1000 * wait_s))
             envelope = pack_envelope(Envelope(ticket.request_id, budget_ms))
             attempt.sent_at = time.perf_counter()
-            attempt.bytes_sent = self._link.publish_pieces(self._request_topic, (envelope, *pieces), self._options.qos)
+            request = (envelope, *pieces)
+            attempt.bytes_sent, direct = self._route.send(request)
             left_s = wait_s - (time.perf_counter() - now)
-            answered = self._link.wait_for(ended, max(0.0, left_s))
+            answered = self._route.wait(ended, max(0.0, left_s), request, direct=direct)
         except BaseException:  # Ctrl-C too: an open ticket would hold its place for ever
             self._abandon(ticket)
             raise
@@ -310,10 +307,12 @@ class Offloader:
                 self._breaker.failed(time.perf_counter())
             return ours
 
-    def _on_reply(self, _topic: str, payload: bytes, _qos: int) -> None:
+    def _on_reply(self, _topic: str, payload: bytes | memoryview, _qos: int) -> None:
         now = time.perf_counter()
         view = memoryview(payload)
         reply = unpack_reply(view)
+        if self._route.take(reply, view[REPLY_BYTES:]):
+            return
         with self._lock:
             if self._pending.answer(reply, view[REPLY_BYTES:], now):
                 self._breaker.succeeded()
@@ -396,11 +395,3 @@ class Offloader:
             self._counters.remote += remote
             self._counters.local += local
             self._counters.failed += failed
-
-
-def _check_roles(head: Artefact | None, fallback: Artefact | None, key: str | None) -> None:
-    if (head is None) == (key is None):
-        raise OffloadError("Wanted a head, or the key of a whole model on the host, found both or neither.")
-    for artefact, role in ((head, "head"), (fallback, "whole")):
-        if artefact is not None and artefact.manifest.role != role:
-            raise OffloadError(f"Wanted a {role} artefact, found a {artefact.manifest.role} in {artefact.folder}.")

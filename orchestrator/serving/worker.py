@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -19,8 +20,11 @@ from edge_runtime.messages import Topics, encode_control
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink, Packet
 from edge_runtime.tail_messages import HOST_TENANT, TailBeat
 from orchestrator.json_log import set_up_logging
-from orchestrator.serving.served import serve_artefact
+from orchestrator.serving.served import ServeError, serve_artefact
 from orchestrator.tail_server import ServerOptions, TailServer
+
+if TYPE_CHECKING:
+    from orchestrator.serving.direct import DirectPlane
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ class Worker:
         ]
         self.report = WorkerReport(serving=tuple((model.name, tuple(model.keys)) for model in models))
         self._server = TailServer(order.broker, models, order.server)
+        self._plane = self._open_plane(order.direct_host) if order.direct_host is not None else None
         self._topic = Topics(HOST_TENANT, order.name).up("tail")
         # Beats have a connection of their own: the server's belongs to requests.
         self._link = MqttLink(order.broker, LinkOptions(nodelay=order.server.nodelay), lambda *_: None)
@@ -80,11 +85,24 @@ class Worker:
                     self._beat()
             finally:
                 self._server.drain(timeout_s=self._order.drain_s)
+                if self._plane is not None:
+                    self._plane.close()
                 self._beat()
 
     def stop(self) -> None:
         """End `run` soon; from another thread."""
         self._stop.set()
+
+    def _open_plane(self, host: str) -> "DirectPlane":
+        try:
+            from orchestrator.serving.direct import DirectPlane  # needs pyzmq
+        except ModuleNotFoundError as error:
+            raise ServeError(
+                f"Wanted a direct data plane, found no module {error.name!r}. Install it: pip install 'headtail[direct]'."
+            ) from error
+        plane = DirectPlane(host, self._server.accept)
+        self._server.data_plane = plane
+        return plane
 
     def _beat(self) -> None:
         self._beats += 1

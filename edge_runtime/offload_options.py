@@ -1,0 +1,35 @@
+"""How a device offloads, and which artefacts go together for it."""
+
+from dataclasses import dataclass
+
+from edge_runtime.artefact import Artefact
+from edge_runtime.offload import OffloadError
+
+
+@dataclass(frozen=True)
+class OffloadOptions:
+    """How to offload. QoS 0 is enough where a deadline covers every request."""
+
+    tenant: str = "default"
+    qos: int = 0
+    deadline_ms: float = 1000.0
+    in_flight: int = 8
+    threads: int | None = None
+    nodelay: bool = True
+    breaker_failures: int = 3
+    hedge_ms: float | None = None  # ask another worker as well when no answer came by then; the first answer counts
+    direct_above_bytes: int = 256 << 10  # larger requests go over the direct data plane where the tail offers one
+    shadow_share: float = 0.0  # of the tail's answers that are compared with the whole model here
+
+
+def check_roles(head: Artefact | None, fallback: Artefact | None, key: str | None) -> None:
+    """Check what an offloader is given.
+
+    Raises:
+        OffloadError: Neither head nor key, both, or an artefact of another role.
+    """
+    if (head is None) == (key is None):
+        raise OffloadError("Wanted a head, or the key of a whole model on the host, found both or neither.")
+    for artefact, role in ((head, "head"), (fallback, "whole")):
+        if artefact is not None and artefact.manifest.role != role:
+            raise OffloadError(f"Wanted a {role} artefact, found a {artefact.manifest.role} in {artefact.folder}.")
