@@ -20,7 +20,7 @@ import numpy as np
 
 from benchmarks.agent_probe import peak_bytes
 from device_profiles.errors import EdgeError
-from edge_runtime import messages, wire
+from edge_runtime import blocks, messages, wire
 from edge_runtime.manifest import (
     Cut,
     Engine,
@@ -147,14 +147,14 @@ def targets() -> tuple[Target, ...]:
     reply = wire.pack_reply(wire.Reply(bytes(range(16)), wire.Status.OK, 10, 20, 30))
     topics = messages.Topics("default", "pi-1")
     names = (topics.up("birth"), topics.deploy, topics.request(_BOOT, _BOOT), topics.reply(_BOOT), topics.block(_BOOT))
-    blocks = (messages.encode_block(messages.Block(0, b"content" * 9)), messages.encode_block(messages.Block(1, b"x")))
+    whole = (blocks.encode_block(blocks.Block(0, b"content" * 9)), blocks.encode_block(blocks.Block(1, b"x")))
     return (
         Target("frames", _frames(), _decode_frame, _repair_frame),
         Target("envelopes", (request, request + b"frame"), wire.unpack_envelope),
         Target("replies", (reply, reply + b"frame"), wire.unpack_reply),
         Target("manifests", _manifests(), parse_manifest, _repair_json),
         Target("messages", _control_messages(), _decode_control),
-        Target("blocks", blocks, messages.decode_block, _repair_block),
+        Target("blocks", whole, blocks.decode_block, _repair_block),
         Target(
             "topics", tuple(name.encode() for name in names), lambda data: messages.parse_topic(data.decode("latin-1"))
         ),
@@ -227,7 +227,7 @@ def _repair_frame(data: bytes) -> bytes:
 
 def _repair_block(data: bytes) -> bytes:
     """Make length and hash of the content right again."""
-    content = data[messages.BLOCK_HEADER_BYTES :]
+    content = data[blocks.BLOCK_HEADER_BYTES :]
     return data[:8] + struct.pack("<I", len(content)) + hashlib.sha256(content).digest() + content
 
 

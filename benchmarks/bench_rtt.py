@@ -24,7 +24,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from edge_runtime.mqtt import parse_url  # noqa: E402
+from edge_runtime.broker_url import parse_url  # noqa: E402
 from edge_runtime.offloader import Offloader, OffloadOptions  # noqa: E402
 from edge_runtime.wire import Limits, decode_tensors  # noqa: E402
 from orchestrator.broker import BrokerOptions, MosquittoBroker  # noqa: E402

@@ -4,6 +4,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, Full, Queue
@@ -14,7 +15,11 @@ from device_profiles import load_board
 from device_profiles.errors import EdgeError
 from device_profiles.version import __version__
 from edge_runtime.artefact import Artefact
+from edge_runtime.blocks import decode_block
+from edge_runtime.broker_url import MqttError, is_loopback
 from edge_runtime.deployments import Deployments
+from edge_runtime.fetch import FetchOptions
+from edge_runtime.gate import Gatekeeper
 from edge_runtime.messages import (
     BLOCK_BYTES,
     Birth,
@@ -23,27 +28,33 @@ from edge_runtime.messages import (
     DeployStatus,
     Heartbeat,
     Result,
+    RollBack,
     Slots,
     Topics,
-    decode_block,
     decode_control,
     encode_control,
     parse_topic,
 )
-from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink, Packet
+from edge_runtime.mqtt import LinkOptions, MqttLink, Packet
 from edge_runtime.offload import Counters
 from edge_runtime.offloader import OffloadOptions
 from edge_runtime.pipeline import Pipeline
+from edge_runtime.probation import ProbationOptions
 from edge_runtime.session import available_engines
-from edge_runtime.slots import SlotStore
+from edge_runtime.slots import Probation, SlotStore
 from edge_runtime.sources import Frame, Newest
+from edge_runtime.trial import ProbationError, Trial
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2
+_MAX_UNSENT = 16  # statuses of deployments that wait for a connection
 
 
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Who the device is and how it works."""
+    """Who the device is and how it works.
+
+    Without a key set in the state folder, unsigned artefacts run only when the broker is on this machine, or `insecure`.
+    """
 
     broker: str
     device: str
@@ -52,6 +63,8 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_s: float = 5.0
     offload: OffloadOptions = OffloadOptions()
     publish_results: bool = True
+    probation: ProbationOptions = ProbationOptions()
+    insecure: bool = False
 
 
 class Agent:
@@ -82,19 +95,33 @@ class Agent:
         self._on_result = on_result
         self._topics = Topics(options.offload.tenant, options.device)
         self._board = load_board(options.board).id
-        self._store = SlotStore(options.state)
+        unsigned = options.insecure or is_loopback(options.broker)
+        self._gate = Gatekeeper(options.state, self._board, unsigned=unsigned)
+        self._store = SlotStore(options.state, self._gate.ask)
         self._given = (head, whole)
         self.boot = os.urandom(8).hex()
         self._stop = threading.Event()
         self._started = time.monotonic()
         self._inbox: Queue[tuple[str, bytes]] = Queue(maxsize=64)  # what does not fit, the host sends again
-        self._deployments = Deployments(self._store, boot=self.boot, report=self._report, activate=self._activate)
+        self._unsent: deque[DeployStatus] = deque(maxlen=_MAX_UNSENT)
+        self._trial = Trial(self._store, options.probation, boot=self.boot, report=self._report)
+        self._deployments = Deployments(
+            self._store,
+            self._gate,
+            boot=self.boot,
+            report=self._report,
+            activate=self._activate,
+            fetch=FetchOptions(),
+            stopped=self._stop.is_set,
+        )
         self._pipeline: Pipeline | None = None
         self._next: Pipeline | None = None  # built by a deployment, taken by the main loop
         self._swap = threading.Lock()
+        self._changing = threading.Lock()  # held while the slots change and a pipeline is built for them
+        self._told: Probation | None = None  # what the host wants to be left; the main loop does it
         self._frames = self._heartbeats = 0
         self._before = Counters()  # of the pipelines that ran earlier
-        subscriptions = ((self._topics.deploy, 1), (self._topics.block("+"), 1))
+        subscriptions = ((self._topics.deploy, 1), (self._topics.rollback, 1), (self._topics.block("+"), 1))
         self._death = Packet(self._topics.up("death"), encode_control(Death(boot=self.boot)), 1, retain=True)
         link_options = LinkOptions(subscriptions=subscriptions, greeting=self._birth, will=self._death)
         self._link = MqttLink(options.broker, link_options, self._received)
@@ -131,6 +158,7 @@ class Agent:
         started = False
         while not self._stop.is_set() and (frames is None or self._frames < frames):
             self._take_next()
+            self._judge()
             if self._pipeline is None or self._source is None:
                 self._stop.wait(_POLL_S)
                 continue
@@ -148,9 +176,11 @@ class Agent:
         try:
             outcome = pipeline.run(frame)
         except EdgeError as error:
+            self._trial.note(error)
             text = f"{type(error).__name__}: {error}"[:500]
             result = Result(boot=self.boot, seq=frame.seq, frame=frame.name[:500], source="error", error=text)
         else:
+            self._trial.note(None)
             answer = outcome.answer
             why = None if answer.why_local is None else answer.why_local[:500]
             result = Result(
@@ -181,7 +211,38 @@ class Agent:
         if old is not None:
             old.close()
 
+    def _judge(self) -> None:
+        """Commit what is on probation, or go back when it failed or the host says so."""
+        told, self._told = self._told, None
+        failure = ProbationError("Told by the host.") if told is not None else self._trial.judge()
+        if failure is not None:
+            self._go_back(failure, told)
+
+    def _go_back(self, why: Exception, told: Probation | None) -> None:
+        with self._changing:
+            self._trial.roll_back(why, told)
+            built = self._build_or_fall_back()
+            with self._swap:
+                replaced, self._next = self._next, None
+                old, self._pipeline = self._pipeline, built
+                if old is not None:
+                    self._before = self._before.plus(old.counters)
+        for pipeline in (replaced, old):
+            if pipeline is not None:
+                pipeline.close()
+
     def _build_at_start(self) -> Pipeline | None:
+        """What is active; on probation it goes back to what was committed when it cannot run or ended the agent often."""
+        if not self._trial.survived_starts():
+            self._trial.roll_back(ProbationError("Wanted the agent to stay up, found it started again and again."))
+        elif self._store.probation is not None:
+            try:
+                return self._build()
+            except Exception as error:
+                self._trial.roll_back(error)
+        return self._build_or_fall_back()
+
+    def _build_or_fall_back(self) -> Pipeline | None:
         """What is active, else what ran before, else only what was given: the device must stay reachable."""
         for slots in (self._store.previous, Slots()):
             try:
@@ -203,16 +264,18 @@ class Agent:
             self._options.broker, self._options.device, head=head, whole=whole, options=self._options.offload
         )
 
-    def _activate(self, artefact: Artefact) -> None:
+    def _activate(self, artefact: Artefact, probation: Probation) -> None:
         """Switch the pointer, build the pipeline; switch back when that fails."""
-        self._store.activate(artefact)
-        try:
-            built = self._build()
-        except BaseException:  # whatever it was: after a restart the device must come up with what ran before
-            self._store.roll_back()
-            raise
-        with self._swap:
-            replaced, self._next = self._next, built
+        with self._changing:
+            self._store.activate(artefact, probation)
+            try:
+                built = self._build()
+            except BaseException:  # whatever it was: after a restart the device must come up with what ran before
+                self._store.undo()
+                raise
+            with self._swap:
+                replaced, self._next = self._next, built
+            self._trial.begin()
         if replaced is not None:
             replaced.close()
 
@@ -232,6 +295,8 @@ class Agent:
                 rest = parse_topic(topic).rest
                 if rest == ("down", "deploy"):
                     self._deployments.begin(decode_control(payload, DeployStart))
+                elif rest == ("down", "rollback"):
+                    self._told_to_go_back(decode_control(payload, RollBack))
                 elif rest[:2] == ("down", "blk"):
                     self._deployments.add(rest[2], decode_block(payload))
             except EdgeError as error:
@@ -239,8 +304,26 @@ class Agent:
             except Exception:
                 log.exception("a deployment message could not be handled")
 
+    def _told_to_go_back(self, message: RollBack) -> None:
+        leave = Probation(message.artefact, message.artefact[:16])
+        try:
+            self._deployments.check_roll_back(message)
+        except EdgeError as error:
+            self._trial.tell(leave, "failed", error)
+        else:
+            self._told = leave
+
     def _report(self, status: DeployStatus) -> None:
-        self._publish(Packet(self._topics.up("deploy"), encode_control(status), 1))
+        """Send a status; the last word on a deployment waits for a connection when there is none."""
+        try:
+            self._link.publish(self._status_packet(status))
+        except MqttError as error:
+            log.info("not published: %s", error)
+            if status.state in ("committed", "rolled-back", "failed"):
+                self._unsent.append(status)
+
+    def _status_packet(self, status: DeployStatus) -> Packet:
+        return Packet(self._topics.up("deploy"), encode_control(status), 1)
 
     def _birth(self) -> list[Packet]:
         birth = Birth(
@@ -252,7 +335,8 @@ class Agent:
             slots=self._slots(),
             problem=self._store.problem,
         )
-        return [Packet(self._topics.up("birth"), encode_control(birth), 1, retain=True)]
+        unsent = [self._status_packet(self._unsent.popleft()) for _ in range(len(self._unsent))]
+        return [Packet(self._topics.up("birth"), encode_control(birth), 1, retain=True), *unsent]
 
     def _beat(self) -> None:
         while not self._stop.wait(self._options.heartbeat_s):

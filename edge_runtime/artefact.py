@@ -1,7 +1,7 @@
 """Open, check, write and pack artefacts: a folder (or its .zip) with a manifest, files and golden vectors.
 
-Order of the checks: manifest, then size and sha256 of every file, then what `model_scan` refuses, and only then may a
-model parser see a byte.
+Order of the checks: signature where one is wanted, manifest, then size and sha256 of every file, then what `model_scan`
+refuses, and only then may a model parser see a byte.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import stat
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,12 +78,20 @@ class Artefact:
         return self.folder / relative
 
 
-def open_artefact(path: Path | str) -> Artefact:
+Gate = Callable[[bytes, bytes | None], object]  # of a manifest and its signature file; raises when they may not pass
+
+
+def open_artefact(path: Path | str, gate: Gate | None = None) -> Artefact:
     """Open a folder or .zip and check everything that can be checked without an engine.
 
     A .zip is unpacked beside itself into `<name>.d`, replacing what an earlier call left there.
 
+    Args:
+        path: The folder or .zip.
+        gate: Asked first, before anything else of the artefact is read; of a .zip, before anything else is unpacked.
+
     Raises:
+        SignatureError: As the gate says.
         ManifestError: The manifest is not valid.
         IntegrityError: A file is missing, extra, edited or truncated.
         ModelScanError: A model with custom operators or external data, or no model at all.
@@ -91,12 +99,17 @@ def open_artefact(path: Path | str) -> Artefact:
     """
     path = Path(path)
     if path.is_file():
-        path = _unpack(path)
+        path = _unpack(path, gate)
     if not path.is_dir():
         raise ArtefactError(
             f"Wanted an artefact (a folder or .zip), found nothing at {path}. Check the path or run `headtail export`."
         )
-    manifest = parse_manifest(_read_manifest(path))
+    data = _read_small(path, MANIFEST_NAME)
+    if data is None:
+        raise ArtefactError(f"Wanted {MANIFEST_NAME}, found none in {path}. Is it an artefact of `headtail export`?")
+    if gate is not None:
+        gate(data, _read_small(path, _SIGNATURE_NAME))
+    manifest = parse_manifest(data)
     check_files(path, manifest)
     scan_models(path, manifest)
     return Artefact(path, manifest)
@@ -227,10 +240,11 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_manifest(folder: Path) -> bytes:
-    path = folder / MANIFEST_NAME
+def _read_small(folder: Path, name: str) -> bytes | None:
+    """The manifest or its signature; null when there is no such plain file."""
+    path = folder / name
     if not path.is_file() or path.is_symlink():
-        raise ArtefactError(f"Wanted {MANIFEST_NAME}, found none in {folder}. Is it an artefact of `headtail export`?")
+        return None
     with path.open("rb") as stream:
         return stream.read(MAX_MANIFEST_BYTES + 1)
 
@@ -261,7 +275,7 @@ def _replace_folder(staging: Path, folder: Path) -> None:
         staging.rename(folder)
 
 
-def _unpack(archive: Path) -> Path:
+def _unpack(archive: Path, gate: Gate | None) -> Path:
     target = archive.with_name(archive.name + ".d")
     try:
         staging = Path(tempfile.mkdtemp(prefix=f".{archive.name}.", dir=archive.parent))
@@ -270,6 +284,8 @@ def _unpack(archive: Path) -> Path:
     try:
         with zipfile.ZipFile(archive) as bundle:
             members = _checked_members(bundle, archive)
+            if gate is not None:
+                _ask_gate(bundle, members, archive, gate)
             _check_room(archive, sum(member.file_size for member in members))
             for member in members:
                 _extract(bundle, member, staging / member.filename)
@@ -313,6 +329,18 @@ def _checked_members(bundle: zipfile.ZipFile, archive: Path) -> list[zipfile.Zip
             )
         seen.add(name)
     return members
+
+
+def _ask_gate(bundle: zipfile.ZipFile, members: list[zipfile.ZipInfo], archive: Path, gate: Gate) -> None:
+    """Show the gate the manifest and the signature, read within their bounds."""
+    small: dict[str, bytes] = {}
+    for member in members:
+        if member.filename in (MANIFEST_NAME, _SIGNATURE_NAME):
+            with bundle.open(member) as stream:
+                small[member.filename] = stream.read(MAX_MANIFEST_BYTES + 1)
+    if MANIFEST_NAME not in small:
+        raise ArtefactError(f"Wanted {MANIFEST_NAME}, found none in {archive}. Is it an artefact?")
+    gate(small[MANIFEST_NAME], small.get(_SIGNATURE_NAME))
 
 
 def _check_room(archive: Path, size: int) -> None:

@@ -62,11 +62,19 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--shadow", type=float, default=0.0, metavar="SHARE", help="of the tail's answers to compare with --whole"
     )
+    run.add_argument(
+        "--insecure", action="store_true", help="without TLS and signatures although the broker is on another machine"
+    )
     run.add_argument("--results", metavar="FILE|-", help="write results as JSON lines")
     verify = commands.add_parser("verify", help="check an artefact and run its golden vectors here")
     verify.set_defaults(command=_verify)
     verify.add_argument("artefact", type=Path)
     verify.add_argument("--json", action="store_true")
+    trust = commands.add_parser("trust", help="run only what the keys of this file have signed, from now on")
+    trust.set_defaults(command=_trust)
+    trust.add_argument("file", type=Path, help="trust.json of `headtail keys trust`")
+    trust.add_argument("--state", type=Path, default=default_state(), metavar="DIR")
+    trust.add_argument("--replace", action="store_true", help="even where the device has another key set")
     _add_profile(commands)
     return parser
 
@@ -94,7 +102,7 @@ def _add_profile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent import Agent, AgentOptions
     from edge_runtime.artefact import open_artefact
-    from edge_runtime.mqtt import hide_password
+    from edge_runtime.broker_url import hide_password
     from edge_runtime.offloader import OffloadOptions
     from edge_runtime.sources import Newest, open_source
 
@@ -118,6 +126,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 state=arguments.state,
                 board=arguments.board,
                 offload=offload,
+                insecure=arguments.insecure,
             ),
             source=source,
             on_result=write,
@@ -178,6 +187,23 @@ def _verify(arguments: argparse.Namespace) -> int:
         if not report.checks:
             sys.stdout.write("no golden vectors: only hashes and the engine were checked\n")
     return 0 if report.passed else 1
+
+
+def _trust(arguments: argparse.Namespace) -> int:
+    from edge_runtime.gate import TRUST_NAME, install_trust
+    from edge_runtime.signature import TrustError, parse_trust_file
+
+    path = arguments.state / TRUST_NAME
+    try:
+        found = parse_trust_file(arguments.file.read_bytes())
+    except OSError as error:
+        raise TrustError(f"Wanted a trust file of `headtail keys trust`, found: {error}.") from error
+    if path.exists() and not arguments.replace:
+        raise TrustError(f"Wanted a device without a key set, found {path}. --replace trusts the new one instead.")
+    install_trust(path, found)
+    names = ", ".join(key.name for key in found.newest.keys)
+    sys.stdout.write(f"{path}: {found.newest.threshold} of {names} must sign (key set {found.newest.version})\n")
+    return 0
 
 
 def _profile(arguments: argparse.Namespace) -> int:

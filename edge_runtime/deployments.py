@@ -1,4 +1,8 @@
-"""The device's side of a deployment: collect blocks, verify the artefact, hand it over to be activated."""
+"""The device's side of a deployment: collect or fetch blocks, verify the artefact, hand it over to be activated.
+
+Order: signature by trusted keys, board, version; then hashes and sizes; then the engine's version and the golden vectors,
+in a process of its own. Only what passed all of it enters the store.
+"""
 
 import logging
 import shutil
@@ -7,13 +11,18 @@ from collections.abc import Callable
 
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, open_artefact
-from edge_runtime.messages import Block, DeployStart, DeployStatus
-from edge_runtime.places import GoldenError, LocalPlace
-from edge_runtime.slots import SlotStore
+from edge_runtime.blocks import Block
+from edge_runtime.fetch import Fetcher, FetchError, FetchOptions
+from edge_runtime.gate import Gatekeeper, Passed
+from edge_runtime.manifest import parse_manifest
+from edge_runtime.messages import DeployStart, DeployState, DeployStatus, RollBack
+from edge_runtime.self_test import self_test
+from edge_runtime.slots import Probation, SlotError, SlotStore
 from edge_runtime.transfer import IncomingFile, TransferError
 
 log = logging.getLogger(__name__)
 _REPORT_EVERY = 4  # blocks
+_REPORT_EVERY_S = 1.0  # while fetching
 _IDLE_S = 10.0  # a transfer without a message for so long may be replaced
 
 
@@ -22,31 +31,41 @@ class Deployments:
 
     Args:
         store: Where artefacts live.
+        gate: Says which may run here.
         boot: Of the agent.
         report: Sends a status to the host.
-        activate: Makes a verified, stored artefact run; raises `EdgeError` when it cannot, with nothing changed.
+        activate: Makes a verified, stored artefact run on probation; raises `EdgeError` when it cannot, with nothing
+            changed.
+        fetch: How to fetch over HTTP.
+        stopped: Whether the agent ends.
         clock: Seconds, never going back.
     """
 
     def __init__(
         self,
         store: SlotStore,
+        gate: Gatekeeper,
         *,
         boot: str,
         report: Callable[[DeployStatus], None],
-        activate: Callable[[Artefact], None],
+        activate: Callable[[Artefact, Probation], None],
+        fetch: FetchOptions | None = None,
+        stopped: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._store, self._boot, self._report, self._activate = store, boot, report, activate
+        self._store, self._gate, self._boot, self._report, self._activate = store, gate, boot, report, activate
+        self._fetch_options, self._stopped = fetch or FetchOptions(), stopped
         self._clock = clock
         self._touched = clock()
         self._incoming: IncomingFile | None = None
         self._since_report = 0
+        self._http_failed = False  # for this transfer: blocks come over MQTT
 
     def begin(self, start: DeployStart) -> None:
         """Announced, or announced again: answer with what is there already."""
         if start.artefact in (self._store.active.head, self._store.active.whole):
-            self._send(start, "active")
+            pending = self._store.probation
+            self._send(start, "committed" if pending is None or pending.artefact != start.artefact else "active")
             return
         if self._incoming is None or _content(self._incoming.start) != _content(start):
             if self._incoming is not None and self._clock() - self._touched < _IDLE_S:
@@ -57,9 +76,50 @@ class Deployments:
             except (TransferError, OSError) as error:
                 self._fail(start, error)
                 return
+            self._http_failed = False
         self._touched = self._clock()
         self._incoming.start = start
+        if start.url is not None and not self._http_failed and not self._incoming.complete:
+            self._fetch(self._incoming)
+            if self._stopped():
+                return
         self._go_on(self._incoming)
+
+    def check_roll_back(self, message: RollBack) -> None:
+        """Nothing when the device may leave this artefact for what was committed before.
+
+        Raises:
+            SlotError: Another one runs, or nothing ran before.
+            SignatureError: What ran before may not come back.
+        """
+        store = self._store
+        before = store.previous
+        if message.artefact not in (store.active.head, store.active.whole):
+            raise SlotError(f"Wanted to leave {message.artefact[:16]}.., found {store.active} running.")
+        if before == store.active or not (before.head or before.whole):
+            raise SlotError("Wanted something that ran before, found nothing. Deploy it instead.")
+        for one in (before.head, before.whole):
+            if one is not None:
+                self._gate.check_version(store.passed(one, self._gate), store.floors)
+
+    def _fetch(self, incoming: IncomingFile) -> None:
+        """Over HTTP, until complete; when that does not work, the blocks are asked for over MQTT."""
+        said = self._clock() - _REPORT_EVERY_S
+
+        def progress() -> bool:
+            nonlocal said
+            self._touched = self._clock()
+            if self._touched - said >= _REPORT_EVERY_S:
+                said = self._touched
+                self._send(incoming.start, "fetching", have=incoming.have)
+            return self._stopped()
+
+        progress()
+        try:
+            Fetcher(incoming.start, incoming, self._fetch_options, progress).run()
+        except (FetchError, TransferError, OSError) as error:
+            log.warning("%s The blocks are asked for over MQTT.", error)
+            self._http_failed = True
 
     def add(self, transfer: str, block: Block) -> None:
         """A block came; blocks of other transfers are ignored."""
@@ -84,7 +144,8 @@ class Deployments:
         self._incoming = None
         self._send(incoming.start, "verifying", have=incoming.have)
         try:
-            self._activate(self._verified(incoming))
+            artefact, passed = self._verified(incoming)
+            self._activate(artefact, self._probation(incoming.start, artefact, passed))
         except (EdgeError, OSError) as error:
             self._fail(incoming.start, error)
             return
@@ -96,29 +157,53 @@ class Deployments:
             shutil.rmtree(self._store.incoming, ignore_errors=True)
         self._send(incoming.start, "active")
 
-    def _verified(self, incoming: IncomingFile) -> Artefact:
-        """Hashes, identity, engine, golden vectors: only then does it enter the store."""
-        artefact = open_artefact(incoming.finish())
-        if artefact.id != incoming.start.artefact:
-            raise TransferError(
-                f"Wanted artefact {incoming.start.artefact[:16]}.., found {artefact.id[:16]}.. in the .zip."
-            )
-        report = LocalPlace().verify(artefact)
-        if not report.passed:
-            worst = max(check.worst for check in report.checks)
-            raise GoldenError(
-                f"Wanted the golden outputs of {artefact.id[:16]}.., found a difference of {worst:g} here."
-            )
-        return self._store.adopt(artefact)
+    def _verified(self, incoming: IncomingFile) -> tuple[Artefact, Passed]:
+        """Signature, board and version, then hashes and identity, then engine and golden vectors: then it is stored."""
+        found: list[Passed] = []
+        start = incoming.start
+
+        def gate(manifest: bytes, signature: bytes | None) -> None:
+            passed = self._gate.ask(manifest, signature)
+            self._gate.check_target(parse_manifest(manifest))
+            self._gate.check_version(passed, self._store.floors)
+            self._gate.hold(passed.trust, signature)
+            found.append(passed)
+
+        artefact = open_artefact(incoming.finish(), gate)
+        if artefact.id != start.artefact:
+            raise TransferError(f"Wanted artefact {start.artefact[:16]}.., found {artefact.id[:16]}.. in the .zip.")
+        self_test(artefact, budget_ms=start.budget_ms)
+        return self._store.adopt(artefact), found[-1]
+
+    def _probation(self, start: DeployStart, artefact: Artefact, passed: Passed) -> Probation:
+        said = passed.statement
+        floors = {said.line: said.floor} if said is not None else {}
+        return Probation(artefact.id, start.transfer, 0, start.probation_s, start.probation_frames, floors)
 
     def _fail(self, start: DeployStart, error: Exception) -> None:
         log.error("deployment of %s failed: %s", start.artefact[:16], error)
-        self._send(start, "failed", error=f"{type(error).__name__}: {error}"[:500])
+        name = type(error).__name__
+        self._send(start, "failed", code=name[:64], error=f"{name}: {error}"[:500])
 
-    def _send(self, start: DeployStart, state: str, *, have: bytes = b"", error: str | None = None) -> None:
-        self._report(
-            DeployStatus(boot=self._boot, transfer=start.transfer, state=state, have=have, error=error)  # type: ignore[arg-type] # one of the literals
+    def _send(
+        self,
+        start: DeployStart,
+        state: DeployState,
+        *,
+        have: bytes = b"",
+        code: str | None = None,
+        error: str | None = None,
+    ) -> None:
+        status = DeployStatus(
+            boot=self._boot,
+            transfer=start.transfer,
+            artefact=start.artefact,
+            state=state,
+            have=have,
+            code=code,
+            error=error,
         )
+        self._report(status)
 
 
 def _content(start: DeployStart) -> tuple[str, int]:

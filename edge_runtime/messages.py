@@ -14,14 +14,13 @@ Topics: ht/v1/<tenant>/<device>/<lane>/...; up = device to host, down = host to 
 | down/job | JobOrder | 1 |
 | up/tail | TailBeat (tail_messages.py) | 0 |
 | down/deploy | DeployStart | 1 |
-| down/blk/<transfer> | block (binary, below) | 1 |
+| down/rollback | RollBack | 1 |
+| down/blk/<transfer> | block (binary, blocks.py) | 1 |
 | off/req/<key>/<boot> | request (wire.py) | 0 or 1 |
 | off/rep/<boot> | reply (wire.py) | as the request |
 """
 
-import hashlib
 import re
-import struct
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeVar
 
@@ -34,11 +33,8 @@ MAX_CONTROL_BYTES = 16 << 10
 BLOCK_BYTES = 64 << 10  # content of one block
 MAX_TRANSFER_BYTES = 2 << 30
 MAX_BLOCKS = MAX_TRANSFER_BYTES // BLOCK_BYTES
-BLOCK_HEADER_BYTES = 44
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}\Z")
-_BLOCK = struct.Struct("<2sBBII32s")  # magic, version, reserved, index, length, sha256 of the content
-_BLOCK_MAGIC = b"HB"
 
 Text = Annotated[str, msgspec.Meta(max_length=500)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$")]
@@ -131,20 +127,52 @@ class Result(Message, frozen=True, kw_only=True):
 
 
 class DeployStart(Message, frozen=True, kw_only=True):
-    """An artefact's .zip comes in blocks. `boot` is the sender's. Sent again to ask for the bitmap."""
+    """An artefact's .zip comes in blocks. `boot` is the sender's. Sent again to ask how far it is.
+
+    With a `url` the device fetches the blocks itself over HTTP; where it cannot, it asks for them here ("receiving").
+    """
 
     transfer: Boot
+    kind: Literal["model", "agent"] = "model"
     artefact: Sha256
     zip_sha256: Sha256
     size: Annotated[int, msgspec.Meta(ge=1, le=MAX_TRANSFER_BYTES)]
+    url: Text | None = None  # of the .zip; the sha256 of its blocks, 32 bytes each, lie beside it as <url>.blocks
+    blocks_sha256: Sha256 | None = None  # of that list
+    budget_ms: Annotated[float, msgspec.Meta(gt=0, le=1e7)] | None = None  # a golden run may not take longer
+    probation_s: Annotated[float, msgspec.Meta(ge=0, le=1e7)] | None = None  # the device's own choice when null
+    probation_frames: Count | None = None
+
+
+class RollBack(Message, frozen=True, kw_only=True):
+    """Leave this artefact for what ran before, if the signed floor allows it. `boot` is the sender's."""
+
+    artefact: Sha256
+
+
+DeployState = Literal[
+    "fetching",  # over HTTP: send nothing
+    "receiving",  # send the blocks that `have` lacks
+    "verifying",
+    "active",  # it runs, on probation
+    "committed",  # it has proven itself
+    "rolled-back",  # it had run, and what ran before runs again
+    "failed",  # refused; nothing has changed
+    "busy",  # with another transfer
+]
 
 
 class DeployStatus(Message, frozen=True, kw_only=True):
-    """How far a transfer is; `have` is the bitmap of blocks received, bit 0 of byte 0 first. Busy: with another one."""
+    """How far a transfer is; `have` is the bitmap of blocks received, bit 0 of byte 0 first.
+
+    `code` is the name of the error's class, `error` its text.
+    """
 
     transfer: Boot
-    state: Literal["receiving", "verifying", "active", "failed", "busy"]
+    artefact: Sha256 | None = None
+    state: DeployState
     have: Annotated[bytes, msgspec.Meta(max_length=MAX_BLOCKS // 8)] = b""
+    code: Name | None = None
     error: Text | None = None
 
 
@@ -219,14 +247,6 @@ class JobStatus(Message, frozen=True, kw_only=True):
 Control = TypeVar("Control", bound=Message)
 
 
-@dataclass(frozen=True)
-class Block:
-    """One piece of a transfer; every block but the last holds `BLOCK_BYTES`."""
-
-    index: int
-    content: bytes | memoryview
-
-
 def encode_control(message: msgspec.Struct) -> bytes:
     """Encode a control message as JSON.
 
@@ -251,30 +271,6 @@ def decode_control(data: bytes, kind: type[Control]) -> Control:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"Wanted a {kind.__name__} message, found: {error}.") from error
-
-
-def encode_block(block: Block) -> bytes:
-    """44 bytes of header, then the content."""
-    digest = hashlib.sha256(block.content).digest()
-    header = _BLOCK.pack(_BLOCK_MAGIC, 1, 0, block.index, len(block.content), digest)
-    return b"".join((header, block.content))
-
-
-def decode_block(data: bytes) -> Block:
-    """Take a block apart and check its hash.
-
-    Raises:
-        MessageError: Not a block, of another length than it says, or damaged.
-    """
-    if not BLOCK_HEADER_BYTES < len(data) <= BLOCK_HEADER_BYTES + BLOCK_BYTES:
-        raise MessageError(f"Wanted a block of at most {BLOCK_BYTES} B and its header, found {len(data)} B.")
-    magic, version, reserved, index, length, digest = _BLOCK.unpack_from(data)
-    content = memoryview(data)[BLOCK_HEADER_BYTES:]
-    if magic != _BLOCK_MAGIC or version != 1 or reserved or index >= MAX_BLOCKS or length != len(content):
-        raise MessageError(f"Wanted a block header, found {magic!r} version {version}, index {index}, {length} B.")
-    if hashlib.sha256(content).digest() != digest:
-        raise MessageError(f"Wanted block {index} with its sha256, found other content: damaged on its way.")
-    return Block(index, content)
 
 
 @dataclass(frozen=True)
@@ -310,6 +306,11 @@ class Topics:
     def deploy(self) -> str:
         """Announces a transfer to the device."""
         return f"{PREFIX}/{self.tenant}/{self.device}/down/deploy"
+
+    @property
+    def rollback(self) -> str:
+        """Tells the device to go back."""
+        return f"{PREFIX}/{self.tenant}/{self.device}/down/rollback"
 
     def block(self, transfer: str) -> str:
         """Carries the blocks of a transfer; `+` as the transfer subscribes to all."""

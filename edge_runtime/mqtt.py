@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
@@ -22,19 +21,17 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from device_profiles.errors import EdgeError
+from edge_runtime.broker_url import MqttError as MqttError
+from edge_runtime.broker_url import hide_password as hide_password
+from edge_runtime.broker_url import parse_url as parse_url
 from edge_runtime.mqtt_loop import MAX_REST_BYTES, Ended, NetworkLoop, publish_header
 from edge_runtime.tcp_info import least_round_trip_ms
 
-DEFAULT_PORT = 1883
 MAX_OUTSTANDING = 64  # packets handed to paho and not yet written to the socket (QoS 0) or acknowledged (QoS 1)
 _HEADER_ALLOWANCE_BYTES = 16  # fixed header, packet id, property length
 _PROTOCOL_MAX_BYTES = 268_435_455
 
 log = logging.getLogger(__name__)
-
-
-class MqttError(EdgeError):
-    """The connection to the broker cannot carry a message."""
 
 
 class NotConnectedError(MqttError):
@@ -51,20 +48,6 @@ class LinkBusyError(MqttError):
 
 class SubscriptionError(MqttError):
     """The broker refuses a subscription: what is sent there will never arrive."""
-
-
-class UrlError(MqttError):
-    """Not a broker URL; the message never holds its password."""
-
-
-@dataclass(frozen=True)
-class BrokerUrl:
-    """mqtt://[user[:password]@]host[:port]; user and password are percent-decoded."""
-
-    host: str
-    port: int
-    user: str | None = None
-    password: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,31 +72,6 @@ class LinkOptions:
     keepalive_s: int = 10
     nodelay: bool = True
     reconnect_max_s: int = 30
-
-
-def parse_url(url: str) -> BrokerUrl:
-    """Take a broker URL apart.
-
-    Raises:
-        UrlError: Another scheme, no host, or a port out of range.
-    """
-    shown = hide_password(url)
-    try:
-        parts = urlsplit(url if "://" in url else f"mqtt://{url}")
-        port = parts.port or DEFAULT_PORT
-    except ValueError:  # its text may hold a part of the password, as a port that is no number
-        raise UrlError(f"Wanted a broker URL such as mqtt://host:1883, found {shown!r}.") from None
-    if parts.scheme != "mqtt" or not parts.hostname or parts.path not in ("", "/"):
-        raise UrlError(f"Wanted a broker URL such as mqtt://host:1883 (TLS is not built yet), found {shown!r}.")
-    user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
-    return BrokerUrl(parts.hostname, port, user, password)
-
-
-def hide_password(url: str) -> str:
-    """The URL as it may be printed: what stands between the scheme and the last @ may be a password."""
-    before, at, after = url.rpartition("@")
-    scheme, separator, _ = before.rpartition("://") if "://" in before else ("", "", before)
-    return f"{scheme}{separator}...{at}{after}" if at else url
 
 
 class MqttLink:

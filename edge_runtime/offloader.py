@@ -16,12 +16,13 @@ import numpy as np
 from edge_runtime.answer import Answer
 from edge_runtime.artefact import Artefact
 from edge_runtime.attempt import Attempt, ms_since
+from edge_runtime.broker_url import MqttError
 from edge_runtime.clock_offset import ClockOffset, Exchange
 from edge_runtime.codecs import codec_of
 from edge_runtime.early_exit import ExitGate
 from edge_runtime.local_model import LocalModel
 from edge_runtime.messages import Topics
-from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink
+from edge_runtime.mqtt import LinkOptions, MqttLink
 from edge_runtime.offload import (
     Breaker,
     Counters,

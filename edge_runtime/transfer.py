@@ -1,17 +1,22 @@
 """Receive an artefact in blocks: which are there, which are missing, and the file that they make up.
 
-A transfer that is interrupted, by either side, goes on where it stopped: the blocks and their bitmap are files.
+A transfer that is interrupted, by either side, goes on where it stopped. Beside the part file lies the sha256 of every
+block that was written; whatever a power cut left of the two, only blocks whose content has that hash count as received.
 """
 
 import contextlib
+import hashlib
+import os
 import shutil
 from pathlib import Path
 
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import file_sha256
-from edge_runtime.messages import BLOCK_BYTES, Block, DeployStart
+from edge_runtime.blocks import Block
+from edge_runtime.messages import BLOCK_BYTES, DeployStart
 
 _SPARE_BYTES = 16 << 20
+_HASH_BYTES = 32
 
 
 class TransferError(EdgeError):
@@ -59,10 +64,24 @@ class IncomingFile:
             raise TransferError(f"Wanted {2 * start.size + _SPARE_BYTES} B of room in {folder}, found {free} B free.")
         self._have = bytearray((self.count + 7) // 8)
         if self._part.is_file() and self._map.is_file() and self._part.stat().st_size == start.size:
-            self._have[:] = self._map.read_bytes()[: len(self._have)].ljust(len(self._have), b"\0")
+            self._take_over()
         else:
+            for path in (self._map, self._part):  # hashes of another length of part never meet it
+                path.unlink(missing_ok=True)
             with self._part.open("wb") as stream:
                 stream.truncate(start.size)
+
+    def _take_over(self) -> None:
+        """Count what an earlier run received, as far as its content is what it should be."""
+        with self._part.open("rb") as part, self._map.open("rb") as hashes:
+            for index in range(self.count):
+                noted = hashes.read(_HASH_BYTES)
+                content = part.read(BLOCK_BYTES)
+                if len(noted) == _HASH_BYTES and any(noted) and hashlib.sha256(content).digest() == noted:
+                    self._mark(index)
+
+    def _mark(self, index: int) -> None:
+        self._have[index // 8] |= 1 << (index % 8)
 
     @property
     def have(self) -> bytes:
@@ -89,8 +108,10 @@ class IncomingFile:
         with self._part.open("r+b") as stream:
             stream.seek(block.index * BLOCK_BYTES)
             stream.write(block.content)
-        self._have[block.index // 8] |= 1 << (block.index % 8)
-        self._map.write_bytes(self._have)
+        with self._map.open("r+b" if self._map.exists() else "w+b") as stream:
+            stream.seek(block.index * _HASH_BYTES)
+            stream.write(hashlib.sha256(block.content).digest())
+        self._mark(block.index)
         return True
 
     def finish(self) -> Path:
@@ -109,6 +130,8 @@ class IncomingFile:
                 f"Wanted sha256 {self.start.zip_sha256[:16]}.., found {digest[:16]}.. of the whole. Deploy it again."
             )
         archive = self._part.with_suffix(".zip")
+        with self._part.open("rb") as stream:
+            os.fsync(stream.fileno())
         self._part.rename(archive)
         self._map.unlink(missing_ok=True)
         return archive

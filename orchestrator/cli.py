@@ -18,9 +18,19 @@ COMMANDS = {
     "profile": ("orchestrator.commands.profiling:profile", "Measure an artefact: latency, kernels, memory, energy."),
     "broker": ("orchestrator.commands.broker:broker", "Start an MQTT broker for devices and tails."),
     "deploy": ("orchestrator.commands.deploy:deploy", "Send an artefact to a device and activate it."),
+    "sign": ("orchestrator.commands.keys:sign", "Vouch for an artefact with signing keys."),
     "demo": ("orchestrator.commands.demo:demo", "Run the main job, start to end, on this machine."),
 }
 GROUPS = {
+    "keys": (
+        "Signing keys, and the key sets that devices trust.",
+        {
+            "new": ("orchestrator.commands.keys:new", "Make a signing key."),
+            "trust": ("orchestrator.commands.keys:trust", "Write the first key set for devices."),
+            "rotate": ("orchestrator.commands.keys:rotate", "Replace keys of a key set."),
+            "show": ("orchestrator.commands.keys:show", "Show the key set of a trust file."),
+        },
+    ),
     "tail": (
         "Serve tails on the host.",
         {"serve": ("orchestrator.commands.tail:serve", "Answer the requests of heads over MQTT.")},

@@ -17,21 +17,21 @@ from device_profiles import BoardError, load_board
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, file_sha256, pack_artefact
 from edge_runtime.backends.trt_boards import check_deploy
+from edge_runtime.blocks import Block, encode_block
 from edge_runtime.messages import (
     BLOCK_BYTES,
     Birth,
-    Block,
     Death,
     DeployStart,
     DeployStatus,
     Topics,
     decode_control,
-    encode_block,
     encode_control,
     parse_topic,
 )
 from edge_runtime.mqtt import LinkBusyError, LinkOptions, MqttLink, NotConnectedError, Packet
 from edge_runtime.transfer import block_count, missing_blocks
+from orchestrator.artefact_server import ArtefactServer
 
 _OLD_TENSORRT = re.compile(r"tensorrt 8\.", re.IGNORECASE)
 _ASK_AGAIN_S = 2.0
@@ -56,7 +56,11 @@ class EngineMismatchError(DeployError):
 
 
 class RejectedError(DeployError):
-    """The device received the artefact and refused it."""
+    """The device received the artefact and refused it; `code` is the name of its error."""
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class DeployOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +70,8 @@ class DeployOptions(msgspec.Struct, frozen=True, kw_only=True):
     window: int = 8
     hello_timeout_s: float = 5.0
     timeout_s: float = 120.0  # without any progress
+    budget_ms: float | None = None  # a golden run on the device may not take longer
+    probation_s: float | None = None  # how long the device may go back; its own choice when null
 
 
 class DeviceBusyError(DeployError):
@@ -140,6 +146,7 @@ def deploy(
     *,
     options: DeployOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
+    server: ArtefactServer | None = None,
 ) -> DeployStatus:
     """Send, and wait until the device has verified and activated it.
 
@@ -149,6 +156,7 @@ def deploy(
         artefact: A head or a whole model.
         options: See `DeployOptions`.
         progress: Called with bytes confirmed and bytes in all.
+        server: Serves the blocks over HTTP; over MQTT without one, or when the device cannot reach it.
 
     Raises:
         UnknownDeviceError: The device has not said that it is there.
@@ -177,7 +185,7 @@ def deploy(
         check_engine(artefact, birth.board, birth.engines)
         with tempfile.TemporaryDirectory(prefix="headtail-deploy.") as folder:
             archive = pack_artefact(artefact, Path(folder) / "artefact.zip")
-            sender = _Sender(link, topics, archive, artefact, options)
+            sender = _Sender(link, topics, archive, _announce(artefact, archive, options, server), options)
             return sender.run(inbox, progress)
 
 
@@ -205,19 +213,32 @@ def _wait_birth(inbox: "SimpleQueue[Birth | Death | DeployStatus]", device: str,
     )
 
 
+def _announce(artefact: Artefact, archive: Path, options: DeployOptions, server: ArtefactServer | None) -> DeployStart:
+    """What the device is told. The transfer is named after the content: a second attempt goes on where one has ended."""
+    digest = file_sha256(archive)
+    offer = server.offer(archive) if server is not None else None
+    return DeployStart(
+        boot=os.urandom(8).hex(),
+        transfer=digest[:16],
+        artefact=artefact.id,
+        zip_sha256=digest,
+        size=archive.stat().st_size,
+        url=offer.url if offer else None,
+        blocks_sha256=offer.blocks_sha256 if offer else None,
+        budget_ms=options.budget_ms,
+        probation_s=options.probation_s,
+    )
+
+
 class _Sender:
     """One transfer under way."""
 
     def __init__(
-        self, link: MqttLink, topics: Topics, archive: Path, artefact: Artefact, options: DeployOptions
+        self, link: MqttLink, topics: Topics, archive: Path, start: DeployStart, options: DeployOptions
     ) -> None:
         self._link, self._topics, self._archive, self._options = link, topics, archive, options
-        self._size = archive.stat().st_size
-        digest = file_sha256(archive)
-        # Named after the content: a second attempt goes on with what the first has left on the device.
-        self._start = DeployStart(
-            boot=os.urandom(8).hex(), transfer=digest[:16], artefact=artefact.id, zip_sha256=digest, size=self._size
-        )
+        self._size = start.size
+        self._start = start
         self._window = Window(block_count(self._size), options.window)
 
     def run(
@@ -240,19 +261,22 @@ class _Sender:
                 continue
             if isinstance(message, Death) or message.transfer != self._start.transfer:
                 continue
-            if message.state == "active":
+            if message.state in ("active", "committed"):
                 return message
             if message.state == "failed":
-                raise RejectedError(f"Wanted the device to run {self._start.artefact[:16]}.., found: {message.error}")
+                raise RejectedError(
+                    f"Wanted the device to run {self._start.artefact[:16]}.., found: {message.error}", code=message.code
+                )
             busy = message.state == "busy"
             if busy:  # asked again soon: a transfer that was given up ends after 10 s
                 continue
             if self._window.confirm(message.have, again=asked) or message.state == "verifying":
                 last_progress = time.monotonic()
-            asked = False
+            asked = message.state == "fetching"  # should it ask for blocks later, none of them was sent before
             if progress is not None:
                 progress(min(self._size, self._window.confirmed * BLOCK_BYTES), self._size)
-            self._send(self._window.take())
+            if message.state == "receiving":
+                self._send(self._window.take())
         if busy:
             raise DeviceBusyError(
                 f"Wanted to deploy {self._start.artefact[:16]}.., found the device busy with another deployment for "

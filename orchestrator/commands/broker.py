@@ -5,7 +5,8 @@ import sys
 import threading
 import time
 
-from edge_runtime.mqtt import LinkOptions, MqttLink, NotConnectedError, Packet, hide_password
+from edge_runtime.broker_url import hide_password
+from edge_runtime.mqtt import LinkOptions, MqttLink, NotConnectedError, Packet
 from orchestrator.broker import BrokerOptions, start_broker
 from orchestrator.commands.output import print_json
 from orchestrator.commands.serving import until_stopped

@@ -1,10 +1,16 @@
 """`headtail deploy ARTEFACT --to DEVICE`: send an artefact to a device and activate it there."""
 
+import contextlib
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from edge_runtime.artefact import open_artefact
+from edge_runtime.broker_url import is_loopback
 from orchestrator import deploy as deployment
+from orchestrator.artefact_server import ArtefactServer
 from orchestrator.commands.output import format_bytes, print_json
 
 
@@ -16,9 +22,15 @@ def deploy(
     tenant: str = "default",
     window: int = 8,
     timeout: float = 120.0,
+    over: Literal["http", "mqtt"] | None = None,
+    serve: str = "127.0.0.1",
+    budget_ms: float | None = None,
+    probation: float | None = None,
     json: bool = False,
 ) -> None:
     """Send a head or a whole model to a device; done when it has verified and activated it.
+
+    The device runs it on probation at first, and goes back by itself when it does not answer.
 
     Args:
         artefact: A folder or .zip that `headtail export` or `headtail split` wrote.
@@ -27,18 +39,36 @@ def deploy(
         tenant: The device's tenant.
         window: Blocks of 64 KiB that may be on their way.
         timeout: Give up after so many seconds without progress.
+        over: Whether the device fetches over HTTP or is sent blocks over MQTT; by default HTTP where the broker is on this
+            machine. A device that cannot reach the server gets the blocks over MQTT.
+        serve: Address of this machine under which the device fetches over HTTP.
+        budget_ms: Refuse it there when a golden run takes longer.
+        probation: Seconds that the device watches it; its own choice when not given.
         json: Print JSON.
     """
     opened = open_artefact(artefact)
-    options = deployment.DeployOptions(tenant=tenant, window=window, timeout_s=timeout)
+    options = deployment.DeployOptions(
+        tenant=tenant, window=window, timeout_s=timeout, budget_ms=budget_ms, probation_s=probation
+    )
     show = None if json or not sys.stderr.isatty() else _show
-    status = deployment.deploy(broker, to, opened, options=options, progress=show)
+    http = is_loopback(broker) if over is None else over == "http"
+    with _server(serve) if http else contextlib.nullcontext() as server:
+        status = deployment.deploy(broker, to, opened, options=options, progress=show, server=server)
     if show is not None:
         sys.stderr.write("\r\x1b[K")
     if json:
         print_json({"device": to, "artefact": opened.id, "state": status.state})
     else:
         sys.stdout.write(f"{to} runs {opened.manifest.role} {opened.id[:16]}.. ({opened.manifest.model.name})\n")
+
+
+@contextlib.contextmanager
+def _server(host: str) -> Iterator[ArtefactServer]:
+    with (
+        tempfile.TemporaryDirectory(prefix="headtail-serve.") as folder,
+        ArtefactServer(Path(folder), host=host) as server,
+    ):
+        yield server
 
 
 def _show(done: int, total: int) -> None:

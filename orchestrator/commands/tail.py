@@ -9,7 +9,7 @@ import msgspec
 from cyclopts import Parameter
 
 from edge_runtime.artefact import open_artefact
-from edge_runtime.mqtt import hide_password
+from edge_runtime.broker_url import hide_password
 from orchestrator.commands.output import print_json
 from orchestrator.commands.serving import until_stopped
 from orchestrator.serving.served import ServeError, serve_artefact

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_runtime.blocks import Block, decode_block, encode_block
 from edge_runtime.messages import (
     BLOCK_BYTES,
     MAX_CONTROL_BYTES,
     Birth,
-    Block,
     Death,
     DeployStart,
     DeployStatus,
@@ -19,9 +19,7 @@ from edge_runtime.messages import (
     Result,
     Slots,
     Topics,
-    decode_block,
     decode_control,
-    encode_block,
     encode_control,
     parse_topic,
     requests_filter,

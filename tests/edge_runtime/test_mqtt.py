@@ -10,8 +10,8 @@ import threading
 
 import pytest
 
+from edge_runtime.broker_url import BrokerUrl, UrlError, hide_password, parse_url
 from edge_runtime.mqtt import (
-    BrokerUrl,
     LinkBusyError,
     LinkOptions,
     MqttLink,
@@ -19,9 +19,6 @@ from edge_runtime.mqtt import (
     Packet,
     PacketTooLargeError,
     SubscriptionError,
-    UrlError,
-    hide_password,
-    parse_url,
 )
 from edge_runtime.offloader import Offloader
 from orchestrator.tail_server import TailServer, serve_artefact

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.messages import BLOCK_BYTES, Block, DeployStart
+from edge_runtime.blocks import Block
+from edge_runtime.messages import BLOCK_BYTES, DeployStart
 from edge_runtime.transfer import IncomingFile, TransferError, block_count, block_length, missing_blocks
 
 BOOT = "0" * 16

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from edge_runtime.blocks import Block, encode_block
 from edge_runtime.manifest import DTYPES
-from edge_runtime.messages import Block, encode_block
 from edge_runtime.wire import (
     CODEC_ENTROPY,
     DamagedError,
