@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.profile_nets import NETS, chain, write_net
+from benchmarks.profile_nets import NETS, SIZES, chain, write_net
 from benchmarks.rows import ROOT
 from device_profiles.measurement import Profile
 from edge_runtime.profile_energy import integrate, measured_energy
@@ -15,7 +15,6 @@ from edge_runtime.profile_tegrastats import read_log
 from edge_runtime.profiler import ProfileOptions, profile_artefact
 from split.predict_memory import MemoryModel, fit_memory, memory_sample
 
-SIZES = {"mobile_v1": 224, "residual_18": 128, "squeeze": 224, "plain": 224}
 CHAINS = 16
 MIN_QUIET = 3  # networks; with fewer the sum counts as not measured
 ATTEMPTS = 6  # of a network whose profile is noisy

@@ -145,6 +145,7 @@ class Profile(_Data, frozen=True, kw_only=True):
     whole: Percentiles  # plain run
     whole_cpu: Percentiles | None = None  # CPU time of the plain run; null with several threads
     whole_profiled: Percentiles | None = None  # with per-kernel timing on: slower, only to judge the overhead
+    whole_beside: Percentiles | None = None  # plain runs that took turns with the instrumented ones, one by one
     init_ms: float | None = None
     first_ms: float | None = None
     kernels: tuple[KernelTime, ...] = ()
@@ -162,8 +163,13 @@ class Profile(_Data, frozen=True, kw_only=True):
 
     @property
     def unaccounted(self) -> float:
-        """Whole minus kernels: CPU median where it exists. Negative when the kernel run was slower."""
-        return (self.whole_cpu or self.whole).p50 - self.kernel_sum
+        """Plain run minus kernels, below zero when instrumentation cost more than was missing."""
+        return self.kernel_reference.p50 - self.kernel_sum
+
+    @property
+    def kernel_reference(self) -> Percentiles:
+        """The plain runs that kernels are compared with: their neighbours where there were any, else the CPU time."""
+        return self.whole_beside or self.whole_cpu or self.whole
 
     @property
     def mapped_share(self) -> float:
@@ -225,7 +231,8 @@ def check_profile(profile: Profile) -> Profile:
     if profile.engine.threads < 1:
         raise ProfileError(f"Wanted at least 1 thread, found {profile.engine.threads}.")
     _check_latency("the whole model", profile.whole)
-    for name, latency in (("whole_cpu", profile.whole_cpu), ("whole_profiled", profile.whole_profiled)):
+    for name in ("whole_cpu", "whole_profiled", "whole_beside"):
+        latency = getattr(profile, name)
         if latency is not None:
             _check_latency(name, latency)
     owner: dict[str, str] = {}

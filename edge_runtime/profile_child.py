@@ -2,8 +2,8 @@
 
     python -m edge_runtime.profile_child REQUEST      a folder with request.json; answers there with answer.json
 
-`plain` times whole runs without any instrumentation; `kernels` runs the same model with the engine's profiler on.
-Both say `done` when they are warm, and then run one block for each line on standard input: the parent lets the two
+`plain` times whole runs without any instrumentation; `kernels` runs the same model with and without the engine's profiler
+in turn. Both say `done` when they are warm, and then run one block for each line on standard input: the parent lets the two
 take turns, so that a machine that gets slower meanwhile gets slower for both.
 """
 
@@ -23,9 +23,10 @@ import numpy as np
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, open_artefact, read_raw
 from edge_runtime.manifest import TensorSpec
+from edge_runtime.profile_pairs import Pairs
 from edge_runtime.profile_stats import CpuTimes, percentiles
 from edge_runtime.profile_system import State, cpu_times, peak_rss_bytes, read_state
-from edge_runtime.session import EngineError, open_session
+from edge_runtime.session import open_session
 
 REQUEST, ANSWER, TRACE, OPTIMISED = "request.json", "answer.json", "trace", "optimised.onnx"
 _ENGINES = {
@@ -86,6 +87,8 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     machine_ticks: CpuTimes | None = None  # of all cores, during the blocks
     own_s: float = 0.0  # CPU seconds of this process during the blocks
     block_runs: list[int] = []
+    plain_wall_ms: list[float] = []  # of `kernels`: the plain runs between the instrumented ones
+    plain_cpu_ms: list[float] = []
     settled_runs: list[int] = []  # untimed, before each block
     sustained: list[Slice] = []
     idle: Phase | None = None
@@ -131,7 +134,21 @@ def measure_plain(artefact: Artefact, request: Request) -> Answer:
     inputs = make_inputs(artefact, session.inputs)
     first, _ = time_runs(lambda: session.run(inputs), runs=1)
     warm_up(lambda: session.run(inputs), request)
-    blocks = run_blocks(lambda: session.run(inputs), request, watch)
+    wall, cpu = array("d"), array("d")
+
+    def block() -> int:
+        more = time_runs(
+            lambda: session.run(inputs),
+            runs=request.runs,
+            seconds=request.seconds,
+            limit_s=request.limit_s,
+            watch=watch,
+        )
+        wall.extend(more[0])
+        cpu.extend(more[1])
+        return len(more[0])
+
+    blocks = run_blocks(lambda: session.run(inputs), block)
     peak = peak_rss_bytes()  # before the lists of a sustained run
     idle, active = power_phases(lambda: session.run(inputs), request)
     sustained = sustain(lambda: session.run(inputs), request.minutes, watch)
@@ -141,8 +158,8 @@ def measure_plain(artefact: Artefact, request: Request) -> Answer:
     return Answer(
         init_ms=init_ms,
         first_ms=first[0],
-        wall_ms=blocks.wall,
-        cpu_ms=blocks.cpu,
+        wall_ms=wall.tolist(),
+        cpu_ms=cpu.tolist(),
         rss_bare=bare,
         rss_peak=peak,
         states=watch.states,
@@ -156,43 +173,49 @@ def measure_plain(artefact: Artefact, request: Request) -> Answer:
 
 
 def record(artefact: Artefact, request: Request, folder: Path) -> Answer:
-    """Run with ONNX Runtime's profiler on; leaves its trace and the graph that it really runs in `folder`."""
-    import onnxruntime as ort
+    """Run with and without ONNX Runtime's profiler in turn; leaves its trace and the graph that it runs in `folder`."""
+    from edge_runtime.profile_record import Recording, open_plain
 
-    from edge_runtime.backends.onnxrt import session_options, share_arena
+    bare, watch = peak_rss_bytes(), Watch()
+    watch.look()
+    specs = artefact.manifest.inputs
+    feeds = {spec.engine_name: one for spec, one in zip(specs, make_inputs(artefact, specs), strict=True)}
+    plain = open_plain(artefact, request.threads, feeds)
+    plain()
+    peak = peak_rss_bytes()
+    recording = Recording(artefact, request.threads, feeds, folder=folder, optimised=folder / OPTIMISED)
+    instrumented = recording.begin()
 
-    options = session_options(artefact.manifest.engine.optimisation, request.threads)
-    share_arena()
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    options.enable_profiling = True
-    options.profile_file_prefix = str(folder / "ort")
-    options.optimized_model_filepath = str(folder / OPTIMISED)
-    try:
-        session = ort.InferenceSession(str(artefact.entry), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises classes of its own extension module that it does not export
-        raise EngineError(
-            f"Wanted onnxruntime to open {artefact.entry} with its profiler on, found: {error}. Is the disk full?"
-        ) from error
-    inputs = make_inputs(artefact, artefact.manifest.inputs)
-    feeds = {spec.engine_name: array for spec, array in zip(artefact.manifest.inputs, inputs, strict=True)}
-    warm_up(lambda: session.run(None, feeds), request)
-    blocks = run_blocks(lambda: session.run(None, feeds), request, Watch())
-    Path(session.end_profiling()).replace(folder / TRACE)
+    def both() -> None:
+        plain()
+        instrumented()
+
+    warm_up(both, request)
+    pairs = Pairs()
+    blocks = run_blocks(both, lambda: pairs.measure(plain, instrumented, runs=request.runs, limit_s=request.limit_s))
+    provider = recording.end(folder / TRACE)
+    watch.due = 0.0
+    watch.look()
     return Answer(
-        wall_ms=blocks.wall,
-        cpu_ms=blocks.cpu,
+        wall_ms=list(pairs.instrumented.wall),
+        cpu_ms=list(pairs.instrumented.cpu),
+        plain_wall_ms=list(pairs.plain.wall),
+        plain_cpu_ms=list(pairs.plain.cpu),
+        rss_bare=bare,
+        rss_peak=peak,
+        states=watch.states,
+        machine_ticks=blocks.machine,
+        own_s=blocks.own_s,
         block_runs=blocks.runs,
         settled_runs=blocks.settled,
-        provider=session.get_providers()[0],
+        provider=provider,
     )
 
 
 @dataclass
 class Blocks:
-    """Runs of all blocks, and what the machine did during them."""
+    """How many runs each block had, and what the machine did meanwhile."""
 
-    wall: list[float] = field(default_factory=list)
-    cpu: list[float] = field(default_factory=list)
     runs: list[int] = field(default_factory=list)
     settled: list[int] = field(default_factory=list)  # untimed runs before each block
     machine: CpuTimes | None = field(default_factory=lambda: CpuTimes(0, 0, 0))
@@ -218,20 +241,22 @@ def settle(run: Callable[[], object]) -> int:
     return count
 
 
-def run_blocks(run: Callable[[], object], request: Request, watch: Watch) -> Blocks:
-    """Say `done`, then run a block and say it again for each line on standard input, until that ends."""
+def run_blocks(run: Callable[[], object], block: Callable[[], int]) -> Blocks:
+    """Say `done`, then run a block and say it again for each line on standard input, until that ends.
+
+    Args:
+        run: One untimed run, to settle.
+        block: Runs and times a block; how many runs it had.
+    """
     blocks = Blocks()
     sys.stdout.write("done\n")
     sys.stdout.flush()
     for _ in sys.stdin:
         blocks.settled.append(settle(run))
         before, own = cpu_times(), time.process_time()
-        wall, cpu = time_runs(run, runs=request.runs, seconds=request.seconds, limit_s=request.limit_s, watch=watch)
+        blocks.runs.append(block())
         blocks.own_s += time.process_time() - own
         blocks.machine = _add_ticks(blocks.machine, before, cpu_times())
-        blocks.wall += wall
-        blocks.cpu += cpu
-        blocks.runs.append(len(wall))
         sys.stdout.write("done\n")
         sys.stdout.flush()
     return blocks

@@ -27,7 +27,10 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         rows.append(("kernels", _kernels(profile)))
         rows.append(("unaccounted", f"{profile.unaccounted:+.3f} {unit} between the kernels' sum and the plain run"))
     if profile.whole_profiled is not None:
-        rows.append(("instrumented run", f"p50 {profile.whole_profiled.p50:.3f} {unit}; in no other figure"))
+        beside = (
+            "" if profile.whole_beside is None else f", plain runs between them {profile.whole_beside.p50:.3f} {unit}"
+        )
+        rows.append(("instrumented run", f"p50 {profile.whole_profiled.p50:.3f} {unit}; in no other figure{beside}"))
     sizes = (
         ("weights", memory.weights),
         ("arena", memory.arena_peak),
@@ -94,7 +97,7 @@ def _latency(found: Percentiles, unit: str) -> str:
 
 
 def _kernels(profile: Profile) -> str:
-    whole = (profile.whole_cpu or profile.whole).p50
+    whole = profile.kernel_reference.p50
     return (
         f"{len(profile.kernels)}, together {profile.kernel_sum:.3f} {profile.unit} "
         f"({profile.kernel_sum / whole - 1:+.1%} of the plain run), {profile.mapped_share:.1%} of it in nodes of your graph"

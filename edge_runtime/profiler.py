@@ -1,10 +1,12 @@
 """Measure an artefact on this machine: whole runs, single kernels, memory, energy, and what disturbed the measurement.
 
 Whole runs carry no instrumentation; kernels come from a run of their own, with the engine's profiler on. Each is a fresh
-process, and the two take turns.
+process, and the two take turns. In that of the kernels each instrumented run is the neighbour of a plain one: only these
+are compared, so that a machine that slows down slows down for both.
 """
 
 import tempfile
+from array import array
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -14,7 +16,6 @@ from pathlib import Path
 import msgspec
 
 from device_profiles.measurement import (
-    CONTENTION_LIMIT,
     Condition,
     EnergyUse,
     EngineSettings,
@@ -41,6 +42,7 @@ from edge_runtime.profile_energy import (
 from edge_runtime.profile_graph import read_graph
 from edge_runtime.profile_kernels import arena_bytes, build_kernels, weight_bytes
 from edge_runtime.profile_meters import Meter, find_meter
+from edge_runtime.profile_pairs import Pairs, Times
 from edge_runtime.profile_process import BLOCKS, MeasuringProcess, take_turns
 from edge_runtime.profile_stats import percentiles, repeat_cov, usage
 from edge_runtime.profile_trace import read_trace
@@ -71,6 +73,7 @@ class ProfileOptions:
     power: str | None = None  # figures that the user states
     power_csv: Path | None = None  # log of an external meter that is written meanwhile
     energy_s: float = 3.0  # of the idle and of the active phase, where there is a meter
+    kernels_only: bool = False  # no process of plain runs alone: the neighbours of instrumented runs stand for them
 
 
 def profile_artefact(
@@ -115,6 +118,7 @@ def profile_artefact(
         whole=whole,
         whole_cpu=percentiles(answer.cpu_ms) if threads == 1 else None,
         whole_profiled=measured.profiled,
+        whole_beside=measured.beside,
         init_ms=answer.init_ms,
         first_ms=answer.first_ms,
         kernels=kernels,
@@ -140,6 +144,7 @@ class _Measured:
     meter: str | None
     kernels: tuple[KernelTime, ...] = ()
     profiled: Percentiles | None = None
+    beside: Percentiles | None = None
     memory: MemoryUse = field(default_factory=MemoryUse)
     provider: str | None = None
     interrupted: bool = False  # too few instrumented runs kept the core
@@ -163,6 +168,8 @@ def _run(artefact: Artefact, options: ProfileOptions, threads: int, on_step: Cal
     with ExitStack() as stack:
         first = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headtail-profile-")))
         second = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headtail-profile-")))
+        if options.kernels_only and artefact.manifest.engine.name == "onnxruntime":
+            return _run_kernels(artefact, plain, first, threads)
         on_step("whole runs")
         process = stack.enter_context(MeasuringProcess(plain, first))
         if not process.wait_ready():
@@ -171,15 +178,7 @@ def _run(artefact: Artefact, options: ProfileOptions, threads: int, on_step: Cal
             take_turns(process, None)
             answer, samples, name = _finish_plain(process, meter, options.power_csv)
             return _Measured(answer, samples, name, memory=_memory(answer))
-        request = msgspec.structs.replace(
-            plain,
-            mode="kernels",
-            warm_up=KERNEL_WARM_UP,
-            runs=KERNEL_RUNS // BLOCKS,
-            seconds=0.0,
-            minutes=0.0,
-            idle_s=0.0,
-        )
+        request = _kernel_request(plain, runs=KERNEL_RUNS // BLOCKS)
         on_step("whole runs and single kernels in turn")
         with MeasuringProcess(request, second) as other:
             other.wait_ready()
@@ -189,6 +188,22 @@ def _run(artefact: Artefact, options: ProfileOptions, threads: int, on_step: Cal
         return _read_kernels(
             artefact, second, recorded, _Measured(answer, samples, name, memory=_memory(answer)), threads
         )
+
+
+def _kernel_request(plain: child.Request, *, runs: int) -> child.Request:
+    return msgspec.structs.replace(
+        plain, mode="kernels", warm_up=KERNEL_WARM_UP, runs=runs, seconds=0.0, minutes=0.0, idle_s=0.0
+    )
+
+
+def _run_kernels(artefact: Artefact, plain: child.Request, folder: Path, threads: int) -> _Measured:
+    """One process alone: what a calibration needs of many networks."""
+    with MeasuringProcess(_kernel_request(plain, runs=plain.runs), folder) as process:
+        process.wait_ready()
+        take_turns(process, None)
+        recorded = process.finish()
+    answer = msgspec.structs.replace(recorded, wall_ms=recorded.plain_wall_ms, cpu_ms=recorded.plain_cpu_ms)
+    return _read_kernels(artefact, folder, recorded, _Measured(answer, [], None, memory=_memory(answer)), threads)
 
 
 def _finish_plain(
@@ -215,13 +230,15 @@ def _read_kernels(
     """
     whole = read_trace(folder / child.TRACE)
     kept = kept_runs(len(whole.runs), recorded.settled_runs, recorded.block_runs)
-    quiet = [
-        run
-        for run, wall, cpu in zip(kept, recorded.wall_ms, recorded.cpu_ms, strict=True)
-        if wall <= CONTENTION_LIMIT * cpu
-    ]
-    interrupted = threads == 1 and len(quiet) < MIN_QUIET_RUNS
-    trace = whole.keep(quiet if threads == 1 and not interrupted else kept)
+    pairs = Pairs(
+        Times(array("d", recorded.plain_wall_ms), array("d", recorded.plain_cpu_ms)),
+        Times(array("d", recorded.wall_ms), array("d", recorded.cpu_ms)),
+    )
+    chosen = pairs.quiet() if threads == 1 else list(range(len(pairs)))
+    interrupted = threads == 1 and len(chosen) < MIN_QUIET_RUNS
+    chosen = list(range(len(pairs))) if interrupted else chosen
+    trace = whole.keep([kept[index] for index in chosen])
+    beside = pairs.plain.cpu if threads == 1 else pairs.plain.wall
     original = read_graph(artefact.entry)
     kernels = build_kernels(trace, original, read_graph(folder / child.OPTIMISED))
     peak, held = arena_bytes(whole)
@@ -229,6 +246,7 @@ def _read_kernels(
         measured,
         kernels=kernels,
         profiled=percentiles([us / 1000 for us in trace.whole_us]),
+        beside=percentiles([beside[index] for index in chosen]),
         memory=msgspec.structs.replace(
             measured.memory, weights=weight_bytes(original), arena_peak=peak, arena_held=held
         ),

@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": ("orchestrator.commands.inspect:inspect", "Show what an artefact says of itself."),
     "verify": ("orchestrator.commands.verify:verify", "Check an artefact and run its golden vectors."),
     "profile": ("orchestrator.commands.profiling:profile", "Measure an artefact: latency, kernels, memory, energy."),
+    "calibrate": ("export.commands.calibrate:calibrate", "Measure small networks, to predict others on this board."),
     "broker": ("orchestrator.commands.broker:broker", "Start an MQTT broker for devices and tails."),
     "deploy": ("orchestrator.commands.deploy:deploy", "Send an artefact to a device and activate it."),
     "sign": ("orchestrator.commands.keys:sign", "Vouch for an artefact with signing keys."),

@@ -198,6 +198,11 @@ def predict(calibration: Calibration, work: Sequence[Work], *, engine: EngineSet
     return Prediction(tuple(kernels), total, total * spread.low, total * spread.high, calibration.origin)
 
 
+def dump_calibration(calibration: Calibration) -> bytes:
+    """JSON with sorted keys."""
+    return msgspec.json.format(msgspec.json.encode(calibration, order="sorted"), indent=1) + b"\n"
+
+
 def parse_calibration(data: bytes) -> Calibration:
     """Decode a calibration.
 

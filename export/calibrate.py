@@ -1,0 +1,99 @@
+"""Calibrate a board: measure chains of convolutions on it, fit a roofline for each kernel class, cross-validate."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_profiles.measurement import NoisyProfileError, Profile, load_profile
+from edge_runtime.profiler import ProfileOptions, profile_artefact
+from export.chain_nets import Precision, chain, write_net
+from split.predict import Calibration, calibrate, samples_from
+
+CHAINS = 16
+_RUNS = 25  # of each chain, plain and instrumented
+_ATTEMPTS = 3  # at an undisturbed measurement of a chain
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Profiles of chains; `noisy` of them stayed disturbed and are not among them."""
+
+    profiles: tuple[Profile, ...]
+    noisy: tuple[Profile, ...] = ()
+
+
+def write_chains(folder: Path, *, precision: Precision, count: int = CHAINS) -> list[Path]:
+    """Chains as artefacts, to be measured on another board with `edge-agent profile`."""
+    found = []
+    for seed in range(count):
+        data, size = chain(seed, precision)
+        found.append(write_net(folder, f"chain-{precision}-{seed:02d}", data, size, precision).folder)
+    return found
+
+
+def measure_chains(
+    *, precision: Precision, threads: int, count: int = CHAINS, on_step: Callable[[str], None] = lambda _text: None
+) -> Measured:
+    """Measure on this machine, each chain in a fresh process.
+
+    Raises:
+        EngineError, ProfilerError: A chain could not be measured.
+    """
+    options = ProfileOptions(threads=threads, runs=_RUNS, seconds=0.0, limit_s=2.0, kernels_only=True)
+    quiet: list[Profile] = []
+    noisy: list[Profile] = []
+    with tempfile.TemporaryDirectory(prefix="headtail-chains-") as folder:
+        for seed in range(count):
+            data, size = chain(seed, precision)
+            artefact = write_net(Path(folder), f"chain-{precision}-{seed:02d}", data, size, precision)
+            for attempt in range(1, _ATTEMPTS + 1):
+                on_step(f"chain {seed + 1} of {count}, {precision}, {threads} thread(s), attempt {attempt}")
+                profile = profile_artefact(artefact, options)
+                if profile.status == "ok":
+                    break
+            (quiet if profile.status == "ok" else noisy).append(profile)
+    return Measured(tuple(quiet), tuple(noisy))
+
+
+def read_profiles(folder: Path) -> Measured:
+    """Profiles that `edge-agent profile` wrote on the board: every .json of a folder.
+
+    Raises:
+        ProfileError: One of them is not a profile.
+    """
+    found = [load_profile(path) for path in sorted(folder.glob("*.json"))]
+    return Measured(
+        tuple(one for one in found if one.status == "ok"), tuple(one for one in found if one.status != "ok")
+    )
+
+
+def fit(measured: Measured) -> Calibration:
+    """Fit and cross-validate.
+
+    Raises:
+        NoisyProfileError: More than a quarter of the chains was disturbed.
+        PredictError, ProfileMismatchError: As `split.predict`.
+    """
+    total = len(measured.profiles) + len(measured.noisy)
+    if 4 * len(measured.noisy) > total:
+        why = "; ".join(measured.noisy[0].remarks) or measured.noisy[0].status
+        raise NoisyProfileError(
+            f"Wanted at least three quarters of the chains undisturbed, found {len(measured.noisy)} of {total} noisy "
+            f"({why}). Stop other work on the board and calibrate again."
+        )
+    return fit_all(measured.profiles)
+
+
+def fit_all(profiles: Sequence[Profile]) -> Calibration:
+    """As `fit`, whatever the profiles' status."""
+    samples, wholes = samples_from(profiles)
+    first = profiles[0]
+    return calibrate(
+        samples,
+        board=first.board,
+        precision=first.precision,
+        engine=first.engine,
+        wholes=wholes,
+        power_mode=first.power_mode,
+    )
