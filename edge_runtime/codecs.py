@@ -1,10 +1,11 @@
 """Which codec a head and its tails speak: raw values, or the entropy coder with the tables that the artefact carries."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from edge_runtime.artefact import Artefact
 from edge_runtime.entropy import EntropyCodec, parse_tables
-from edge_runtime.wire import CODEC_ENTROPY, CODEC_RAW, RAW_CODECS, Codec
+from edge_runtime.manifest import TensorSpec
+from edge_runtime.wire import CODEC_ENTROPY, CODEC_RAW, RAW_CODECS, Codec, FormatError, Frame
 
 TABLES_NAME = "tables.bin"
 
@@ -29,3 +30,15 @@ def codecs_of(artefact: Artefact) -> Mapping[int, Codec]:
     """The codecs that a tail or whole model understands: its cut's own alone."""
     code, codec = codec_of(artefact)
     return {code: codec}
+
+
+def check_heads(frame: Frame, specs: Sequence[TensorSpec]) -> None:
+    """Compare what a frame announces with the manifest's tensors, before anything is decoded or allocated.
+
+    Raises:
+        FormatError: Another number, dtype or shape of tensors.
+    """
+    wanted = [(spec.dtype, spec.shape) for spec in specs]
+    found = [(head.dtype, head.shape) for head in frame.tensors]
+    if wanted != found:
+        raise FormatError(f"Wanted tensors {wanted} in the frame, found {found}. Deploy head and tail of the same cut.")

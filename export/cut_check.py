@@ -29,7 +29,7 @@ def open_runner(source: CutSource, model: bytes, inputs: Sequence[str], outputs:
         outputs: Names of the outputs to return.
     """
     if source.kind == "onnx":
-        return _open_onnx(model, inputs, outputs, source.level, source.engine.threads)
+        return open_onnx_runner(model, inputs, outputs, source.level, source.engine.threads)
     return _open_tflite(model, inputs, outputs, source.engine.threads)
 
 
@@ -102,7 +102,10 @@ def _sample(spec: TensorSpec, rng: np.random.Generator) -> np.ndarray:
     return rng.integers(limits.min, limits.max, size=spec.shape, dtype=dtype, endpoint=True)
 
 
-def _open_onnx(model: bytes, inputs: Sequence[str], outputs: Sequence[str], optimisation: str, threads: int) -> Runner:
+def open_onnx_runner(
+    model: bytes, inputs: Sequence[str], outputs: Sequence[str], optimisation: str, threads: int
+) -> Runner:
+    """As `open_runner`, for the bytes of an ONNX file."""
     import onnxruntime
 
     from edge_runtime.backends.onnxrt import session_options

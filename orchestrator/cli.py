@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 COMMANDS = {
     "devices": ("orchestrator.commands.devices:devices", "Boards that are known, and what is known of them."),
     "export": ("export.commands.export:export", "Turn a model into an artefact for a board."),
-    "split": ("export.commands.split:split", "Cut an exported, quantised network into head and tail."),
+    "split": ("export.commands.split:split", "Cut a network into head and tail, or train a bottleneck at the cut."),
+    "eval": ("export.commands.eval:evaluate", "Accuracy against bytes of pairs, beside JPEG, WebP and no split."),
     "plan": ("export.commands.plan:plan", "Choose between local, cut here and send the picture, over a link."),
     "inspect": ("orchestrator.commands.inspect:inspect", "Show what an artefact says of itself."),
     "verify": ("orchestrator.commands.verify:verify", "Check an artefact and run its golden vectors."),

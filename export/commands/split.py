@@ -1,4 +1,4 @@
-"""`headtail split`: list the cuts of a quantised network, or write the head and tail of one."""
+"""`headtail split`: list the cuts of a quantised network, write the head and tail of one, or train a bottleneck."""
 
 import sys
 from pathlib import Path
@@ -12,6 +12,7 @@ from rich.table import Table
 from device_profiles import load_board
 from edge_runtime.artefact import Artefact, open_artefact
 from edge_runtime.manifest import MAX_TENSORS
+from export.commands.train_flags import TrainFlags
 from export.cut_pair import PairOptions, write_pair
 from export.cut_source import OTHER_REMARK, CutSource, open_cut_source
 from export.picture_sizes import QUALITY, PictureSizes, measure_picture
@@ -33,12 +34,13 @@ def split(
     codec: Literal["raw", "rans"] = "raw",
     calibration: Path | None = None,
     max_tensors: int = MAX_TENSORS,
+    training: Annotated[TrainFlags | None, Parameter(name="*")] = None,
     json: bool = False,
 ) -> None:
-    """Cut an exported, quantised network into head and tail.
+    """Cut an exported, quantised network into head and tail, or train a bottleneck (--method, --layer, --data).
 
     Args:
-        model: An artefact of a whole int8 network, or a bare int8 .onnx or .tflite file.
+        model: An artefact of a whole int8 network, or a bare int8 .onnx or .tflite file; to train, module:function.
         show: List every legal cut: head size, multiply-accumulates, payload against a JPEG and a WebP of the input.
         at: Write the pair cut at this tensor, at several (separated by commas), or at a row number of --list.
         out: Folder in which the artefacts head/ and tail/ are written.
@@ -50,8 +52,14 @@ def split(
         codec: How the crossing integers travel: as they are, or entropy coded (smaller; needs --calibration).
         calibration: A folder of pictures or an .npz of inputs, on which the entropy tables are counted.
         max_tensors: List only cuts with at most this many crossing tensors.
+        training: See `TrainFlags`.
         json: Print JSON instead of a table.
     """
+    if training is not None and training.method is not None:
+        from export.commands.train import train_command  # torch: only where something is trained
+
+        train_command(str(model), training, out=out, target=target or "this", tail_target=tail_target, json=json)
+        return
     source = open_cut_source(model)
     if at is None:
         sizes = measure_picture(source.inputs, _preprocessing(source), image)

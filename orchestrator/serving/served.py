@@ -9,11 +9,20 @@ import numpy as np
 
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact
-from edge_runtime.codecs import codecs_of
+from edge_runtime.codecs import check_heads, codecs_of
 from edge_runtime.manifest import Manifest
 from edge_runtime.preprocess import decode_image, prepare
 from edge_runtime.session import open_session
-from edge_runtime.wire import CODEC_IMAGE, RAW_CODECS, Codec, FormatError, Frame, Limits, decode_tensors, limits_of
+from edge_runtime.wire import (
+    CODEC_IMAGE,
+    RAW_CODECS,
+    Codec,
+    FormatError,
+    Frame,
+    Limits,
+    decode_tensors,
+    limits_of,
+)
 
 MAX_IMAGE_BYTES = 32 << 20
 
@@ -92,11 +101,12 @@ def read_inputs(frame: Frame, manifest: Manifest, codecs: Mapping[int, Codec] = 
     """The model's inputs: from tensors, or for a whole model from an encoded picture.
 
     Raises:
-        FormatError: A picture for a model that takes none.
+        FormatError: A picture for a model that takes none, or tensors of other shapes.
         WireError: As the codec says.
         ImageError: The picture cannot be decoded.
     """
     if frame.codec != CODEC_IMAGE:
+        check_heads(frame, manifest.inputs)
         return decode_tensors(frame, codecs)
     if manifest.preprocessing is None or len(manifest.inputs) != 1 or len(frame.layers) != 1:
         raise FormatError(f"Wanted tensors for {manifest.model.name}, found an encoded picture.")

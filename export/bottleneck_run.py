@@ -1,0 +1,243 @@
+"""`train_bottleneck`: a trained network and pictures become a pair of artefacts, the whole network, and a report."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from device_profiles import load_board
+from device_profiles.errors import EdgeError
+from edge_runtime.artefact import Artefact
+from edge_runtime.manifest import Preprocessing, Quality
+from export.evaluation import Evaluation, EvaluationOptions, evaluate_pairs
+from export.labelled import hold_out, open_labelled
+from export.modules import from_model, load_module
+from export.pipeline import export_model
+from export.request import ExportOptions
+from export.source import ModelSource, Source, SourceError, find_source
+from export.tail_graph import TailPrecision
+from export.trained_pair import TrainedPair, TrainedPairOptions, augmentation_of, state_quality, write_trained_pair
+from split.augment import IMAGENET_MEAN, IMAGENET_STD
+from split.distill import Progress, TrainOptions, train
+from split.inject import SplitNetwork, Teacher, find_layer, inject, trace_network
+from split.methods import find_method, options_from
+from split.stages import Stage
+from split.training_data import DataOptions, PictureSet
+
+_RUN = "run"  # folder of checkpoint and metrics
+
+
+class BottleneckRunError(EdgeError):
+    """A bottleneck cannot be trained as asked: another size than the network's, or no training process of this run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BottleneckOptions:
+    """What to train, on what, for how long, and where the result goes.
+
+    Attributes:
+        method: See `split.methods.METHODS`.
+        layer: The last layer that the bottleneck replaces.
+        data: Training pictures: a folder by class, an .npz, or module:function.
+        test_data: Pictures to measure on; every fifth training picture is held out when null.
+        out: Folders run, head, tail, whole and the report are made in it.
+        settings: The method's options as text: {"beta": "0.02"}.
+        size: Height and width in pixels; 0 for the network's own.
+        label_key: Array of an .npz that holds the class ids.
+        strict: A damaged picture is an error; otherwise it is skipped.
+        seed: Of new weights, order, augmentation.
+        augmentation: "flip" repeats pictures, so that the teacher runs once for each; "crop" and "resized" do not.
+        time_budget_s: For training; null for all epochs.
+        device: "cuda", "cpu", or "" for what is there.
+        target: Board of the head.
+        tail_target: Board of the tail.
+        tail_precision: Of the tail.
+        codec_qualities: Whether the report compares with JPEG and WebP.
+        on_step: Told about training.
+        say: Told what comes next.
+    """
+
+    method: str
+    layer: str
+    data: str
+    test_data: str | None = None
+    out: Path = Path("pair")
+    settings: Mapping[str, str] = field(default_factory=dict)
+    size: int = 0
+    label_key: str = ""
+    strict: bool = False
+    seed: int = 0
+    augmentation: Literal["none", "flip", "crop", "resized"] = "flip"
+    time_budget_s: float | None = None
+    device: str = ""
+    target: str = "this"
+    tail_target: str = "this"
+    tail_precision: TailPrecision = "fp32"
+    codec_qualities: bool = True
+    on_step: Callable[[Progress], None] | None = field(default=None, compare=False, repr=False)
+    say: Callable[[str], None] = field(default=lambda _: None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that training needs; nothing has been trained or written yet."""
+
+    source: Source
+    model: ModelSource
+    preprocessing: Preprocessing
+    student: SplitNetwork
+    teacher: Teacher
+    train_data: PictureSet
+    test_data: PictureSet
+    stages: tuple[Stage, ...]
+    options: TrainOptions
+
+
+@dataclass(frozen=True)
+class TrainedBottleneck:
+    """What was made. Null in processes of torchrun that only trained."""
+
+    pair: TrainedPair
+    whole: Artefact
+    evaluation: Evaluation
+
+
+def train_bottleneck(model: str | ModelSource, options: BottleneckOptions) -> TrainedBottleneck | None:
+    """Train a bottleneck and write head, tail, whole network and report: what `headtail split --method` does.
+
+    A run that was killed continues when it is started again with the same options.
+
+    Args:
+        model: `module:function`, or a network in memory.
+        options: See `BottleneckOptions`.
+
+    Returns:
+        The artefacts and what was measured; null in all but the first process of torchrun.
+
+    Raises:
+        EdgeError: A subclass for each reason; see docs/bottlenecks.md.
+    """
+    ready = prepare(model, options)
+    options.say(f"Training {options.method} behind {options.layer} on {len(ready.train_data)} pictures")
+    train(ready.student, ready.teacher, ready.train_data, ready.stages, ready.options)
+    if int(os.environ.get("RANK", "0")):
+        return None
+    options.say("Quantising the head, counting tables, writing head and tail")
+    pair = write_trained_pair(
+        ready.student,
+        ready.train_data,
+        TrainedPairOptions(
+            out=options.out,
+            name=ready.source.name,
+            source_sha256=ready.source.sha256,
+            preprocessing=ready.preprocessing,
+            head_target=load_board(options.target).id,
+            tail_target=load_board(options.tail_target).id,
+            tail_precision=options.tail_precision,
+            labels=ready.model.labels,
+            licences=ready.model.licences,
+            data=Path(options.data).name,
+        ),
+    )
+    network = replace(ready.model, preprocessing=ready.preprocessing)
+    whole = export_model(network, "this", ExportOptions(precision="fp32"), out=options.out / "whole")
+    options.say(f"Measuring on {len(ready.test_data)} pictures")
+    found = evaluate_pairs(
+        {options.method: (pair.head, pair.tail)},
+        whole,
+        ready.test_data,
+        EvaluationOptions(data=options.test_data or f"every fifth of {options.data}", codecs=options.codec_qualities),
+    )
+    pair = state_quality(pair, _quality(found, options, ready.test_data))
+    return TrainedBottleneck(pair, whole, found)
+
+
+def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
+    """Load network and pictures and put the bottleneck in; every error of a user's input is raised here.
+
+    Raises:
+        EdgeError: As `train_bottleneck`, but for those of training and writing.
+    """
+    method = find_method(options.method)
+    settings = options_from(method, options.settings)
+    source = _load(model)
+    network = source.model
+    if network is None:
+        raise SourceError(f"Wanted a network in memory, found only its name {source.text!r}.")
+    preprocessing = _preprocessing(network, options.size)
+    example = torch.zeros(1, *network.example[0].shape[1:])
+    if options.size:
+        example = torch.zeros(1, 3, options.size, options.size)
+    trace = trace_network(network.module, example)
+    find_layer(trace, options.layer)
+    with torch.no_grad():
+        classes = network.module(example).shape[1]
+    stages = method.stages(settings)
+    data_options = DataOptions(
+        preprocessing.resize_short or preprocessing.crop[0],
+        label_key=options.label_key,
+        strict=options.strict,
+        classes=classes,
+    )
+    data = open_labelled(options.data, data_options, network.labels)
+    if options.test_data is None:
+        data, test = hold_out(data)
+    else:
+        test = open_labelled(options.test_data, data_options, network.labels)
+    torch.manual_seed(options.seed)
+    student, teacher = inject(trace, options.layer, lambda at: method.make(at, settings), size=preprocessing.crop)
+    plain = augmentation_of(preprocessing)
+    training = TrainOptions(
+        folder=options.out / _RUN,
+        augmentation=replace(plain, kind=options.augmentation),
+        seed=options.seed,
+        time_budget_s=options.time_budget_s,
+        device=options.device,
+        on_step=options.on_step,
+    )
+    return Prepared(source, network, preprocessing, student, teacher, data, test, stages, training)
+
+
+def _load(model: str | ModelSource) -> Source:
+    if isinstance(model, ModelSource):
+        return from_model(model)
+    source = find_source(model)
+    if source.kind != "torch":
+        raise SourceError(
+            f"Wanted module:function, which returns a network that can be trained, found the file {source.text}. "
+            "A bottleneck is trained before the export."
+        )
+    return load_module(source)
+
+
+def _preprocessing(network: ModelSource, size: int) -> Preprocessing:
+    """The network's own, at another size if asked; ImageNet's where it has none."""
+    shape = tuple(network.example[0].shape)
+    own = network.preprocessing
+    if own is None:
+        side = size or (min(shape[2:]) if len(shape) == 4 else 224)
+        mean, std = (tuple(255 * one for one in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+        return Preprocessing(resize_short=side, crop=(side, side), mean=mean, std=std)
+    if size:
+        return Preprocessing(resize_short=size, crop=(size, size), mean=own.mean, std=own.std)
+    short = own.resize_short or max(own.crop)
+    return Preprocessing(resize_short=short, crop=own.crop, mean=own.mean, std=own.std)  # bilinear, as training resizes
+
+
+def _quality(found: Evaluation, options: BottleneckOptions, data: PictureSet) -> Quality:
+    ours = next(one for one in found.ways if one.kind == "pair")
+    whole = next(one for one in found.ways if one.kind == "whole")
+    return Quality(
+        metric="top-1",
+        reference=whole.accuracy,
+        this=ours.accuracy,
+        drop=ours.loss,
+        agreement=None,
+        sqnr_db=None,
+        data=Path(options.test_data or f"held out of {options.data}").name,
+        data_sha256=found.data_sha256,
+        count=found.pictures,
+    )

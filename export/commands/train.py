@@ -1,0 +1,167 @@
+"""The training half of `headtail split`: --method, --layer, --data."""
+
+import os
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+from device_profiles.errors import EdgeError
+from export.bottleneck_run import BottleneckOptions, TrainedBottleneck, prepare, train_bottleneck
+from export.commands.eval import print_evaluation
+from export.commands.train_flags import TrainFlags
+from export.evaluation_report import write_report
+from split.distill import Progress as Step
+from split.estimate import estimate
+
+_DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?\Z")
+
+
+class TrainingUsageError(EdgeError):
+    """Words of the command that say no training: no layer, no data, or no duration."""
+
+
+def train_command(model: str, flags: TrainFlags, *, out: Path, target: str, tail_target: str, json: bool) -> None:
+    """Run what the flags say; see `headtail split --help`.
+
+    Raises:
+        EdgeError: A subclass for each reason.
+    """
+    options = options_of(flags, out=out, target=target, tail_target=tail_target)
+    if flags.dry_run:
+        _dry_run(model, options, json=json)
+        return
+    console = Console(stderr=True)
+    quiet = json or int(os.environ.get("RANK", "0")) > 0
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"))
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("", rest="")
+
+        def on_step(step: Step) -> None:
+            rest = f"step {step.step} of {step.steps}, loss {step.loss:.4g}, {_spoken(step.left_s)} left"
+            bar.update(task, description=step.stage, completed=step.step, total=step.steps, rest=rest)
+
+        def say(line: str) -> None:
+            if not quiet:
+                console.print(line, highlight=False)
+
+        made = train_bottleneck(model, replace(options, on_step=on_step, say=say))
+    if made is not None:
+        _show(made, options, json=json)
+
+
+def options_of(flags: TrainFlags, *, out: Path, target: str, tail_target: str) -> BottleneckOptions:
+    """The flags as options of the library.
+
+    Raises:
+        TrainingUsageError: No layer or data, or a duration or setting that is none.
+    """
+    if flags.method is None or flags.layer is None or flags.data is None:
+        raise TrainingUsageError("Wanted --method, --layer and --data together, found only some of them.")
+    channel_name = "channels" if flags.method == "bottlefit" else "latent_channels"
+    given: dict[str, object] = {
+        "epochs": flags.epochs,
+        "batch": flags.batch,
+        "beta": flags.beta,
+        channel_name: flags.channels,
+    }
+    settings = {name: str(value) for name, value in given.items() if value is not None}
+    for one in flags.set:
+        name, equals, value = one.partition("=")
+        if not equals:
+            raise TrainingUsageError(f"Wanted --set name=value, found {one!r}.")
+        settings[name] = value
+    return BottleneckOptions(
+        method=flags.method,
+        layer=flags.layer,
+        data=flags.data,
+        test_data=flags.test_data,
+        out=out,
+        settings=settings,
+        size=flags.size,
+        label_key=flags.label_key,
+        strict=flags.strict,
+        seed=flags.seed,
+        augmentation=flags.augment,
+        time_budget_s=None if flags.time_budget is None else seconds(flags.time_budget),
+        device=flags.device,
+        target=target,
+        tail_target=tail_target,
+        tail_precision=flags.tail_precision,
+        codec_qualities=flags.codecs,
+    )
+
+
+def seconds(text: str) -> float:
+    """A duration as users write it: 90s, 5m, 1h30m.
+
+    Raises:
+        TrainingUsageError: Not a duration, or 0.
+    """
+    found = _DURATION.match(text.strip().lower())
+    total = 0.0
+    if found is not None:
+        total = sum(float(found[unit] or 0) * scale for unit, scale in (("h", 3600), ("m", 60), ("s", 1)))
+    if not total:
+        raise TrainingUsageError(f"Wanted a duration such as 90s, 5m or 1h30m, found {text!r}.")
+    return total
+
+
+def _dry_run(model: str, options: BottleneckOptions, *, json: bool) -> None:
+    ready = prepare(model, options)
+    found = estimate(ready.student, ready.teacher, ready.train_data, ready.stages, ready.options)
+    stages = {stage.name: value for stage, value in zip(ready.stages, found.seconds, strict=True)}
+    total = sum(found.seconds)
+    budget = options.time_budget_s
+    if json:
+        _print_json({"seconds": stages, "total_s": total, "time_budget_s": budget, "peak_bytes": found.peak_bytes})
+        return
+    lines = [f"{name}: {_spoken(value)}" for name, value in stages.items()]
+    lines.append(
+        f"Together {_spoken(total)} on this machine as busy as it is now; {found.peak_bytes / 1e9:.1f} GB of memory."
+    )
+    if budget is not None and budget < total:
+        lines.append(f"The budget of {_spoken(budget)} ends training after {budget / total:.0%} of it.")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _show(made: TrainedBottleneck, options: BottleneckOptions, *, json: bool) -> None:
+    head, tail, equality = made.pair.head, made.pair.tail, made.pair.equality
+    page = write_report(
+        made.evaluation, options.out, title=f"{head.manifest.model.name} with {options.method} behind {options.layer}"
+    )
+    if json:
+        _print_json(
+            {
+                "cut_id": head.key,
+                "head": {"folder": str(head.folder), "id": head.id, "bytes": head.entry.stat().st_size},
+                "tail": {"folder": str(tail.folder), "id": tail.id, "bytes": tail.entry.stat().st_size},
+                "whole": str(made.whole.folder),
+                "equal": {"equal": equality.equal, "count": equality.count, "engine": equality.engine},
+                "report": str(page),
+                "evaluation": msgspec.to_builtins(made.evaluation),
+            }
+        )
+        return
+    print_evaluation(made.evaluation)
+    sys.stdout.write(
+        f"head: {head.folder} ({head.entry.stat().st_size / 1000:.1f} kB), tail: {tail.folder} "
+        f"({tail.entry.stat().st_size / 1000:.1f} kB), cut {head.key}.\n"
+        f"Head, codec and tail gave the bytes of the unsplit quantised network on {equality.equal} of {equality.count} pictures "
+        f"({equality.engine}).\nReport: {page}\n"
+    )
+
+
+def _spoken(value: float) -> str:
+    if value < 90:
+        return f"{value:.0f} s"
+    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
+
+
+def _print_json(value: Any) -> None:  # noqa: ANN401 - any msgspec-encodable value
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")

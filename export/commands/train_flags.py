@@ -1,0 +1,51 @@
+"""The words of `headtail split` that train a bottleneck; imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags:
+    """Options of `headtail split` that train a bottleneck.
+
+    Attributes:
+        method: Train a bottleneck: bottlefit, entropic, slim, progressive, ...; MODEL is module:function then.
+        layer: The last layer that the bottleneck replaces; a wrong name lists those that fit.
+        data: Training pictures: a folder with one folder for each class, an .npz, or module:function.
+        test_data: Pictures to measure on; every fifth training picture is held out by default.
+        time_budget: For training: 90s, 5m, 1h30m. The result is what was reached then.
+        dry_run: Say what training will take, and stop.
+        epochs: Of the method's stages, as 10,10.
+        batch: Pictures for each step.
+        beta: Weight of the bytes, where the method has one: more for fewer bytes.
+        channels: Of the latent.
+        set: More options of the method, as name=value; a wrong name lists them.
+        size: Height and width in pixels; the network's own by default.
+        label_key: Array of an .npz that holds the class ids.
+        seed: Of everything that is random.
+        strict: A damaged picture is an error; otherwise it is skipped and counted.
+        augment: flip repeats pictures, so that the teacher runs once for each; crop and resized do not.
+        device: cuda or cpu; what is there by default.
+        tail_precision: Of the tail.
+        codecs: Compare with JPEG and WebP in the report.
+    """
+
+    method: str | None = None
+    layer: str | None = None
+    data: str | None = None
+    test_data: str | None = None
+    time_budget: str | None = None
+    dry_run: bool = False
+    epochs: str | None = None
+    batch: int | None = None
+    beta: float | None = None
+    channels: int | None = None
+    set: tuple[str, ...] = ()
+    size: int = 0
+    label_key: str = ""
+    seed: int = 0
+    strict: bool = False
+    augment: Literal["none", "flip", "crop", "resized"] = "flip"
+    device: str = ""
+    tail_precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    codecs: bool = True

@@ -1,0 +1,124 @@
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edge_runtime.artefact import open_artefact
+from orchestrator.cli import run
+
+NETWORK = "colour_network:network"
+
+
+@pytest.fixture
+def here(colour, tmp_path, monkeypatch):
+    """An empty folder as the current one; the module colour_network is loaded already."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def folder(colour, here):
+    """A folder of pictures by class name."""
+    images, labels = colour.colours(60)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = here / "pictures" / colour.LABELS[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(path)
+    return here / "pictures"
+
+
+def _split(
+    *more, method="bottlefit", layer="layer3", data="colour_network:pictures", out="pair", model=NETWORK, batch=12
+):
+    words = ["split", model, "--method", method, "--layer", layer, "--data", str(data), "--out", out]
+    words += ["--batch", str(batch)]
+    return run([*words, "--epochs", "2,1", *more])
+
+
+def test_training_ends_in_a_pair_a_report_and_a_curve(folder, here, capsys):
+    assert _split("--json", data=folder) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["equal"]["equal"] == report["equal"]["count"] > 0
+    head, tail = open_artefact("pair/head"), open_artefact("pair/tail")
+    assert report["cut_id"] == head.key
+    assert tail.manifest.cut.accepts == (head.key,)
+    assert head.manifest.quality.count == report["evaluation"]["pictures"] == 12
+    assert head.manifest.licences[0].spdx == "CC0-1.0"
+    for name in ("report.json", "report.html", "curve.svg", "curve.png", "break-even.svg", "break-even.png"):
+        assert (here / "pair" / name).stat().st_size > 500, name
+    kinds = {way["kind"] for way in report["evaluation"]["ways"]}
+    assert kinds == {"whole", "raw", "jpeg", "webp", "pair"}
+    assert (here / "pair/run/metrics.jsonl").read_text().count("\n") > 1
+
+    assert run(["eval", "pair", "--data", str(folder), "--json", "--out", "measured", "--no-codecs"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["pictures"] == 60
+    assert {way["kind"] for way in again["ways"]} == {"whole", "raw", "pair"}
+    assert (here / "measured/report.html").is_file()
+    assert run(["eval", "pair/head", "--data", str(folder)]) == 1
+    assert "EvaluationError: Wanted a tail that accepts" in capsys.readouterr().err
+
+
+def test_a_second_start_continues_and_gives_the_same_head(here, capsys):
+    assert _split("--no-codecs", "--json") == 0
+    first = json.loads(capsys.readouterr().out)
+    assert _split("--no-codecs", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["cut_id"] == first["cut_id"]
+    assert _split("--no-codecs", "--seed", "1") == 1
+    assert "CheckpointError" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_it_takes_and_writes_nothing(here, capsys):
+    assert _split("--dry-run", "--json", "--time-budget", "1h30m") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["total_s"] > 0
+    assert found["time_budget_s"] == 5400
+    assert not (here / "pair").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layer": "layer9"}, "LayerError: .*layer1, layer2"),
+        ({"layer": "fc"}, "LayerError: .*cannot follow"),
+        ({"method": "magic"}, "MethodError: .*bottlefit, entropic"),
+        ({"model": "colour_network:sequences", "layer": "0"}, "NetworkError: .*picture"),
+        ({"model": "nowhere:network"}, "SourceError: .*nowhere"),
+        ({"data": "missing"}, "TrainingDataError: .*missing"),
+        ({"batch": 1000}, "TrainingError: .*batch of 1000"),
+        ({"more": ("--beta", "1")}, "MethodError: .*beta"),
+        ({"more": ("--time-budget", "soon")}, "TrainingUsageError: .*soon"),
+        ({"more": ("--set", "width")}, "TrainingUsageError: .*name=value"),
+    ],
+)
+def test_wrong_words_are_named_errors(here, capsys, change, message):
+    rest = {name: value for name, value in change.items() if name != "more"}
+    assert _split(*change.get("more", ()), **rest) == 1
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
+
+
+def test_labels_out_of_range_one_class_and_other_folders_are_named_errors(folder, here, colour, capsys):
+    images, labels = colour.colours(24)
+    pixels = images.transpose(0, 2, 3, 1)
+    np.savez(here / "high.npz", images=pixels, labels=labels + 1)
+    np.savez(here / "one.npz", images=pixels, labels=np.zeros(24, int))
+    assert _split(data=here / "high.npz") == 1
+    assert "TrainingDataError: Wanted class ids in 0 to 2" in capsys.readouterr().err
+    assert _split(data=here / "one.npz") == 1
+    assert "at least 2 classes" in capsys.readouterr().err
+    shutil.move(folder / "red", folder / "violet")
+    assert _split(data=folder) == 1
+    assert "violet" in capsys.readouterr().err
+
+
+def test_corrupt_pictures_are_skipped_with_a_list_or_refused_when_strict(folder, here, caplog, capsys):
+    (folder / "red" / "broken.png").write_bytes(b"not a picture")
+    assert _split("--dry-run", data=folder) == 0
+    assert "red/broken.png" in caplog.text
+    assert "1 of 61" in caplog.text
+    capsys.readouterr()
+    assert _split("--strict", data=folder) == 1
+    assert "red/broken.png" in capsys.readouterr().err
