@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON_VENV := $(VENV)/bin/python
 # Third-party models and pictures, where somebody put them beside the repository; benchmarks/data.toml lists them.
 export HEADTAIL_DATA ?= $(patsubst %/data/imagenet-samples,%,$(wildcard ../shared/data/imagenet-samples))
-BENCHES := foundation mcu split
+BENCHES := foundation mcu split plan
 # mosquitto is the broker; libdeflate makes CRC32 cheaper, zlib stands in where it is missing
 SYSTEM := mosquitto:mosquitto libdeflate.so.0:libdeflate0
 # the fleet's tests run on both databases
@@ -65,6 +65,9 @@ bench-split: setup-dev  ## learned bottlenecks: coder, comparison with sc2bench,
 fuzz-codec: setup-dev  ## ten minutes of libFuzzer on the C decoder, with sanitizers
 	@scripts/setup-fuzzer
 	$(PYTHON_VENV) -m benchmarks.split fuzz
+
+bench-plan: setup-dev  ## profiles, prediction and planning, 13 minutes on an idle machine
+	$(PYTHON_VENV) -m benchmarks.plan
 
 bench-report: setup-dev  ## write the tables of README and docs from benchmarks/results
 	$(PYTHON_VENV) scripts/generate_docs.py

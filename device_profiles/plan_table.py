@@ -7,6 +7,8 @@ formula as the planner (`latency_ms`). Cells are the planner's decisions, choice
 import bisect
 import hashlib
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -42,6 +44,8 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     up_bytes: int = 0
     down_bytes: int = 0
     remote_share: float = 1.0
+    tensors: tuple[str, ...] = ()  # that cross, of a raw split: what binds a head to it that was built later
+    picture: str | None = None  # codec and quality of a picture that is sent, "jpeg:75"
 
     @property
     def plan_id(self) -> str:
@@ -101,6 +105,31 @@ class PlanTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         row = _nearest([math.log(rate) for rate in self.rates_bytes_per_s], math.log(rate_bytes_per_s))
         return self.cells[row][_nearest(list(self.rtts_ms), rtt_ms)]
 
+    def restricted(self, usable: Sequence[int]) -> "PlanTable":
+        """The same table with these choices only: a cell of another one takes the usable one that is fastest there.
+
+        Raises:
+            PlanTableError: None is usable.
+        """
+        if not usable:
+            raise PlanTableError(
+                f"Wanted a plan that can be used here, found none of {len(self.choices)}. Deploy its head."
+            )
+        kept = tuple(self.choices[number] for number in usable)
+
+        def cell(number: int, link: Link) -> int:
+            if number in usable:
+                return usable.index(number)
+            limit = math.inf if self.deadline_ms is None else self.deadline_ms
+            late = [(one.latency_p95_ms(link) > limit, one.latency_ms(link)) for one in kept]
+            return late.index(min(late))
+
+        cells = tuple(
+            tuple(cell(number, self.link.at_rate(rate, rtt)) for number, rtt in zip(row, self.rtts_ms, strict=True))
+            for row, rate in zip(self.cells, self.rates_bytes_per_s, strict=True)
+        )
+        return msgspec.structs.replace(self, choices=kept, cells=cells)
+
     @property
     def local(self) -> int | None:
         """Number of the choice that needs no link; null without one."""
@@ -122,6 +151,20 @@ def parse_plan_table(data: bytes) -> PlanTable:
             f"Wanted the fields of a plan table, found: {error}. Run `headtail plan` again."
         ) from error
     return check_plan_table(table)
+
+
+def load_plan_table(path: Path) -> PlanTable:
+    """Read a plan table.
+
+    Raises:
+        PlanTableError: As `parse_plan_table`, or no such file; the message names it.
+    """
+    try:
+        if path.stat().st_size > MAX_PLAN_BYTES:
+            raise PlanTableError(f"Wanted a plan table of at most {MAX_PLAN_BYTES} B, found more in {path}.")
+        return parse_plan_table(path.read_bytes())
+    except OSError as error:
+        raise PlanTableError(f"Wanted a plan table, found {error.strerror} at {path}.") from error
 
 
 def dump_plan_table(table: PlanTable) -> bytes:

@@ -73,6 +73,14 @@ class Adapter:
         """
         self._estimate.add(Transfer(up_bytes, down_bytes, link_ms))
 
+    def saw_round_trip(self, rtt_ms: float) -> None:
+        """A round trip that the connection itself shows.
+
+        Raises:
+            TransferError: Not a positive time.
+        """
+        self._estimate.saw_round_trip(rtt_ms)
+
     def end_window(self) -> Change | None:
         """Close a window; the change of plan, if there is one now.
 

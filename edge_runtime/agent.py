@@ -38,7 +38,7 @@ from edge_runtime.messages import (
 from edge_runtime.mqtt import LinkOptions, MqttLink, Packet
 from edge_runtime.offload import Counters
 from edge_runtime.offloader import OffloadOptions
-from edge_runtime.pipeline import Pipeline
+from edge_runtime.pipeline import Pipeline, PlanChoice
 from edge_runtime.probation import ProbationOptions
 from edge_runtime.session import available_engines
 from edge_runtime.slots import Probation, SlotStore
@@ -63,6 +63,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_s: float = 5.0
     offload: OffloadOptions = OffloadOptions()
     publish_results: bool = True
+    plan: PlanChoice | None = None  # follow a plan table; the deployed or given whole model is its local plan
     probation: ProbationOptions = ProbationOptions()
     insecure: bool = False
 
@@ -261,8 +262,9 @@ class Agent:
         if head is None and whole is None:
             return None
         return Pipeline(
-            self._options.broker, self._options.device, head=head, whole=whole, options=self._options.offload
-        )
+            self._options.broker, self._options.device, head=head, whole=whole, options=self._options.offload,
+            plan=self._options.plan,
+        )  # fmt: skip
 
     def _activate(self, artefact: Artefact, probation: Probation) -> None:
         """Switch the pointer, build the pipeline; switch back when that fails."""

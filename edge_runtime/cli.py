@@ -15,6 +15,7 @@ from device_profiles.version import __version__
 
 if TYPE_CHECKING:
     from edge_runtime.messages import Result
+    from edge_runtime.pipeline import PlanChoice
 
 
 class ResultsError(EdgeError):
@@ -51,6 +52,12 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--board", default="this", help="board id, as `headtail devices` lists them")
     run.add_argument("--head", type=Path, metavar="ARTEFACT", help="run this head, whatever was deployed")
     run.add_argument("--whole", type=Path, metavar="ARTEFACT", help="run this whole model (the head's fallback)")
+    run.add_argument(
+        "--plan", type=Path, metavar="FILE", help="plan.json of `headtail plan`: follow it as the link changes"
+    )
+    run.add_argument(
+        "--plan-head", type=Path, action="append", default=[], metavar="ARTEFACT", help="a head that the plan may use"
+    )
     run.add_argument("--source", metavar="SOURCE", help="dir:PATH, stdin, v4l2:DEVICE, rtsp:URL or module:function")
     run.add_argument("--fps", type=float, help="frames a second; as they come when not given")
     run.add_argument("--loop", action="store_true", help="begin a folder again when it ends")
@@ -126,6 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 state=arguments.state,
                 board=arguments.board,
                 offload=offload,
+                plan=_read_plan(arguments),
                 insecure=arguments.insecure,
             ),
             source=source,
@@ -145,6 +153,16 @@ def _run(arguments: argparse.Namespace) -> int:
     finally:
         close()
     return 0
+
+
+def _read_plan(arguments: argparse.Namespace) -> "PlanChoice | None":
+    if arguments.plan is None:
+        return None
+    from device_profiles.plan_table import load_plan_table
+    from edge_runtime.artefact import open_artefact
+    from edge_runtime.pipeline import PlanChoice
+
+    return PlanChoice(load_plan_table(arguments.plan), tuple(map(open_artefact, arguments.plan_head)))
 
 
 def _open_results(target: str | None) -> "tuple[Callable[[Result], None] | None, Callable[[], None]]":

@@ -67,6 +67,16 @@ class LinkEstimate:
         expected = self.link.uplink_ms(transfer.up_bytes) + self.link.downlink_ms(transfer.down_bytes)
         self._excess_ms.append(transfer.link_ms - expected)
 
+    def saw_round_trip(self, rtt_ms: float) -> None:
+        """A round trip that was seen otherwise, as by the kernel on the connection.
+
+        Raises:
+            TransferError: Not a positive time.
+        """
+        if not (math.isfinite(rtt_ms) and rtt_ms > 0):
+            raise TransferError(f"Wanted a positive round trip, found {rtt_ms} ms.")
+        self._rtt_ms += self.weight * (rtt_ms - self._rtt_ms)
+
     def end_window(self) -> bool:
         """Take the window into the estimate; False when nothing was transferred in it."""
         if not self._window:

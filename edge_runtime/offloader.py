@@ -113,12 +113,12 @@ class Offloader:
         self._request_topic = topics.request(self.key, self.boot)
         subscriptions = ((topics.reply(self.boot), self._options.qos),)
         link_options = LinkOptions(subscriptions=subscriptions, nodelay=self._options.nodelay, on_lost=self._on_lost)
-        self._link = MqttLink(broker_url, link_options, self._on_reply)
+        self.link = MqttLink(broker_url, link_options, self._on_reply)
         route = RouteOptions(self._options.qos, self._options.hedge_ms, self._options.direct_above_bytes)
         self._route = TailRoute(
-            self._link, self._request_topic, self._cut_id, route, lambda payload: self._on_reply("", payload, 0)
+            self.link, self._request_topic, self._cut_id, route, lambda payload: self._on_reply("", payload, 0)
         )
-        self._link.start()
+        self.link.start()
 
     def wait_connected(self, timeout_s: float = 10.0) -> None:
         """Wait for the broker; without it, requests go to the fallback at once.
@@ -127,7 +127,7 @@ class Offloader:
             NotConnectedError: Not within the time.
             SubscriptionError: The broker refuses the replies' topic.
         """
-        self._link.wait_connected(timeout_s)
+        self.link.wait_connected(timeout_s)
 
     def infer(self, *arrays: np.ndarray, deadline_ms: float | None = None) -> Answer:
         """Run one request to its end.
@@ -190,12 +190,12 @@ class Offloader:
     @property
     def connected(self) -> bool:
         """Whether there is a connection to the broker."""
-        return self._link.connected
+        return self.link.connected
 
     def close(self) -> None:
         """Disconnect and free the engines."""
         self._route.close()
-        self._link.close()
+        self.link.close()
         if self._head is not None:
             self._head.close()
         if self._fallback is not None and self._fallback_is_ours:
@@ -263,7 +263,7 @@ class Offloader:
             raise DeadlineError(
                 f"Wanted time for the tail before the deadline, found {1000 * (attempt.deadline - now):.1f} ms left."
             )
-        self._link.check_subscribed()  # an answer could not come
+        self.link.check_subscribed()  # an answer could not come
         ended = threading.Lock()
         ended.acquire()
         ticket = self._open(attempt.deadline, ended, now)
@@ -355,7 +355,7 @@ class Offloader:
         if not reply.received_us:
             return link_s / 2, link_s / 2
         exchange = Exchange(attempt.sent_at, reply.received_us / 1e6, link_s, attempt.bytes_sent, down_bytes)
-        round_trip_ms = self._link.round_trip_ms
+        round_trip_ms = self.link.round_trip_ms
         with self._lock:
             return self._clock.divide(exchange, round_trip_s=None if round_trip_ms is None else round_trip_ms / 1000)
 

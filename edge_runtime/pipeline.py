@@ -3,18 +3,21 @@
 import random
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
 from device_profiles.errors import EdgeError
+from device_profiles.plan_table import PlanTable
 from edge_runtime.answer import Answer, Breakdown
 from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import Manifest, TensorSpec
 from edge_runtime.messages import Ranked
 from edge_runtime.offload import Counters
 from edge_runtime.offloader import Offloader, OffloadOptions
-from edge_runtime.preprocess import prepare
+from edge_runtime.planned import PlannedOffloader
+from edge_runtime.preprocess import encode_picture, prepare
 from edge_runtime.session import Session, open_session
 from edge_runtime.sources import Frame
 
@@ -33,6 +36,14 @@ class Outcome(msgspec.Struct, frozen=True):
     agrees: bool | None = None  # the tail and the whole model here, where both answered
 
 
+@dataclass(frozen=True)
+class PlanChoice:
+    """A plan table and the heads that it may use."""
+
+    table: PlanTable
+    heads: tuple[Artefact, ...] = ()
+
+
 class Pipeline:
     """What a device runs: a head with its tail on the host, a whole model here, or the first backed by the second.
 
@@ -42,24 +53,31 @@ class Pipeline:
         head: Null runs the whole model alone.
         whole: Null leaves the head without a fallback; so does a whole model of another network.
         options: Of the offloader; its deadline is that of every frame.
+        plan: Follow this table with these heads and the whole model instead of the head alone.
 
     Raises:
         EdgeError: As the engines say.
     """
 
     def __init__(
-        self, broker_url: str, device: str, *, head: Artefact | None, whole: Artefact | None, options: OffloadOptions
-    ) -> None:
+        self, broker_url: str, device: str, *, head: Artefact | None, whole: Artefact | None, options: OffloadOptions,
+        plan: "PlanChoice | None" = None,
+    ) -> None:  # fmt: skip
         first = head or whole
         if first is None:
             raise ValueError("a pipeline needs a head or a whole model")
         self._manifest: Manifest = first.manifest
-        self._offloader: Offloader | None = None
+        self._offloader: Offloader | PlannedOffloader | None = None
         self._session: Session | None = None
         self._counters = Counters()
         self._shadow_share = options.shadow_share
         fallback = whole if head is None or whole is None or backs(head.manifest, whole) else None
-        if head is not None:
+        if plan is not None:
+            heads = [*plan.heads, *([] if head is None else [head])]
+            self._offloader = PlannedOffloader(
+                broker_url, device, plan.table, heads=heads, whole=whole, options=options
+            )
+        elif head is not None:
             self._offloader = Offloader(broker_url, device, head=head, fallback=fallback, options=options)
         elif whole is not None:
             self._session = open_session(whole, threads=options.threads)
@@ -81,7 +99,7 @@ class Pipeline:
         if self._manifest.preprocessing is not None:
             array = prepare(array, self._manifest.inputs[0], self._manifest.preprocessing)
         prepared = time.perf_counter()
-        answer = self._offloader.infer(array) if self._offloader else self._run_here(array)
+        answer = self._infer(frame, array)
         answered = time.perf_counter()
         top = rank(answer.outputs, self._outputs, self._labels, softmax=self._softmax)
         ended = time.perf_counter()
@@ -92,6 +110,14 @@ class Pipeline:
             total_ms=1000 * (ended - begun),
         )
         return Outcome(msgspec.structs.replace(answer, breakdown=breakdown), top, self._compare(answer, array))
+
+    def _infer(self, frame: Frame, array: np.ndarray) -> Answer:
+        if self._offloader is None:
+            return self._run_here(array)
+        if isinstance(self._offloader, Offloader) or self._manifest.preprocessing is None:
+            return self._offloader.infer(array)
+        preprocessing = self._manifest.preprocessing
+        return self._offloader.infer(array, picture=lambda form: encode_picture(frame.array(), preprocessing, form))
 
     @property
     def counters(self) -> Counters:

@@ -73,6 +73,27 @@ def resize_short_side(image: np.ndarray, preprocessing: Preprocessing) -> np.nda
     return _resize(image, size, preprocessing.interpolation)
 
 
+def encode_picture(image: np.ndarray, preprocessing: Preprocessing, form: str) -> bytes:
+    """A picture file for a whole model on the host, with no pixel that the host would throw away by resizing.
+
+    Args:
+        image: uint8, RGB, shape (height, width, 3).
+        preprocessing: Of the model's manifest; the host does the rest of it.
+        form: Codec and quality, "jpeg:75" or "webp:90".
+
+    Raises:
+        ImageError: Another codec, or no quality.
+        MissingDependencyError: Pillow is not installed.
+    """
+    codec, _, quality = form.partition(":")
+    if codec not in ("jpeg", "webp") or not quality.isdigit():
+        raise ImageError(f"Wanted a picture as jpeg or webp with a quality, such as jpeg:75, found {form!r}.")
+    stream = io.BytesIO()
+    picture = _pillow().fromarray(resize_short_side(image, preprocessing))
+    picture.save(stream, codec.upper(), quality=int(quality))
+    return stream.getvalue()
+
+
 def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode a JPEG, PNG or WebP file.
 

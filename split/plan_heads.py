@@ -144,6 +144,7 @@ def _with_encoders(problem: TwoPlaces, names: tuple[str, ...], accuracy: float |
             host_p95_ms=sums[3] + decode,
             up_bytes=size,
             down_bytes=answer_bytes(problem.down_bytes, len(graph.outputs)),
+            tensors=names,
         )
         found.append(
             Candidate(

@@ -29,6 +29,7 @@ class BottleneckEntry(_Data, frozen=True, kw_only=True):
     peak_bytes: int | None = None
     exit_share: float = 0.0
     build: tuple[str, ...] = ()
+    artefact: str | None = None  # route key of the head: first 16 digits of its cut id, `headtail inspect` shows it
 
     def bottleneck(self) -> Bottleneck:
         """As the planner takes it.
@@ -40,7 +41,7 @@ class BottleneckEntry(_Data, frozen=True, kw_only=True):
         tail = Cost(self.tail_ms, self.tail_ms if self.tail_p95_ms is None else self.tail_p95_ms)
         return Bottleneck(
             self.name, head, tail, self.payload_bytes, self.accuracy, self.weight_bytes, self.peak_bytes,
-            exit_share=self.exit_share, build=self.build,
+            exit_share=self.exit_share, build=self.build, artefact=self.artefact,
         )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class Bottleneck:
     peak_bytes: int | None
     exit_share: float = 0.0
     build: tuple[str, ...] = ()
+    artefact: str | None = None  # route key of the head
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def bottleneck_candidate(given: Bottleneck, answer: int) -> Candidate:
     choice = Choice(
         name=given.name,
         kind="split",
+        artefact=given.artefact,
         device_ms=given.head.p50_ms,
         device_p95_ms=given.head.p95_ms,
         host_ms=given.tail.p50_ms,
@@ -68,8 +70,8 @@ def bottleneck_candidate(given: Bottleneck, answer: int) -> Candidate:
     )
 
 
-def picture_candidate(given: Picture, whole_on_host: Cost, answer: int) -> Candidate:
-    """A picture sent to the whole model on the host.
+def picture_candidate(given: Picture, whole_on_host: Cost, answer: int, *, artefact: str | None = None) -> Candidate:
+    """A picture sent to the whole model on the host; `artefact` is that model's route key.
 
     Raises:
         PlanError: No bytes.
@@ -80,6 +82,8 @@ def picture_candidate(given: Picture, whole_on_host: Cost, answer: int) -> Candi
     choice = Choice(
         name=f"the picture as {given.codec}{quality} to the whole model on the host",
         kind="remote",
+        artefact=artefact,
+        picture=f"{given.codec}:{given.quality or 0}",
         device_ms=given.encode.p50_ms,
         device_p95_ms=given.encode.p95_ms,
         host_ms=given.decode.p50_ms + whole_on_host.p50_ms,

@@ -128,7 +128,8 @@ def _candidates(
     )
     answer = problem.down_bytes
     sent = [replace(one, accuracy=others.picture_accuracy(one.codec, one.quality)) for one in given]
-    rivals = [picture_candidate(one, tail.whole, answer) for one in sent]
+    key = source.artefact.key if source.artefact is not None else None
+    rivals = [picture_candidate(one, tail.whole, answer, artefact=key) for one in sent]
     rivals += [bottleneck_candidate(one.bottleneck(), answer) for one in others.bottlenecks]
     return [local, *listed.candidates, *rivals], _candidate_remarks(listed.exact, sent, others)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from edge_runtime.manifest import Preprocessing, Quantisation, TensorSpec
-from edge_runtime.preprocess import ImageError, decode_image, prepare
+from edge_runtime.preprocess import ImageError, decode_image, encode_picture, prepare
 
 CROP = Preprocessing(crop=(8, 8), mean=(127.0,) * 3, std=(128.0,) * 3)
 FLOAT = TensorSpec(name="x", engine_name="x", dtype="float32", shape=(1, 3, 8, 8), layout="nchw", semantic="image")
@@ -96,3 +96,15 @@ def test_a_truncated_picture_is_refused(kind):
     Image.fromarray(picture(64, 64)).save(stream, kind)
     with pytest.raises(ImageError):
         decode_image(stream.getvalue()[: len(stream.getvalue()) // 2])
+
+
+def test_a_picture_is_encoded_as_the_plan_says():
+    image = np.zeros((40, 60, 3), np.uint8)
+    preprocessing = Preprocessing(resize_short=20, crop=(20, 20), mean=(0.0,) * 3, std=(1.0,) * 3)
+    for form, magic in (("jpeg:75", b"\xff\xd8"), ("webp:50", b"RIFF")):
+        data = encode_picture(image, preprocessing, form)
+        assert data.startswith(magic)
+        assert decode_image(data).shape == (20, 30, 3)
+    for bad in ("raw:0", "jpeg", "jpeg:high", "png:9"):
+        with pytest.raises(ImageError, match="jpeg:75"):
+            encode_picture(image, preprocessing, bad)

@@ -1,0 +1,194 @@
+"""Regret: what a plan loses against the best split that can be measured, from profiles and from predictions only.
+
+Every single-tensor cut of four networks is built (head.onnx, tail.onnx) and timed; a device is so many times slower than
+this machine, a link is computed. The planner sees a profile of the whole network, or only a calibration from chains.
+"""
+
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from benchmarks.bench_predict import calibrated
+from benchmarks.profile_nets import NETS, SIZES
+from device_profiles.link import Link, parse_link
+from device_profiles.load import load_board
+from edge_runtime.artefact import Artefact
+from edge_runtime.backends.onnxrt import session_options
+from edge_runtime.profiler import ProfileOptions, profile_artefact
+from export.chain_nets import write_net
+from export.cut_onnx import load_onnx
+from export.plan_inputs import predicted_times
+from split.cut_graph import CutGraph
+from split.plan import Goal, price
+from split.plan_env import PlanEnv, genetic_search, random_search
+from split.plan_heads import Candidate, cut_candidates
+from split.plan_problem import RAW_FP32, RAW_INT8, Cost, costs_from_profile, let_floats_cross, make_problem
+from split.plan_variants import Picture, local_candidate, picture_candidate
+from split.predict import Calibration
+
+SLOWER = (4.0, 12.0, 40.0)
+RATES = ("1mbit", "5mbit", "20mbit", "100mbit")
+ENCODERS = (RAW_FP32, RAW_INT8)
+ROUNDS, RUNS = 5, 5  # of every head, tail and whole network in turn
+_SEARCH_STEPS = 32
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Measured on this machine, ms of CPU time: the whole, and (head, tail) for each cut."""
+
+    whole: float
+    cuts: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network with what was measured and what is known to each planner: times of operators on this machine."""
+
+    name: str
+    graph: CutGraph
+    timed: Timed
+    profiled: tuple[Cost, ...]
+    predicted: tuple[Cost, ...]
+    picture_bytes: int
+
+
+def rows() -> list[dict[str, Any]]:
+    """Rows regret_profiled, regret_predicted and, for comparison, searches with the same candidates."""
+    calibration, status = calibrated("fp32", 1)
+    nets = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in NETS:
+            nets.append(measure(Path(folder), name, calibration))
+            print(f"{name}: {len(nets[-1].timed.cuts)} cuts, whole {nets[-1].timed.whole:.2f} ms", flush=True)
+    scenarios = [(net, slower, f"{rate}/5ms", encoder) for net in nets for slower in SLOWER for rate in RATES
+                 for encoder in ENCODERS]  # fmt: skip
+    found = []
+    for source, mean_bar, p95_bar in (("profiled", 1, 5), ("predicted", 2, 10)):
+        lost = sorted(
+            100 * regret(net, source, slower, parse_link(link), encoder) for net, slower, link, encoder in scenarios
+        )
+        cuts = sum(len(net.timed.cuts) for net in nets)
+        what = f"plan from {source} times against the best of {cuts} measured cuts of {len(nets)} networks, {len(lost)} scenarios"
+        if source == "predicted":
+            what += f" ({status})"
+        found += [
+            _row(f"regret_{source}.mean", f"{what}: mean", statistics.fmean(lost), "%", "<=", mean_bar),
+            _row(f"regret_{source}.p95", f"{what}: p95", lost[int(0.95 * len(lost))], "%", "<=", p95_bar),
+            _row(f"regret_{source}.max", f"{what}: largest", lost[-1], "%", "info", None),
+        ]
+    return [*found, *search_rows(nets)]
+
+
+def measure(folder: Path, name: str, calibration: Calibration) -> Net:
+    """Build and time every cut; profile the whole network, quietly if one of four attempts is."""
+    size = SIZES[name]
+    artefact = write_net(folder, name, NETS[name](), size)
+    graph = let_floats_cross(load_onnx(artefact.entry).graph)
+    for _ in range(4):
+        profile = profile_artefact(artefact, ProfileOptions(runs=100, seconds=0.0, limit_s=6.0, kernels_only=True))
+        if profile.status == "ok":
+            break
+    problem = make_problem(graph, free_costs(graph), free_costs(graph), encoders=(RAW_FP32,))
+    names = [one.tensors[0] for one in cut_candidates(problem).candidates if len(one.tensors) == 1]
+    predicted = predicted_times(graph, calibration, load_board(calibration.board), precision="fp32").costs
+    timed = time_cuts(artefact, names, folder)
+    return Net(name, graph, timed, costs_from_profile(graph, profile), predicted, 3 * size * size)
+
+
+def free_costs(graph: CutGraph) -> list[Cost]:
+    """Placeholders: only the list of cuts is wanted."""
+    return [Cost(1.0, 1.0)] * len(graph.nodes)
+
+
+def time_cuts(artefact: Artefact, names: Sequence[str], folder: Path) -> Timed:
+    """CPU time of every part, medians over rounds in which each has its turn."""
+    extractor = onnx.utils.Extractor(onnx.load(artefact.entry))
+    sessions = {("whole", ""): _session(artefact.entry.read_bytes())}
+    for name in names:
+        sessions["head", name] = _session(extractor.extract_model(["x"], [name]).SerializeToString())
+        sessions["tail", name] = _session(extractor.extract_model([name], ["y"]).SerializeToString())
+    times: dict[tuple[str, str], list[float]] = {key: [] for key in sessions}
+    for _ in range(ROUNDS):
+        for key, session in sessions.items():
+            feeds = {one.name: np.zeros(one.shape, np.float32) for one in session.get_inputs()}
+            session.run(None, feeds)
+            for _ in range(RUNS):
+                begun = time.process_time_ns()
+                session.run(None, feeds)
+                times[key].append((time.process_time_ns() - begun) / 1e6)
+    middle = {key: statistics.median(values) for key, values in times.items()}
+    return Timed(middle["whole", ""], {name: (middle["head", name], middle["tail", name]) for name in names})
+
+
+def _session(data: bytes) -> ort.InferenceSession:
+    return ort.InferenceSession(data, session_options("all", 1), providers=["CPUExecutionProvider"])
+
+
+def candidates(net: Net, source: str, slower: float, encoders: Sequence[Any]) -> list[Candidate]:
+    """All local, the picture raw, and every cut that was measured."""
+    host = net.profiled if source == "profiled" else net.predicted
+    device = [Cost(one.p50_ms * slower, one.p95_ms * slower) for one in host]
+    problem = make_problem(net.graph, device, host, encoders=tuple(encoders))
+    whole = Cost(sum(one.p50_ms for one in host), sum(one.p95_ms for one in host))
+    local = Cost(whole.p50_ms * slower, whole.p95_ms * slower)
+    raw = Picture("raw", None, net.picture_bytes, Cost(0.0, 0.0), Cost(0.0, 0.0), None)
+    return [
+        local_candidate(local, accuracy=None, weight_bytes=None, peak_bytes=None),
+        picture_candidate(raw, whole, problem.down_bytes),
+        *(one for one in cut_candidates(problem).candidates if len(one.tensors) == 1),
+    ]
+
+
+def measured_ms(net: Net, one: Candidate, slower: float, link: Link) -> float:
+    """What a candidate really takes on this machine as both places, the device slowed down."""
+    if one.choice.kind == "local":
+        return slower * net.timed.whole
+    head, tail = (0.0, net.timed.whole) if one.choice.kind == "remote" else net.timed.cuts[one.tensors[0]]
+    return slower * head + one.choice.away_ms(link) + tail
+
+
+def regret(net: Net, source: str, slower: float, link: Link, encoder: Any) -> float:
+    """Measured latency of the plan over that of the best, less one."""
+    listed = candidates(net, source, slower, (encoder,))
+    chosen = min(listed, key=lambda one: price(one, link).p50_ms)
+    best = min(measured_ms(net, one, slower, link) for one in listed)
+    return measured_ms(net, chosen, slower, link) / best - 1
+
+
+def search_rows(nets: Sequence[Net]) -> list[dict[str, Any]]:
+    """What random and genetic search lose against enumeration with the same candidates and few evaluations."""
+    lost: dict[str, list[float]] = {"random": [], "genetic": []}
+    for net in nets:
+        for slower in SLOWER:
+            listed = candidates(net, "profiled", slower, ENCODERS)
+            for rate in RATES:
+                link = parse_link(f"{rate}/5ms")
+                best = min(price(one, link).p50_ms for one in listed)
+                for name, search in (("random", random_search), ("genetic", genetic_search)):
+                    seed = random.Random(f"{net.name}{slower}{rate}").randrange(1 << 30)
+                    reward = search(PlanEnv(listed, link, Goal(), budget=_SEARCH_STEPS), seed=seed)
+                    lost[name].append(100 * (-reward / best - 1))
+    return [
+        _row(f"search.{name}", f"{name} search, {_SEARCH_STEPS} evaluations, above the enumerated optimum, mean of {len(values)}",
+             statistics.fmean(values), "%", "info", None)
+        for name, values in lost.items()
+    ]  # fmt: skip
+
+
+def _row(name: str, what: str, value: float, unit: str, direction: str, bar: float | None) -> dict[str, Any]:
+    return {"id": name, "what": what, "value": value, "unit": unit, "direction": direction, "bar": bar}
+
+
+if __name__ == "__main__":
+    for row in rows():
+        print(row["id"], row["value"], row["unit"], row["direction"], row["bar"], row["what"], sep="\t")

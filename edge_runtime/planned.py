@@ -1,0 +1,276 @@
+"""Follow a plan table: run each request by the plan that fits the link as it is now, and change it when the link does.
+
+The table's decisions and the estimate of the link are pure (`edge_runtime.adapt`); here are the clock, the engines and
+the connections. One plan is open at a time, and a second while it is probed: all runs locally, and now and then one
+request goes to the tail to see the link again.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+import numpy as np
+
+from device_profiles.link import Link
+from device_profiles.plan_table import Choice, PlanTable
+from edge_runtime.adapt import Adapter, Change, Rules
+from edge_runtime.answer import Answer, Breakdown
+from edge_runtime.artefact import Artefact
+from edge_runtime.attempt import ms_since
+from edge_runtime.local_model import LocalModel
+from edge_runtime.offload import Counters, OffloadError
+from edge_runtime.offloader import Offloader, OffloadOptions
+
+log = logging.getLogger(__name__)
+EncodePicture = Callable[[str], bytes]  # "jpeg:75" -> the file
+
+
+@dataclass(frozen=True)
+class PlannedOptions:
+    """How often the link is judged, and seen again while all runs locally."""
+
+    window_s: float = 1.0
+    probe_every_s: float = 5.0
+    rules: Rules = field(default_factory=Rules)
+
+
+@dataclass
+class _Open:
+    """An offloader and how many requests use it."""
+
+    offloader: Offloader
+    users: int = 0
+
+
+class PlannedOffloader:
+    """Every request by the plan of the moment.
+
+    Args:
+        broker_url: mqtt://host:port.
+        device: This device's name on the wire.
+        table: What `headtail plan --out` wrote.
+        heads: Head artefacts; each is bound to the plan with its route key or its crossing tensors.
+        whole: The whole model: the local plan, and the fallback of all others.
+        options: Of every offloader; the table's deadline holds where it has one.
+        planned: See `PlannedOptions`.
+
+    Raises:
+        PlanTableError: None of the table's plans can be used with these artefacts.
+        EngineError: The engine refuses one.
+    """
+
+    def __init__(
+        self, broker_url: str, device: str, table: PlanTable, *, heads: Sequence[Artefact] = (),
+        whole: Artefact | None = None, options: OffloadOptions | None = None, planned: PlannedOptions | None = None,
+    ) -> None:  # fmt: skip
+        self._broker_url, self._device = broker_url, device
+        self._planned = planned or PlannedOptions()
+        base = options or OffloadOptions()
+        self._options = base if table.deadline_ms is None else replace(base, deadline_ms=table.deadline_ms)
+        bound = {number: bind(choice, heads, whole) for number, choice in enumerate(table.choices)}
+        usable = [number for number, artefact in bound.items() if artefact is not None]
+        self._table = table.restricted(usable)
+        self._artefacts = [bound[number] for number in usable]
+        self._local = LocalModel(whole, threads=self._options.threads) if whole is not None else None
+        self._lock = threading.Lock()  # guards what follows; never held while a model runs
+        self._adapter = Adapter(self._table, self._planned.rules)
+        self._open: dict[int, _Open] = {}
+        self._counters = Counters()  # of offloaders that are closed, and of the local plan
+        self._window_ends = time.monotonic() + self._planned.window_s
+        self._probe_at = time.monotonic() + self._planned.probe_every_s
+        self.changes: list[Change] = []
+        with self._lock:
+            self._acquire_current()
+
+    def wait_connected(self, timeout_s: float = 10.0) -> None:
+        """Wait for the broker, if the current plan needs it; without it, requests go to the local model at once.
+
+        Raises:
+            NotConnectedError: Not within the time.
+            SubscriptionError: The broker refuses the replies' topic.
+        """
+        with self._lock:
+            current = self._open.get(self._adapter.number)
+        if current is not None:
+            current.offloader.wait_connected(timeout_s)
+
+    @property
+    def current(self) -> Choice:
+        """The plan in use."""
+        with self._lock:
+            return self._adapter.current
+
+    @property
+    def local(self) -> LocalModel | None:
+        """The whole model here."""
+        return self._local
+
+    @property
+    def link(self) -> Link:
+        """The link as it is estimated now."""
+        with self._lock:
+            return self._adapter.link
+
+    @property
+    def counters(self) -> Counters:
+        """How requests ended so far."""
+        with self._lock:
+            total = self._counters
+            for one in self._open.values():
+                total = total.plus(one.offloader.counters)
+            return total
+
+    def infer(
+        self, *arrays: np.ndarray, deadline_ms: float | None = None, picture: EncodePicture | None = None
+    ) -> Answer:
+        """Run one request to its end; its answer names the plan that was followed.
+
+        Args:
+            arrays: The network's inputs.
+            deadline_ms: From now; the table's deadline, else the options', when null.
+            picture: Encodes the picture for plans that send one; without it the input itself is sent.
+
+        Raises:
+            OffloadError, EngineError: As `Offloader.infer`.
+        """
+        deadline = self._options.deadline_ms if deadline_ms is None else deadline_ms
+        number = self._choose(deadline)
+        choice = self._table.choices[number]
+        if choice.kind == "local":
+            answer = self._run_here(arrays)
+        else:
+            with self._lock:
+                used = self._acquire(number)
+            try:
+                answer = self._run_away(used.offloader, choice, arrays, deadline, picture)
+            finally:
+                self._release(number, used)
+        return msgspec.structs.replace(answer, plan_id=choice.plan_id)
+
+    def close(self) -> None:
+        """Disconnect and free the engines."""
+        with self._lock:
+            opened, self._open = list(self._open.values()), {}
+        for one in opened:
+            one.offloader.close()
+        if self._local is not None:
+            self._local.close()
+
+    def __enter__(self) -> "PlannedOffloader":
+        """Nothing more to start."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
+    def _choose(self, deadline_ms: float) -> int:
+        """The plan of this request: the current one, a probe, or local where the deadline leaves no room."""
+        with self._lock:
+            now = time.monotonic()
+            if now >= self._window_ends:
+                self._end_window(now)
+            number, local = self._adapter.number, self._table.local
+            remote = self._table.choices[number].kind != "local"
+            if remote and (local is None or self._adapter.route(remaining_ms=deadline_ms) == "plan"):
+                return number
+            if now < self._probe_at and local is not None:
+                return local
+            self._probe_at = now + self._planned.probe_every_s
+            away = [n for n, one in enumerate(self._table.choices) if one.kind != "local"]
+            return min(away, key=lambda n: self._table.choices[n].up_bytes, default=number)
+
+    def _end_window(self, now: float) -> None:
+        self._window_ends = now + self._planned.window_s
+        current = self._open.get(self._adapter.number)
+        round_trip_ms = current.offloader.link.round_trip_ms if current is not None else None
+        if (
+            round_trip_ms is not None and round_trip_ms > self._adapter.link.rtt_ms
+        ):  # the way to the broker is a part of it
+            self._adapter.saw_round_trip(round_trip_ms)
+        change = self._adapter.end_window()
+        if change is not None:
+            log.info("plan %s: %s", change.plan.plan_id, change.why)
+            self.changes.append(change)
+            self._acquire_current()
+
+    def _run_here(self, arrays: Sequence[np.ndarray]) -> Answer:
+        if self._local is None:
+            raise OffloadError("Wanted the whole model for the local plan, found none.")
+        begun = time.perf_counter()
+        outputs = self._local.run(arrays)
+        local_ms = ms_since(begun)
+        with self._lock:
+            self._counters.local += 1
+        return Answer(outputs, "local", Breakdown(local_ms=local_ms, total_ms=local_ms), 0, "the plan is local")
+
+    def _run_away(
+        self, offloader: Offloader, choice: Choice, arrays: Sequence[np.ndarray], deadline_ms: float,
+        picture: EncodePicture | None,
+    ) -> Answer:  # fmt: skip
+        encode_ms, begun = 0.0, time.perf_counter()
+        if choice.picture is not None and picture is not None and not choice.picture.startswith("raw"):
+            data = picture(choice.picture)
+            encode_ms = ms_since(begun)
+            answer = offloader.infer_image(data, *arrays, deadline_ms=deadline_ms - encode_ms)
+        else:
+            answer = offloader.infer(*arrays, deadline_ms=deadline_ms)
+        found = answer.breakdown
+        link_ms = found.link_ms if answer.source == "remote" else found.waited_ms
+        if link_ms > 0 and answer.bytes_sent:
+            with self._lock:
+                self._adapter.finished(up_bytes=answer.bytes_sent, down_bytes=choice.down_bytes, link_ms=link_ms)
+        if encode_ms:
+            found = msgspec.structs.replace(
+                found, encode_ms=found.encode_ms + encode_ms, total_ms=found.total_ms + encode_ms
+            )
+        return msgspec.structs.replace(answer, breakdown=found)
+
+    def _acquire_current(self) -> None:
+        """Open the current plan's connection, so that the first request finds it."""
+        if self._adapter.current.kind != "local":
+            self._acquire(self._adapter.number).users -= 1
+
+    def _acquire(self, number: int) -> _Open:
+        used = self._open.get(number)
+        if used is None:
+            artefact, choice = self._artefacts[number], self._table.choices[number]
+            head = artefact if choice.kind == "split" else None
+            key = None if head is not None or artefact is None else choice.artefact or artefact.key
+            offloader = Offloader(
+                self._broker_url, self._device, head=head, key=key, fallback=self._local, options=self._options
+            )
+            used = self._open[number] = _Open(offloader)
+        used.users += 1
+        return used
+
+    def _release(self, number: int, used: _Open) -> None:
+        """Close what is no longer the plan when nobody uses it any more."""
+        idle: list[_Open] = []
+        with self._lock:
+            used.users -= 1
+            for other, one in list(self._open.items()):
+                if one.users == 0 and other not in (number, self._adapter.number):
+                    idle.append(self._open.pop(other))
+        for one in idle:
+            counters = one.offloader.counters
+            one.offloader.close()
+            with self._lock:
+                self._counters = self._counters.plus(counters)
+
+
+def bind(choice: Choice, heads: Sequence[Artefact], whole: Artefact | None) -> Artefact | None:
+    """The artefact that a plan runs on this device; null where there is none.
+
+    A remote plan needs the whole model's key: its own, or that of the local copy, which is the same artefact.
+    """
+    if choice.kind == "split":
+        for head in heads:
+            names = tuple(sorted(spec.engine_name for spec in head.manifest.outputs))
+            if choice.artefact == head.key or (choice.tensors and names == tuple(sorted(choice.tensors))):
+                return head
+        return None
+    return whole
