@@ -39,7 +39,7 @@ class SlimOptions:
     """
 
     beta: float = 5e-4
-    latent_channels: int = 16
+    latent_channels: int = 8
     width: int = 24
     shrink: int = 1
     depth: int = 1
@@ -75,6 +75,7 @@ class ProgressiveOptions(SlimOptions):
     """
 
     beta: float = 2e-4
+    latent_channels: int = 16
     layers: tuple[int, ...] = (4, 8, 12, 16)
     price_step: float = 2.0
 
@@ -94,6 +95,7 @@ class CodebookOptions(SlimOptions):
         latent_channels: Before the books, which share them evenly.
     """
 
+    latent_channels: int = 16
     books: int = 4
     words: int = 32
 

@@ -18,6 +18,7 @@ RESULTS_FILE = RESULTS / "split.json"
 PARTS = {
     "codec": ("benchmarks.split.codec", 1),
     "fuzz": ("benchmarks.split.fuzz", 11),
+    "scenes": ("benchmarks.split.scene_curves", 240),
 }
 
 

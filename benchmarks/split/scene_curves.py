@@ -14,11 +14,13 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
@@ -87,7 +89,8 @@ def run_point(name: str, plan: ScenePlan, folder: Path) -> dict[str, object]:
     path = folder / f"{name.replace(':', '_')}.json"
     if path.is_file():
         found: dict[str, object] = json.loads(path.read_text())
-        return found
+        if found["plan"] == json.loads(json.dumps(asdict(plan))):
+            return found
     began = time.monotonic()
     torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -100,7 +103,7 @@ def run_point(name: str, plan: ScenePlan, folder: Path) -> dict[str, object]:
     return result
 
 
-def rows(results: list[dict[str, object]]) -> list[Measurement]:
+def measurements(results: list[dict[str, object]]) -> list[Measurement]:
     """BD-rates of the tasks, the worse of masks and boxes against the bar."""
     measured, rates = [], {}
     for task in TASKS:
@@ -259,6 +262,17 @@ def _curve(results: list[dict[str, object]], kind: str, task: str) -> tuple[list
     return [float(str(one["bytes"])) for one in points], [float(one[task]) for one in scores if isinstance(one, dict)]
 
 
+def rows() -> Iterator[dict[str, object]]:
+    """Run what is missing with one process, then the rows: the part `scenes` of `python -m benchmarks.split`."""
+    plan = ScenePlan()
+    yield from map(msgspec.to_builtins, measurements([run_point(name, plan, FOLDER) for name in points(plan)]))
+
+
+def points(plan: ScenePlan) -> list[str]:
+    """Names of all points."""
+    return [f"slim:{one}" for one in plan.betas] + [f"webp:{one}" for one in plan.qualities]
+
+
 def main() -> None:
     """Run what is missing, print rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -269,12 +283,12 @@ def main() -> None:
     plan = ScenePlan()
     if given.quick:
         plan = ScenePlan(train=64, test=32, size=64, betas=(6e-4,), qualities=(30,), epochs=(1, 1), tail_epochs=1)
-    names = [f"slim:{one}" for one in plan.betas] + [f"webp:{one}" for one in plan.qualities]
+    names = points(plan)
     with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
         results = list(pool.map(run_point, names, [plan] * len(names), [given.folder] * len(names)))
     for one in results:
         sys.stdout.write(f"{one['point']:>12} {one['bytes']:8.1f} B {one['scores']} {one['seconds']} s\n")
-    for row in rows(results):
+    for row in measurements(results):
         sys.stdout.write(f"{row.id}: {row.value} {row.unit}\n")
 
 

@@ -1,7 +1,12 @@
 """The registry: every method can be made, trained for a step, and turned into integers by its entry alone."""
 
 import io
+import os
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -18,6 +23,7 @@ from split.losses import TaskLoss
 from split.methods import METHODS, MethodError, find_method, option_help, options_from
 
 OPTIONS = Augmentation(32, "none")
+ROOT = Path(__file__).parent.parent.parent
 SLIM = ("slim", "progressive", "codebook", "positions")
 
 
@@ -110,9 +116,40 @@ def test_a_killed_run_ends_like_an_uninterrupted_one(name, tiny, pictures, tmp_p
     assert all(torch.equal(parts[key], value) for key, value in whole.items())
 
 
+def test_two_processes_hold_the_same_weights(tmp_path):
+    code = """
+        import os, sys, torch
+        from pathlib import Path
+        from torch import nn
+        from split.augment import Augmentation
+        from split.distill import TrainOptions, train
+        from split.inject import inject, trace_network
+        from split.methods import find_method
+        from split.training_data import PictureSet
+        torch.set_num_threads(1)
+        images = torch.randint(0, 255, (24, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+        data = PictureSet(images, torch.arange(24) % 2, ("a", "b"))
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.Flatten(), nn.Linear(128, 2))
+        method = find_method("progressive")
+        options = method.options(epochs=(2, 1), batch=8, width=4, decoder_width=8, int8=True)
+        pair = inject(trace_network(net, torch.rand(1, 3, 32, 32)), "1", lambda one: method.make(one, options), size=(32, 32))
+        folder = Path(sys.argv[1])
+        train(*pair, data, method.stages(options), TrainOptions(folder=folder, augmentation=Augmentation(32, "flip"), device="cpu"))
+        torch.save(dict(pair[0].named_parameters()), folder / f"rank{os.environ['RANK']}.pt")
+    """
+    script = tmp_path / "run.py"
+    script.write_text(textwrap.dedent(code))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, str(tmp_path)], cwd=ROOT, env=environment, check=True, capture_output=True, timeout=200)
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
 def test_a_larger_beta_spends_fewer_bytes(tiny, pictures, tmp_path):
     sizes = []
-    for beta in (0.0, 0.05):
+    for beta in (0.0, 0.3):
         (student, teacher), stages = _tiny_pair(tiny, "slim", beta=beta)
         first = replace(stages[0], epochs=20, lr=1e-2)
         train(
