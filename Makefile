@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON_VENV := $(VENV)/bin/python
 # Third-party models and pictures, where somebody put them beside the repository; benchmarks/data.toml lists them.
 export HEADTAIL_DATA ?= $(patsubst %/data/imagenet-samples,%,$(wildcard ../shared/data/imagenet-samples))
-BENCHES := foundation mcu split plan
+BENCHES := foundation mcu split plan fleet
 # mosquitto is the broker; libdeflate makes CRC32 cheaper, zlib stands in where it is missing
 SYSTEM := mosquitto:mosquitto libdeflate.so.0:libdeflate0
 # the fleet's tests run on both databases
@@ -68,6 +68,9 @@ fuzz-codec: setup-dev  ## ten minutes of libFuzzer on the C decoder, with saniti
 
 bench-plan: setup-dev  ## profiles, prediction and planning, 13 minutes on an idle machine
 	$(PYTHON_VENV) -m benchmarks.plan
+
+bench-fleet: setup-dev  ## the figures of the fleet and its offload service
+	$(PYTHON_VENV) -m benchmarks.fleet
 
 bench-report: setup-dev  ## write the tables of README and docs from benchmarks/results
 	$(PYTHON_VENV) scripts/generate_docs.py

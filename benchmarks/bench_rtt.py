@@ -65,21 +65,22 @@ def serve_noop_tail(url: str, *, nodelay: bool) -> None:
 class BareRequester:
     """Asks the bare echo, one request at a time."""
 
-    def __init__(self, url: str, qos: int) -> None:
+    def __init__(self, url: str, qos: int, *, topics: tuple[str, str] = (PEER_REQUEST, PEER_REPLY)) -> None:
         self._qos = qos
+        self._request, reply = topics
         self._ended = threading.Lock()
         self._ended.acquire()
         ready = threading.Event()
         self._client = bare_client(url)
         self._client.on_message = lambda *_: self._ended.release()
-        self._client.on_connect = lambda c, *_: c.subscribe(PEER_REPLY, qos)
+        self._client.on_connect = lambda c, *_: c.subscribe(reply, qos)
         self._client.on_subscribe = lambda *_: ready.set()
         self._client.loop_start()
         ready.wait(10)
 
     def ask(self, payload: bytes) -> None:
         """One round trip."""
-        self._client.publish(PEER_REQUEST, payload, self._qos)
+        self._client.publish(self._request, payload, self._qos)
         if not self._ended.acquire(timeout=5):
             raise TimeoutError("no echo within 5 s")
 

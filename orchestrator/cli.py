@@ -33,6 +33,13 @@ GROUPS = {
             "show": ("orchestrator.commands.keys:show", "Show the key set of a trust file."),
         },
     ),
+    "fleet": (
+        "Watch and steer the fleet.",
+        {
+            "top": ("orchestrator.commands.fleet_top:top", "Watch devices, models and tails in the terminal."),
+            "doctor": ("orchestrator.commands.fleet_doctor:doctor", "Look for what usually goes wrong."),
+        },
+    ),
     "tail": (
         "Serve tails on the host.",
         {"serve": ("orchestrator.commands.tail:serve", "Answer the requests of heads over MQTT.")},

@@ -3,6 +3,7 @@
 python -m orchestrator.serving.worker      the first line is a `WorkerOrder`; the end of the input means: drain and end
 """
 
+import contextlib
 import logging
 import os
 import sys
@@ -149,8 +150,9 @@ def _end_with_input(worker: Worker) -> None:
 
 
 def _tell(report: WorkerReport) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
-    sys.stdout.buffer.flush()
+    with contextlib.suppress(BrokenPipeError):  # the service is gone; the input has ended too
+        sys.stdout.buffer.write(msgspec.json.encode(report) + b"\n")
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,124 @@
+"""`headtail fleet top`: the dashboard in a terminal."""
+
+import time
+from pathlib import Path
+
+import msgspec
+from rich.console import Console, Group
+from rich.live import Live as Screen
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.commands.output import format_bytes, print_json
+from orchestrator.commands.serving import until_stopped
+from orchestrator.dashboard.collector import Collector
+from orchestrator.dashboard.pages import Overview, overview
+from orchestrator.fleet.store import Store, default_url
+
+_COLOURS = {"online": "green", "stale": "yellow", "offline": "red", "never": "dim"}
+_FIRST_S = 2.0
+
+
+def top(
+    *,
+    broker: str = "mqtt://127.0.0.1:1883",
+    store: str | None = None,
+    folder: Path = Path("fleet"),
+    search: str = "",
+    once: bool = False,
+    json: bool = False,
+) -> None:
+    """Watch devices, models and tail workers in the terminal, until Ctrl-C.
+
+    Args:
+        broker: URL of the MQTT broker.
+        store: URL of the database; that in the fleet's folder when not given.
+        folder: Of the fleet.
+        search: Show devices whose name, version or board holds this.
+        once: Print one picture after two seconds and end.
+        json: Print it as JSON; implies once.
+    """
+    opened = Store(store or default_url(folder))
+    try:
+        with Collector(broker) as collector, until_stopped():
+            overview(opened, collector)  # learns which model each device runs
+            if once or json:
+                time.sleep(_FIRST_S)
+                page = overview(opened, collector, search)
+                print_json(_as_json(page)) if json else Console().print(picture(page))
+                return
+            with Screen(picture(overview(opened, collector, search)), screen=True, refresh_per_second=2) as screen:
+                while True:
+                    time.sleep(1)
+                    screen.update(picture(overview(opened, collector, search)))
+    finally:
+        opened.close()
+
+
+def picture(page: Overview) -> Group:
+    """What the terminal shows."""
+    figures, summary = page.figures, page.summary
+    head = Text.assemble(
+        (f"{summary.by_status.get('online', 0)}/{summary.devices} online", "bold"),
+        f"   {figures.per_second if figures.count else 0:.1f} answers/s   p50 {_ms(figures.p50_ms)}   p99 {_ms(figures.p99_ms)}"
+        f"   by a tail {_percent(figures.remote_share)}   errors {figures.errors}",
+        ("" if page.connected else "   no broker", "red"),
+    )
+    alerts = [Text(f"! {alert.text}", "red" if alert.level == "bad" else "yellow") for alert in page.alerts[:5]]
+    return Group(head, *alerts, _devices(page), _tails(page))
+
+
+def _devices(page: Overview) -> Table:
+    table = Table(expand=True, box=None, header_style="dim")
+    table.add_column("device", no_wrap=True, min_width=16)
+    for column in ("board", "version"):
+        table.add_column(column, no_wrap=True)
+    for column in ("answers/s", "p50", "uplink", "tail", "by a tail", "errors", "memory"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for line in page.devices[:40]:
+        figures, view = line.figures, line.view
+        memory = view.heartbeat.rss_bytes if view.heartbeat else None
+        table.add_row(
+            Text(view.id, _COLOURS[view.status]),
+            view.board,
+            line.version,
+            f"{figures.per_second:.1f}" if figures.count else "-",
+            _ms(figures.p50_ms),
+            _ms(figures.groups[3]) if figures.count else "-",
+            _ms(figures.groups[5]) if figures.count else "-",
+            _percent(figures.remote_share),
+            str(figures.errors),
+            format_bytes(memory) or "-",
+        )
+    return table
+
+
+def _tails(page: Overview) -> Table:
+    table = Table(expand=True, box=None, header_style="dim")
+    table.add_column("tail worker", no_wrap=True)
+    for column in ("answers/s", "waiting", "busy", "expired", "refused", "memory"):
+        table.add_column(column, justify="right")
+    for name, tail in page.tails.items():
+        beat, rate = tail.beat, tail.answers_per_second
+        numbers = (beat.waiting, beat.busy, beat.expired, beat.refused)
+        table.add_row(
+            name, "-" if rate is None else f"{rate:.1f}", *map(str, numbers), format_bytes(beat.rss_bytes) or "-"
+        )
+    return table
+
+
+def _as_json(page: Overview) -> dict[str, object]:
+    devices = [
+        {"device": line.view.id, "status": line.view.status, "version": line.version, "figures": line.figures}
+        for line in page.devices
+    ]
+    tails = {name: msgspec.to_builtins(tail.beat) for name, tail in page.tails.items()}
+    return {"summary": page.summary, "figures": page.figures, "devices": devices, "tails": tails, "alerts": page.alerts}
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f} ms"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f} %"
