@@ -28,7 +28,8 @@ class LocalModel:
         self.artefact = artefact
         self._session = open_session(artefact, threads=threads)
         self._run_lock = threading.Lock()
-        self._lock = threading.Lock()  # guards the estimate
+        self._lock = threading.Lock()  # guards the estimate and the callers
+        self._callers = 0
         self._estimate = Estimate(_time_once(self._session))
 
     @property
@@ -42,24 +43,36 @@ class LocalModel:
         Raises:
             EngineError: The engine failed, or the inputs do not match.
         """
-        with self._run_lock:
-            begun = time.perf_counter()
-            outputs = self._session.run(arrays)
+        with self._lock:
+            self._callers += 1
+        try:
+            with self._run_lock:
+                begun = time.perf_counter()
+                outputs = self._session.run(arrays)
+                with self._lock:
+                    self._estimate.add(time.perf_counter() - begun)
+        finally:
             with self._lock:
-                self._estimate.add(time.perf_counter() - begun)
+                self._callers -= 1
         return outputs
 
-    def reserve_s(self, time_left_s: float) -> float | None:
-        """What to keep back for it; null when it could not end in the time left even if begun now."""
+    def reserve_s(self, time_left_s: float, *, others: int = 0) -> float | None:
+        """What to keep back for it; null when it could not end in the time left even if begun now.
+
+        Args:
+            time_left_s: Until the deadline.
+            others: Requests that may want it at the same moment: it answers one after the other.
+        """
         with self._lock:
             if self._estimate.mean_s > time_left_s:
                 return None
-            return min(self._estimate.upper_s, max(self._estimate.mean_s, time_left_s / 2))
+            wanted_s = self._estimate.upper_s + others * self._estimate.mean_s
+            return min(wanted_s, max(self._estimate.mean_s, time_left_s / 2))
 
     def fits(self, time_left_s: float) -> bool:
-        """Whether it may be started now."""
+        """Whether it may be started now, behind those that wait for it."""
         with self._lock:
-            fits = self._estimate.mean_s <= time_left_s + _GRACE_S
+            fits = (1 + self._callers) * self._estimate.mean_s <= time_left_s + _GRACE_S
             if not fits:
                 self._estimate.relax()
             return fits

@@ -257,7 +257,8 @@ class Offloader:
     def _ask_tail(self, attempt: Attempt, pieces: list[bytes | memoryview]) -> Answer:
         now = time.perf_counter()
         margin_s = min(_MAX_MARGIN_S, 0.05 * (attempt.deadline - attempt.started))
-        reserve_s = None if self._fallback is None else self._fallback.reserve_s(attempt.deadline - now)
+        left_s = attempt.deadline - now
+        reserve_s = None if self._fallback is None else self._fallback.reserve_s(left_s, others=len(self._pending))
         wait_s = remote_wait_s(now, attempt.deadline, reserve_s, margin_s=margin_s)
         if wait_s <= 0:
             raise DeadlineError(
