@@ -6,19 +6,18 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from queue import Empty, Full, Queue
-
-import msgspec
 
 from device_profiles import load_board
 from device_profiles.errors import EdgeError
 from device_profiles.version import __version__
+from edge_runtime.agent_options import AgentOptions as AgentOptions
 from edge_runtime.artefact import Artefact
 from edge_runtime.blocks import decode_block
 from edge_runtime.broker_url import MqttError, is_loopback
 from edge_runtime.deployments import Deployments
 from edge_runtime.fetch import FetchOptions
+from edge_runtime.follow import Follower
 from edge_runtime.gate import Gatekeeper
 from edge_runtime.messages import (
     BLOCK_BYTES,
@@ -26,7 +25,11 @@ from edge_runtime.messages import (
     Death,
     DeployStart,
     DeployStatus,
+    Desired,
     Heartbeat,
+    JobOrder,
+    JobStatus,
+    Reported,
     Result,
     RollBack,
     Slots,
@@ -37,9 +40,8 @@ from edge_runtime.messages import (
 )
 from edge_runtime.mqtt import LinkOptions, MqttLink, Packet
 from edge_runtime.offload import Counters
-from edge_runtime.offloader import OffloadOptions
-from edge_runtime.pipeline import Pipeline, PlanChoice
-from edge_runtime.probation import ProbationOptions
+from edge_runtime.pipeline import Pipeline
+from edge_runtime.process_memory import resident_bytes
 from edge_runtime.session import available_engines
 from edge_runtime.slots import Probation, SlotStore
 from edge_runtime.sources import Frame, Newest
@@ -48,24 +50,6 @@ from edge_runtime.trial import ProbationError, Trial
 log = logging.getLogger(__name__)
 _POLL_S = 0.2
 _MAX_UNSENT = 16  # statuses of deployments that wait for a connection
-
-
-class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """Who the device is and how it works.
-
-    Without a key set in the state folder, unsigned artefacts run only when the broker is on this machine, or `insecure`.
-    """
-
-    broker: str
-    device: str
-    state: Path
-    board: str = "this"
-    heartbeat_s: float = 5.0
-    offload: OffloadOptions = OffloadOptions()
-    publish_results: bool = True
-    plan: PlanChoice | None = None  # follow a plan table; the deployed or given whole model is its local plan
-    probation: ProbationOptions = ProbationOptions()
-    insecure: bool = False
 
 
 class Agent:
@@ -115,6 +99,9 @@ class Agent:
             fetch=FetchOptions(),
             stopped=self._stop.is_set,
         )
+        self._follower = Follower(
+            self._store, self._deployments, boot=self.boot, activate=self._activate, publish=self._tell
+        )
         self._pipeline: Pipeline | None = None
         self._next: Pipeline | None = None  # built by a deployment, taken by the main loop
         self._swap = threading.Lock()
@@ -122,7 +109,10 @@ class Agent:
         self._told: Probation | None = None  # what the host wants to be left; the main loop does it
         self._frames = self._heartbeats = 0
         self._before = Counters()  # of the pipelines that ran earlier
-        subscriptions = ((self._topics.deploy, 1), (self._topics.rollback, 1), (self._topics.block("+"), 1))
+        topics = self._topics
+        subscriptions = tuple(
+            (topic, 1) for topic in (topics.deploy, topics.rollback, topics.desired, topics.job, topics.block("+"))
+        )
         self._death = Packet(self._topics.up("death"), encode_control(Death(boot=self.boot)), 1, retain=True)
         link_options = LinkOptions(subscriptions=subscriptions, greeting=self._birth, will=self._death)
         self._link = MqttLink(options.broker, link_options, self._received)
@@ -266,10 +256,10 @@ class Agent:
             plan=self._options.plan,
         )  # fmt: skip
 
-    def _activate(self, artefact: Artefact, probation: Probation) -> None:
+    def _activate(self, slots: Slots, probation: Probation) -> None:
         """Switch the pointer, build the pipeline; switch back when that fails."""
         with self._changing:
-            self._store.activate(artefact, probation)
+            self._store.replace(slots, probation)
             try:
                 built = self._build()
             except BaseException:  # whatever it was: after a restart the device must come up with what ran before
@@ -299,6 +289,10 @@ class Agent:
                     self._deployments.begin(decode_control(payload, DeployStart))
                 elif rest == ("down", "rollback"):
                     self._told_to_go_back(decode_control(payload, RollBack))
+                elif rest == ("down", "desired"):
+                    self._follower.follow(decode_control(payload, Desired))
+                elif rest == ("down", "job"):
+                    self._follower.work(decode_control(payload, JobOrder))
                 elif rest[:2] == ("down", "blk"):
                     self._deployments.add(rest[2], decode_block(payload))
             except EdgeError as error:
@@ -317,12 +311,21 @@ class Agent:
 
     def _report(self, status: DeployStatus) -> None:
         """Send a status; the last word on a deployment waits for a connection when there is none."""
+        self._follower.observe(status)
         try:
             self._link.publish(self._status_packet(status))
         except MqttError as error:
             log.info("not published: %s", error)
             if status.state in ("committed", "rolled-back", "failed"):
                 self._unsent.append(status)
+
+    def _tell(self, message: Reported | JobStatus) -> None:
+        self._publish(self._told_packet(message))
+
+    def _told_packet(self, message: Reported | JobStatus) -> Packet:
+        if isinstance(message, Reported):
+            return Packet(self._topics.up("reported"), encode_control(message), 1, retain=True)
+        return Packet(self._topics.up("job"), encode_control(message), 1)
 
     def _status_packet(self, status: DeployStatus) -> Packet:
         return Packet(self._topics.up("deploy"), encode_control(status), 1)
@@ -336,9 +339,15 @@ class Agent:
             max_block_bytes=BLOCK_BYTES,
             slots=self._slots(),
             problem=self._store.problem,
+            boot_count=self._follower.starts,
+            desired_rev=self._follower.rev,
         )
         unsent = [self._status_packet(self._unsent.popleft()) for _ in range(len(self._unsent))]
-        return [Packet(self._topics.up("birth"), encode_control(birth), 1, retain=True), *unsent]
+        return [
+            Packet(self._topics.up("birth"), encode_control(birth), 1, retain=True),
+            *unsent,
+            self._told_packet(self._follower.reported()),
+        ]
 
     def _beat(self) -> None:
         while not self._stop.wait(self._options.heartbeat_s):
@@ -366,6 +375,7 @@ class Agent:
             late=counters.late,
             rss_bytes=resident_bytes(),
             slots=self._slots(),
+            desired_rev=self._follower.rev,
         )
         return Packet(self._topics.up("hb"), encode_control(beat))
 
@@ -379,12 +389,3 @@ class Agent:
             self._link.publish(packet)
         except MqttError as error:
             log.info("not published: %s", error)
-
-
-def resident_bytes() -> int | None:
-    """Memory of this process that is in RAM; null where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")

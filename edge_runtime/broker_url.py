@@ -2,11 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
 from device_profiles.errors import EdgeError
 
 DEFAULT_PORT = 1883
+DEFAULT_TLS_PORT = 8883
+_TLS_FILES = ("ca", "cert", "key")
 
 
 class MqttError(EdgeError):
@@ -18,31 +21,56 @@ class UrlError(MqttError):
 
 
 @dataclass(frozen=True)
+class TlsFiles:
+    """Who may be the broker (`ca`), and who we are: certificate and private key, in PEM."""
+
+    ca: Path
+    cert: Path | None = None
+    key: Path | None = None
+
+
+@dataclass(frozen=True)
 class BrokerUrl:
-    """mqtt://[user[:password]@]host[:port]; user and password are percent-decoded."""
+    """mqtt://[user[:password]@]host[:port], or mqtts://..?ca=FILE[&cert=FILE&key=FILE]; everything is percent-decoded."""
 
     host: str
     port: int
     user: str | None = None
     password: str | None = None
+    tls: TlsFiles | None = None
 
 
 def parse_url(url: str) -> BrokerUrl:
     """Take a broker URL apart.
 
     Raises:
-        UrlError: Another scheme, no host, or a port out of range.
+        UrlError: Another scheme, no host, a port out of range, or TLS without a CA.
     """
     shown = hide_password(url)
     try:
         parts = urlsplit(url if "://" in url else f"mqtt://{url}")
-        port = parts.port or DEFAULT_PORT
+        port = parts.port
     except ValueError:  # its text may hold a part of the password, as a port that is no number
         raise UrlError(f"Wanted a broker URL such as mqtt://host:1883, found {shown!r}.") from None
-    if parts.scheme != "mqtt" or not parts.hostname or parts.path not in ("", "/"):
-        raise UrlError(f"Wanted a broker URL such as mqtt://host:1883 (TLS is not built yet), found {shown!r}.")
+    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or parts.path not in ("", "/") or parts.fragment:
+        raise UrlError(f"Wanted a broker URL such as mqtt://host:1883 or mqtts://host?ca=FILE, found {shown!r}.")
+    files = dict(parse_qsl(parts.query, keep_blank_values=True))
+    secure = parts.scheme == "mqtts"
+    if set(files) - set(_TLS_FILES) or ("cert" in files) != ("key" in files) or secure != ("ca" in files):
+        raise UrlError(
+            f"Wanted mqtts://host?ca=FILE with or without &cert=FILE&key=FILE, or mqtt://host alone, found {shown!r}."
+        )
+    tls = (
+        TlsFiles(Path(files["ca"]), *(Path(files[one]) for one in ("cert", "key") if one in files)) if secure else None
+    )
     user, password = (None if part is None else unquote(part) for part in (parts.username, parts.password))
-    return BrokerUrl(parts.hostname, port, user, password)
+    return BrokerUrl(parts.hostname, port or (DEFAULT_TLS_PORT if secure else DEFAULT_PORT), user, password, tls)
+
+
+def tls_url(host: str, port: int, files: TlsFiles) -> str:
+    """The URL of a broker with TLS."""
+    named = {name: str(path) for name in _TLS_FILES if (path := getattr(files, name)) is not None}
+    return f"mqtts://{host}:{port}?{urlencode(named, safe='/')}"
 
 
 def is_loopback(url: str) -> bool:

@@ -15,10 +15,10 @@ from edge_runtime.blocks import Block
 from edge_runtime.fetch import Fetcher, FetchError, FetchOptions
 from edge_runtime.gate import Gatekeeper, Passed
 from edge_runtime.manifest import parse_manifest
-from edge_runtime.messages import DeployStart, DeployState, DeployStatus, RollBack
+from edge_runtime.messages import BLOCK_BYTES, ArtefactRef, DeployStart, DeployState, DeployStatus, RollBack, Slots
 from edge_runtime.self_test import self_test
 from edge_runtime.slots import Probation, SlotError, SlotStore
-from edge_runtime.transfer import IncomingFile, TransferError
+from edge_runtime.transfer import IncomingFile, TransferError, missing_blocks
 
 log = logging.getLogger(__name__)
 _REPORT_EVERY = 4  # blocks
@@ -34,7 +34,7 @@ class Deployments:
         gate: Says which may run here.
         boot: Of the agent.
         report: Sends a status to the host.
-        activate: Makes a verified, stored artefact run on probation; raises `EdgeError` when it cannot, with nothing
+        activate: Makes stored, verified artefacts run on probation; raises `EdgeError` when it cannot, with nothing
             changed.
         fetch: How to fetch over HTTP.
         stopped: Whether the agent ends.
@@ -48,7 +48,7 @@ class Deployments:
         *,
         boot: str,
         report: Callable[[DeployStatus], None],
-        activate: Callable[[Artefact, Probation], None],
+        activate: Callable[[Slots, Probation], None],
         fetch: FetchOptions | None = None,
         stopped: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
@@ -84,6 +84,51 @@ class Deployments:
             if self._stopped():
                 return
         self._go_on(self._incoming)
+
+    def obtain(self, ref: ArtefactRef, progress: Callable[[int], None]) -> dict[str, int]:
+        """Have an artefact in the store, verified for this device; fetched over HTTP unless it is there already.
+
+        Args:
+            ref: What is wanted and where it is.
+            progress: Called with the bytes that are here.
+
+        Returns:
+            What the floors become once it is committed.
+
+        Raises:
+            EdgeError: It cannot be had, or may not run here.
+        """
+        if self._store.holds(ref.artefact):
+            artefact = self._store.open(ref.artefact)
+            passed = self._store.passed(ref.artefact, self._gate)
+            if artefact is not None:
+                self._gate.check_target(artefact.manifest)
+            self._gate.check_version(passed, self._store.floors)
+            return _floors(passed)
+        if ref.url is None or ref.size is None or ref.zip_sha256 is None:
+            raise FetchError(f"Wanted a URL for {ref.artefact[:16]}.., found none. Serve its .zip over HTTP.")
+        start = DeployStart(
+            boot=self._boot,
+            transfer=ref.zip_sha256[:16],
+            artefact=ref.artefact,
+            zip_sha256=ref.zip_sha256,
+            size=ref.size,
+            url=ref.url,
+        )
+        self._incoming = None
+        incoming = IncomingFile(self._store.incoming, start)
+
+        def here() -> bool:
+            progress(
+                min(start.size, (incoming.count - len(missing_blocks(incoming.have, incoming.count))) * BLOCK_BYTES)
+            )
+            return self._stopped()
+
+        Fetcher(start, incoming, self._fetch_options, here).run()
+        try:
+            return _floors(self._verified(incoming)[1])
+        finally:
+            shutil.rmtree(self._store.incoming, ignore_errors=True)
 
     def check_roll_back(self, message: RollBack) -> None:
         """Nothing when the device may leave this artefact for what was committed before.
@@ -145,7 +190,8 @@ class Deployments:
         self._send(incoming.start, "verifying", have=incoming.have)
         try:
             artefact, passed = self._verified(incoming)
-            self._activate(artefact, self._probation(incoming.start, artefact, passed))
+            slots = with_artefact(self._store.active, artefact)
+            self._activate(slots, self._probation(incoming.start, artefact, passed))
         except (EdgeError, OSError) as error:
             self._fail(incoming.start, error)
             return
@@ -176,9 +222,7 @@ class Deployments:
         return self._store.adopt(artefact), found[-1]
 
     def _probation(self, start: DeployStart, artefact: Artefact, passed: Passed) -> Probation:
-        said = passed.statement
-        floors = {said.line: said.floor} if said is not None else {}
-        return Probation(artefact.id, start.transfer, 0, start.probation_s, start.probation_frames, floors)
+        return Probation(artefact.id, start.transfer, 0, start.probation_s, start.probation_frames, _floors(passed))
 
     def _fail(self, start: DeployStart, error: Exception) -> None:
         log.error("deployment of %s failed: %s", start.artefact[:16], error)
@@ -204,6 +248,23 @@ class Deployments:
             error=error,
         )
         self._report(status)
+
+
+def with_artefact(slots: Slots, artefact: Artefact) -> Slots:
+    """The slots with this artefact in the slot of its role.
+
+    Raises:
+        SlotError: A tail.
+    """
+    role = artefact.manifest.role
+    if role == "tail":
+        raise SlotError("Wanted a head or a whole model for a device, found a tail. Serve it: `headtail tail serve`.")
+    return Slots(head=artefact.id, whole=slots.whole) if role == "head" else Slots(head=slots.head, whole=artefact.id)
+
+
+def _floors(passed: Passed) -> dict[str, int]:
+    said = passed.statement
+    return {} if said is None else {said.line: said.floor}
 
 
 def _content(start: DeployStart) -> tuple[str, int]:

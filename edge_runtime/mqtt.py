@@ -26,6 +26,7 @@ from edge_runtime.broker_url import hide_password as hide_password
 from edge_runtime.broker_url import parse_url as parse_url
 from edge_runtime.mqtt_loop import MAX_REST_BYTES, Ended, NetworkLoop, publish_header
 from edge_runtime.tcp_info import least_round_trip_ms
+from edge_runtime.tls import tls_context
 
 MAX_OUTSTANDING = 64  # packets handed to paho and not yet written to the socket (QoS 0) or acknowledged (QoS 1)
 _HEADER_ALLOWANCE_BYTES = 16  # fixed header, packet id, property length
@@ -269,6 +270,8 @@ class MqttLink:
         client = paho.Client(CallbackAPIVersion.VERSION2, options.client_id, protocol=paho.MQTTv5)
         client.max_inflight_messages_set(MAX_OUTSTANDING)
         client.max_queued_messages_set(MAX_OUTSTANDING)
+        if self._broker.tls is not None:
+            client.tls_set_context(tls_context(self._broker.tls))
         if self._broker.user is not None:
             client.username_pw_set(self._broker.user, self._broker.password)
         if options.will is not None:

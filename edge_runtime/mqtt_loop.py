@@ -9,6 +9,7 @@ import logging
 import os
 import random
 import select
+import ssl
 import threading
 import time
 from collections import deque
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 MAX_REST_BYTES = 8 << 20  # of packets that wait for the socket
 _FIRST_PAUSE_S = 0.25
 _MISC_EVERY_S = 0.5  # keepalive
+_FULL = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)  # what a socket says that takes no more now
 _READ_WRITE = select.POLLIN | select.POLLOUT
 _LINGER_S = 0.05  # how long the thread leaves the socket alone after a caller has read it: the next one comes soon
 
@@ -56,7 +58,8 @@ class NetworkLoop:
         self._poll = select.poll()  # select() takes no descriptor above 1023
         self._poll.register(self._wake_read, select.POLLIN)
         self._watched: tuple[int | None, int] = (None, 0)  # the socket's descriptor, and the events
-        self._write_lock = threading.Lock()
+        # With TLS also held while reading: one connection's reads and writes share its state. Callbacks may publish.
+        self._write_lock = threading.RLock()
         self._rest: deque[memoryview] = deque()  # of packets that `send` could not write at once
         self._rest_begun = False  # the first of them is partly written: nothing else may go before it
         self._reader = threading.Lock()  # held by whoever waits for the socket
@@ -114,6 +117,8 @@ class NetworkLoop:
                 self._write()
             writer: Any = sock  # paho's socket type knows no sendmsg
             sent, total = 0, sum([len(piece) for piece in pieces])
+            if isinstance(sock, ssl.SSLSocket):
+                return self._send_tls(pieces, total)
             if not self.wants_to_write:
                 with contextlib.suppress(BlockingIOError):
                     sent = writer.sendmsg(pieces)
@@ -124,6 +129,16 @@ class NetworkLoop:
             self._rest_begun = self._rest_begun or sent > 0
             self._rest.append(memoryview(b"".join(pieces))[sent:])
         self.wake()
+        return True
+
+    def _send_tls(self, pieces: Sequence[bytes | memoryview], total: int) -> bool:
+        """The same over TLS, which encrypts one buffer at a time; under the write lock."""
+        if self._rest and sum(map(len, self._rest)) + total > MAX_REST_BYTES:
+            return False
+        self._rest.append(memoryview(b"".join(pieces)))
+        self._write()
+        if self.wants_to_write:
+            self.wake()
         return True
 
     @property
@@ -139,7 +154,9 @@ class NetworkLoop:
         while self._rest and sock is not None and (self._rest_begun or not self._client.want_write()):
             try:
                 sent = sock.send(self._rest[0])
-            except BlockingIOError:
+            except _FULL:
+                # A TLS record may have been made of it: the same bytes must go next.
+                self._rest_begun = self._rest_begun or isinstance(sock, ssl.SSLSocket)
                 return
             except OSError:  # the reader will find the socket broken
                 self._rest.clear()
@@ -261,7 +278,7 @@ class NetworkLoop:
         if found & select.POLLNVAL:  # closed by a writer that found it broken
             return
         if found & ~select.POLLOUT:
-            self._client.loop_read()
+            self._read(sock)
         now = time.monotonic()
         if now - self._last_misc >= _MISC_EVERY_S:
             self._last_misc = now
@@ -271,6 +288,16 @@ class NetworkLoop:
         if self.wants_to_write and (ended is None or ended.locked()):
             with self._write_lock:
                 self._write()
+
+    def _read(self, sock: object) -> None:
+        """Read a packet; with TLS all that was decrypted, which no poll would tell of."""
+        if not isinstance(sock, ssl.SSLSocket):
+            self._client.loop_read()
+            return
+        with self._write_lock:
+            self._client.loop_read()
+            while sock.pending() and self._client.socket() is not None:
+                self._client.loop_read()
 
     def _watch(self, descriptor: int, events: int) -> None:
         """Wait for these events of the socket from now on; under the reader's lock."""

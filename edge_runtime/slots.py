@@ -116,6 +116,10 @@ class SlotStore:
             )
         return found
 
+    def holds(self, artefact: str) -> bool:
+        """Whether an artefact of that id lies in the store."""
+        return (self._artefacts / artefact).is_dir()
+
     def passed(self, artefact: str, gate: Gatekeeper) -> Passed:
         """What the gate says of a stored artefact, by id.
 
@@ -153,13 +157,16 @@ class SlotStore:
                 "Wanted a head or a whole model for a device, found a tail. Serve it: `headtail tail serve`."
             )
         slot = "head" if artefact.manifest.role == "head" else "whole"
+        self.replace(msgspec.structs.replace(self.active, **{slot: artefact.id}), probation)
+
+    def replace(self, active: Slots, probation: Probation | None = None) -> None:
+        """Point all slots at once to stored artefacts; null probation commits."""
         pointer = self._pointer
         pending = pointer.probation
         if probation is not None and pending is not None:  # both prove themselves together
             probation = msgspec.structs.replace(probation, floors={**pending.floors, **probation.floors})
         self._before = pointer
         before = pointer.previous if pending is not None else pointer.active
-        active = msgspec.structs.replace(pointer.active, **{slot: artefact.id})
         self._switch(Pointer(1, active, before, probation, pointer.floors), keep=pointer)
 
     def count_start(self) -> bool:

@@ -4,6 +4,7 @@ The content is protected by signatures and hashes that devices check, not by the
 connection asks for the device's certificate as well.
 """
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -149,7 +150,9 @@ class _Server(ThreadingHTTPServer):
                     log.info("no TLS with %s: %s", client_address[0], error)
                     self.shutdown_request(request)
                     return
-            super().process_request_thread(request, client_address)
+            with contextlib.suppress(OSError):  # the device left
+                self.finish_request(request, client_address)
+            self.shutdown_request(request)
         finally:
             self.room.release()
 

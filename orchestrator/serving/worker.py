@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from device_profiles.errors import EdgeError
-from edge_runtime.agent import resident_bytes
 from edge_runtime.artefact import open_artefact
 from edge_runtime.messages import Topics, encode_control
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink, Packet
+from edge_runtime.process_memory import resident_bytes
 from edge_runtime.tail_messages import HOST_TENANT, TailBeat
 from orchestrator.json_log import set_up_logging
 from orchestrator.serving.served import ServeError, serve_artefact

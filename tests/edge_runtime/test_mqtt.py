@@ -176,7 +176,7 @@ def test_a_closed_link_touches_no_descriptor_any_more(broker):
     read, write = os.pipe()  # takes the numbers that the link had
     try:
         os.set_blocking(read, False)
-        link._loop._wake()
+        link._loop.wake()
         with pytest.raises(BlockingIOError):
             os.read(read, 1)
     finally:

@@ -1,0 +1,27 @@
+"""How an agent is set up."""
+
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.offloader import OffloadOptions
+from edge_runtime.pipeline import PlanChoice
+from edge_runtime.probation import ProbationOptions
+
+
+class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """Who the device is and how it works.
+
+    Without a key set in the state folder, unsigned artefacts run only when the broker is on this machine, or `insecure`.
+    """
+
+    broker: str
+    device: str
+    state: Path
+    board: str = "this"
+    heartbeat_s: float = 5.0
+    offload: OffloadOptions = OffloadOptions()
+    publish_results: bool = True
+    plan: PlanChoice | None = None  # follow a plan table; the deployed or given whole model is its local plan
+    probation: ProbationOptions = ProbationOptions()
+    insecure: bool = False
