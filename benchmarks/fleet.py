@@ -34,6 +34,11 @@ NAME = "fleet"
 PARTS = {
     "serve": "benchmarks.bench_serve",
     "ends_once": "benchmarks.bench_ends_once",
+    "devices": "benchmarks.bench_fleet_devices",
+    "canary": "benchmarks.bench_fleet_canary",
+    "kills": "benchmarks.bench_fleet_kills",
+    "scale_out": "benchmarks.bench_fleet_scale",
+    "fuzz": "benchmarks.bench_fleet_fuzz",
 }
 _TIMEOUT_S = 1800
 

@@ -114,6 +114,11 @@ class MosquittoBroker:
         """Process id while it runs."""
         return self._process.pid if self._process else None
 
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
     def start(self) -> None:
         """Start, or start again after `stop`, on the same port.
 

@@ -11,7 +11,9 @@ from edge_runtime.artefact import open_artefact
 from edge_runtime.broker_url import is_loopback
 from orchestrator import deploy as deployment
 from orchestrator.artefact_server import ArtefactServer
+from orchestrator.commands.fleet_add import add_and_roll_out
 from orchestrator.commands.output import format_bytes, print_json
+from orchestrator.fleet.fleet_file import read_fleet_file
 
 
 def deploy(
@@ -26,9 +28,13 @@ def deploy(
     serve: str = "127.0.0.1",
     budget_ms: float | None = None,
     probation: float | None = None,
+    folder: Path | None = None,
     json: bool = False,
 ) -> None:
     """Send a head or a whole model to a device; done when it has verified and activated it.
+
+    Where `headtail fleet up` runs this broker, it goes through the registry, as a rollout in stages: then `to` may be a group
+    or a selector as well.
 
     The device runs it on probation at first, and goes back by itself when it does not answer.
 
@@ -44,8 +50,13 @@ def deploy(
         serve: Address of this machine under which the device fetches over HTTP.
         budget_ms: Refuse it there when a golden run takes longer.
         probation: Seconds that the device watches it; its own choice when not given.
+        folder: Of `headtail fleet up`, where it is not the usual one.
         json: Print JSON.
     """
+    fleet = read_fleet_file(folder)
+    if fleet is not None and over is None and (folder is not None or fleet.broker == broker):
+        add_and_roll_out(artefact, to=to, probation=probation, folder=folder, json=json)
+        return
     opened = open_artefact(artefact)
     options = deployment.DeployOptions(
         tenant=tenant, window=window, timeout_s=timeout, budget_ms=budget_ms, probation_s=probation

@@ -183,6 +183,8 @@ def reap(session: Session, *, now_ms: int, limit: int = 1000) -> int:
         if job.state == "queued":
             job.error = job.error or "its deadline passed before anybody could begin it"
             _end(job, "expired", now_ms)
+        elif job.kind == UPDATE and job.deadline_ms > now_ms and not _is_online(session, job.device):
+            job.lease_until_ms = now_ms + int(1000 * msgspec.convert(job.policy, RetryPolicy).attempt_s)  # it waits
         else:
             fail_attempt(job, f"no answer to attempt {job.attempt} by {job.owner}", now_ms=now_ms)
     session.flush()
@@ -202,6 +204,10 @@ def extend(session: Session, job_id: str, attempt: int, *, until_ms: int) -> boo
 
 def _is_due(now_ms: int) -> Any:  # noqa: ANN401 - a SQL expression
     return and_(Job.state == "queued", Job.not_before_ms <= now_ms, Job.deadline_ms > now_ms, Job.cancel.is_(False))
+
+
+def _is_online(session: Session, device: str | None) -> bool:
+    return bool(session.scalar(select(Presence.online).where(Presence.device == device)))
 
 
 def _lease(job: Job, owner: str, now_ms: int) -> Lease:

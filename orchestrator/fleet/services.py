@@ -31,11 +31,12 @@ class Settings:
     host: str = "127.0.0.1"
 
 
+_WEB = ("starlette", "uvicorn", "prometheus_client", "jinja2")
 SERVICES = (
     Service("ingest", "orchestrator.fleet.ingest"),
     Service("orchestrator", "orchestrator.fleet.brain"),
-    Service("files", "orchestrator.ota.file_server", port=8081, optional=True),
-    Service("dashboard", "orchestrator.dashboard.serve", port=8080, optional=True),
+    Service("files", "orchestrator.fleet.files", port=8081),
+    Service("dashboard", "orchestrator.dashboard.serve", port=8080, optional=True, needs=_WEB),
 )
 
 

@@ -1,0 +1,252 @@
+"""Rollouts in the database: make one, give it an order, move it on. The decisions are those of `state.py`."""
+
+import hashlib
+
+import msgspec
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from edge_runtime.messages import ArtefactRef, Models, Slots
+from orchestrator.fleet import jobs
+from orchestrator.fleet.audit import append_audit
+from orchestrator.fleet.errors import ConflictError, UnknownError
+from orchestrator.fleet.jobs import UPDATE, Lease, NewJob, RetryPolicy
+from orchestrator.fleet.queries import DeviceView, list_devices, load_rollout, resolve
+from orchestrator.fleet.registry import change_desired
+from orchestrator.fleet.state import (
+    ENDED,
+    Action,
+    Event,
+    Move,
+    Ordered,
+    Revert,
+    Rollout,
+    RolloutSpec,
+    RolloutState,
+    Skip,
+    TargetChanged,
+    Update,
+    apply,
+    apply_all,
+    begin,
+    event_of,
+    plan,
+)
+from orchestrator.fleet.tables import ArtefactRow, ConfigKey, Job, RolloutRow, TargetRow, Version
+
+_ENDS = {"succeeded": "succeeded", "failed": "failed", "expired": "failed", "cancelled": "failed"}
+FILES_SCOPE, FILES_KEY = "fleet", "files_url"  # where devices fetch artefacts: set by `headtail fleet up`
+
+
+def create_rollout(
+    session: Session, rollout_id: str, spec: RolloutSpec, *, actor: str, now_ms: int, tenant: str = "default"
+) -> RolloutState:
+    """Begin a rollout over the devices that `spec.to` means now; those that can be reached are touched first.
+
+    Raises:
+        UnknownError: No such version, group or device.
+        ConflictError: No device, stages that do not grow, or a device that another rollout is busy with.
+    """
+    if session.get(Version, spec.version) is None:
+        raise UnknownError(f"Wanted the version {spec.version!r}, found it is not registered. `headtail deploy` does.")
+    chosen = set(resolve(session, spec.to, now_ms=now_ms, tenant=tenant))
+    views = {view.id: view for view in list_devices(session, now_ms=now_ms) if view.id in chosen and not view.blocked}
+    _check_free(session, set(views))
+    rollout = Rollout(id=rollout_id, spec=spec, created_ms=now_ms)
+    ordered = sorted(views.values(), key=lambda view: (view.status != "online", _shuffled(rollout_id, view.id)))
+    state = begin(rollout, [(view.id, view.status == "online") for view in ordered])
+    session.add(
+        RolloutRow(id=rollout_id, version=spec.version, phase="running", document="", created_ms=now_ms, changed_ms=0)
+    )
+    session.flush()
+    for position, target in enumerate(state.targets.values()):
+        before = msgspec.json.encode(_models_of(session, views[target.device])).decode()
+        session.add(
+            TargetRow(
+                rollout=rollout_id,
+                device=target.device,
+                position=position,
+                stage=target.stage,
+                state="pending",
+                before=before,
+                changed_ms=now_ms,
+            )
+        )
+    _save(session, state, None, now_ms)
+    append_audit(session, actor, "rollout", rollout_id, msgspec.to_builtins(spec), now_ms=now_ms)
+    return state
+
+
+def order_rollout(session: Session, rollout_id: str, order: Ordered, *, actor: str) -> RolloutState:
+    """Pause, resume, approve or roll back.
+
+    Raises:
+        UnknownError: No such rollout.
+        ConflictError: Its state does not allow that.
+    """
+    _lock(session, rollout_id)
+    before = load_rollout(session, rollout_id)
+    after = apply(before, order)
+    _save(session, after, before, order.at_ms)
+    append_audit(session, actor, order.order, rollout_id, {"reason": order.reason}, now_ms=order.at_ms)
+    return after
+
+
+def advance(session: Session, rollout_id: str, *, now_ms: int) -> RolloutState:
+    """Take note of what devices did, and do what is next, until nothing is left to do now."""
+    _lock(session, rollout_id)
+    before = load_rollout(session, rollout_id)
+    state = apply_all(before, _news(session, before, now_ms))
+    while actions := plan(state, now_ms):
+        _carry_out_all(session, state, actions, now_ms)
+        state = apply_all(state, [event_of(action, now_ms) for action in actions])
+    _save(session, state, before, now_ms)
+    return state
+
+
+def active_rollouts(session: Session) -> list[str]:
+    """Ids of those that have not ended."""
+    return list(session.scalars(select(RolloutRow.id).where(RolloutRow.phase.not_in(ENDED)).order_by(RolloutRow.id)))
+
+
+def carry_out_update(session: Session, lease: Lease, *, now_ms: int) -> None:
+    """The order of an update job becomes the device's desired state."""
+    assert lease.device is not None
+    target = session.get_one(TargetRow, (lease.rollout, lease.device))
+    rollout = msgspec.json.decode(session.get_one(RolloutRow, lease.rollout).document, type=Rollout)
+    if lease.arguments.get("revert"):
+        models = msgspec.json.decode(target.before, type=Models)
+    else:
+        models = models_for(session, rollout.spec.version)
+    change_desired(
+        session,
+        lease.device,
+        now_ms=now_ms,
+        job=lease.id,
+        models=models,
+        probation_s=0.0 if lease.arguments.get("revert") else rollout.spec.probation_s,
+    )
+
+
+def models_for(session: Session, version: str) -> Models:
+    """What the slots of a device hold when it runs a version."""
+    row = session.get_one(Version, version)
+    return Models(version=version, head=_ref(session, row.head), whole=_ref(session, row.whole))
+
+
+def _models_of(session: Session, view: DeviceView) -> Models:
+    """What a device runs now, to go back to."""
+    if view.desired is not None and view.desired.models is not None and view.in_step:
+        return view.desired.models
+    slots: Slots = view.slots
+    version = (view.reported.version if view.reported else None) or ""
+    return Models(version=version, head=_ref(session, slots.head), whole=_ref(session, slots.whole))
+
+
+def _ref(session: Session, artefact: str | None) -> ArtefactRef | None:
+    if artefact is None:
+        return None
+    row = session.get(ArtefactRow, artefact)
+    if row is None:
+        return ArtefactRef(artefact=artefact)
+    base = session.get(ConfigKey, (FILES_SCOPE, FILES_KEY))
+    url = None if base is None else f"{msgspec.json.decode(base.value, type=str)}/{row.zip_sha256}.zip"
+    return ArtefactRef(artefact=artefact, zip_sha256=row.zip_sha256, size=row.size, url=url)
+
+
+def _news(session: Session, state: RolloutState, now_ms: int) -> list[Event]:
+    query = select(Job.device, Job.state, Job.error, Job.id).where(
+        Job.rollout == state.rollout.id, Job.state.in_(jobs.FINAL)
+    )
+    events: list[Event] = []
+    for device, job_state, error, job_id in session.execute(query):
+        target = state.targets.get(device or "")
+        if (
+            device is None
+            or target is None
+            or job_id != _job_id(state.rollout.id, device, revert=target.state == "reverting")
+        ):
+            continue
+        if target.state == "updating":
+            events.append(TargetChanged(device, _ENDS[job_state], now_ms, error))  # type: ignore[arg-type] # a literal
+        elif target.state == "reverting" and job_state == "succeeded":
+            events.append(TargetChanged(device, "reverted", now_ms))
+    return events
+
+
+def _carry_out_all(session: Session, state: RolloutState, actions: list[Action], now_ms: int) -> None:
+    rollout = state.rollout
+    new: list[NewJob] = []
+    for action in actions:
+        if isinstance(action, Update):
+            new.append(_update_job(rollout, action.device, revert=False))
+        elif isinstance(action, Revert):
+            _withdraw(session, rollout.id, action.device, now_ms)
+            new.append(_update_job(rollout, action.device, revert=True))
+        elif isinstance(action, Skip):
+            _withdraw(session, rollout.id, action.device, now_ms)
+        elif isinstance(action, Move) and action.phase != rollout.phase:
+            detail: dict[str, object] = {"stage": action.stage + 1, "reason": action.reason}
+            append_audit(session, "rollout", action.phase, rollout.id, detail, now_ms=now_ms)
+    jobs.enqueue(session, new, now_ms=now_ms)
+
+
+def _update_job(rollout: Rollout, device: str, *, revert: bool) -> NewJob:
+    spec = rollout.spec
+    return NewJob(
+        id=_job_id(rollout.id, device, revert=revert),
+        kind=UPDATE,
+        arguments={"revert": revert},
+        device=device,
+        policy=RetryPolicy(attempts=20 if revert else spec.attempts, attempt_s=spec.update_timeout_s),
+        deadline_s=2 * spec.give_up_s,
+        priority=100 if revert else 0,
+        rollout=rollout.id,
+    )
+
+
+def _withdraw(session: Session, rollout_id: str, device: str, now_ms: int) -> None:
+    job_id = _job_id(rollout_id, device, revert=False)
+    if session.get(Job, job_id) is not None:
+        jobs.cancel(session, job_id, now_ms=now_ms)
+
+
+def _job_id(rollout_id: str, device: str, *, revert: bool) -> str:
+    return f"{rollout_id}:{'revert' if revert else 'update'}:{device.replace('/', ':')}"
+
+
+def _save(session: Session, after: RolloutState, before: RolloutState | None, now_ms: int) -> None:
+    """Write what differs."""
+    row = session.get_one(RolloutRow, after.rollout.id)
+    if before is None or before.rollout != after.rollout:
+        row.document, row.phase = msgspec.json.encode(after.rollout).decode(), after.rollout.phase
+        row.changed_ms = now_ms
+    for device, target in after.targets.items():
+        if before is not None and before.targets[device] != target:
+            changed = session.get_one(TargetRow, (after.rollout.id, device))
+            changed.state, changed.error, changed.changed_ms = target.state, target.error, target.changed_ms
+    session.flush()
+
+
+def _lock(session: Session, rollout_id: str) -> None:
+    query = select(RolloutRow.id).where(RolloutRow.id == rollout_id).with_for_update()
+    if session.execute(query).first() is None:
+        raise UnknownError(f"Wanted the rollout {rollout_id!r}, found none. `headtail fleet status` lists them.")
+
+
+def _check_free(session: Session, devices: set[str]) -> None:
+    query = (
+        select(TargetRow.device, TargetRow.rollout)
+        .join(RolloutRow, RolloutRow.id == TargetRow.rollout)
+        .where(RolloutRow.phase.not_in(ENDED))
+    )
+    for device, rollout in session.execute(query):
+        if device in devices:
+            raise ConflictError(
+                f"Wanted {device} free, found rollout {rollout} busy with it. Wait for it, or: headtail fleet rollback {rollout}"
+            )
+
+
+def _shuffled(rollout_id: str, device: str) -> bytes:
+    """An order that is the same every time and another one for each rollout."""
+    return hashlib.sha256(f"{rollout_id} {device}".encode()).digest()
