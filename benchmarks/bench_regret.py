@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -102,6 +103,7 @@ def measure(folder: Path, name: str, calibration: Calibration) -> Net:
     names = [one.tensors[0] for one in cut_candidates(problem).candidates if len(one.tensors) == 1]
     predicted = predicted_times(graph, calibration, load_board(calibration.board), precision="fp32").costs
     timed = time_cuts(artefact, names, folder)
+    profile = msgspec.structs.replace(profile, whole=profile.kernel_reference)  # CPU time, as the cuts are timed
     return Net(name, graph, timed, costs_from_profile(graph, profile), predicted, 3 * size * size)
 
 
@@ -112,7 +114,7 @@ def free_costs(graph: CutGraph) -> list[Cost]:
 
 def time_cuts(artefact: Artefact, names: Sequence[str], folder: Path) -> Timed:
     """CPU time of every part, medians over rounds in which each has its turn."""
-    extractor = onnx.utils.Extractor(onnx.load(artefact.entry))
+    extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(onnx.load(artefact.entry)))
     sessions = {("whole", ""): _session(artefact.entry.read_bytes())}
     for name in names:
         sessions["head", name] = _session(extractor.extract_model(["x"], [name]).SerializeToString())
