@@ -16,7 +16,7 @@ from edge_runtime.artefact import Artefact
 from edge_runtime.blocks import decode_block
 from edge_runtime.broker_url import MqttError, is_loopback
 from edge_runtime.deployments import Deployments
-from edge_runtime.fetch import FetchOptions
+from edge_runtime.fetch import fetch_options
 from edge_runtime.follow import Follower
 from edge_runtime.gate import Gatekeeper
 from edge_runtime.messages import (
@@ -96,7 +96,7 @@ class Agent:
             boot=self.boot,
             report=self._report,
             activate=self._activate,
-            fetch=FetchOptions(),
+            fetch=fetch_options(options.broker),
             stopped=self._stop.is_set,
         )
         self._follower = Follower(
@@ -252,7 +252,7 @@ class Agent:
         if head is None and whole is None:
             return None
         return Pipeline(
-            self._options.broker, self._options.device, head=head, whole=whole, options=self._options.offload,
+            self._options.offload_broker or self._options.broker, self._options.device, head=head, whole=whole, options=self._options.offload,
             plan=self._options.plan,
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     broker: str
+    offload_broker: str | None = None  # for requests to tails; the same one when null
     device: str
     state: Path
     board: str = "this"

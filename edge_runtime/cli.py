@@ -45,8 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True)
     run = commands.add_parser("run", help="say that the device is there, take deployments, run frames")
     run.set_defaults(command=_run)
-    run.add_argument("--broker", required=True, metavar="URL", help="mqtt://host:port")
-    run.add_argument("--device", required=True, metavar="NAME", help="this device's name on the wire")
+    run.add_argument("--broker", metavar="URL", help="mqtt://host:port; not needed once the device has enrolled")
+    run.add_argument("--device", metavar="NAME", help="this device's name on the wire; not needed once enrolled")
     run.add_argument("--tenant", default="default")
     run.add_argument("--state", type=Path, default=default_state(), metavar="DIR", help="deployed artefacts")
     run.add_argument("--board", default="this", help="board id, as `headtail devices` lists them")
@@ -77,6 +77,15 @@ def build_parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
     verify.add_argument("artefact", type=Path)
     verify.add_argument("--json", action="store_true")
+    enroll = commands.add_parser("enroll", help="join a fleet: make a key here, get a certificate for it")
+    enroll.set_defaults(command=_enroll)
+    enroll.add_argument("--url", required=True, help="https://host:port of `headtail pki serve`")
+    enroll.add_argument(
+        "--token", required=True, help="of `headtail pki token`; good once. - reads it from standard input"
+    )
+    enroll.add_argument("--device", required=True, metavar="NAME", help="the name to have")
+    enroll.add_argument("--tenant", default="default")
+    enroll.add_argument("--state", type=Path, default=default_state(), metavar="DIR")
     trust = commands.add_parser("trust", help="run only what the keys of this file have signed, from now on")
     trust.set_defaults(command=_trust)
     trust.add_argument("file", type=Path, help="trust.json of `headtail keys trust`")
@@ -113,6 +122,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.offloader import OffloadOptions
     from edge_runtime.sources import Newest, open_source
 
+    offload_broker = _fill_in_identity(arguments)
     offload = OffloadOptions(
         tenant=arguments.tenant,
         qos=arguments.qos,
@@ -129,6 +139,7 @@ def _run(arguments: argparse.Namespace) -> int:
         agent = Agent(
             AgentOptions(
                 broker=arguments.broker,
+                offload_broker=offload_broker,
                 device=arguments.device,
                 state=arguments.state,
                 board=arguments.board,
@@ -205,6 +216,35 @@ def _verify(arguments: argparse.Namespace) -> int:
         if not report.checks:
             sys.stdout.write("no golden vectors: only hashes and the engine were checked\n")
     return 0 if report.passed else 1
+
+
+def _enroll(arguments: argparse.Namespace) -> int:
+    from edge_runtime.enrol import enrol
+
+    token = sys.stdin.readline() if arguments.token == "-" else arguments.token
+    identity = enrol(
+        arguments.url, token, device=arguments.device, tenant=arguments.tenant, state=Path(arguments.state)
+    )
+    sys.stdout.write(
+        f"{identity.device} of {identity.tenant} has joined; its broker is {identity.place.host}. Start it: edge-agent run\n"
+    )
+    return 0
+
+
+def _fill_in_identity(arguments: argparse.Namespace) -> str | None:
+    """Take broker and name from the device's identity unless they were given; the URL for offloaded requests, if any."""
+    from edge_runtime.identity import IdentityError, broker_urls, read_identity
+
+    identity = read_identity(arguments.state) if arguments.broker is None else None
+    if identity is not None:
+        arguments.broker, offload = broker_urls(identity, arguments.state)
+        arguments.device, arguments.tenant = identity.device, identity.tenant
+        return offload
+    if arguments.broker is None or arguments.device is None:
+        raise IdentityError(
+            "Wanted --broker and --device, or a device that has enrolled (edge-agent enroll), found neither."
+        )
+    return None
 
 
 def _trust(arguments: argparse.Namespace) -> int:

@@ -14,7 +14,9 @@ from urllib.parse import SplitResult, urlsplit
 
 from device_profiles.errors import EdgeError
 from edge_runtime.blocks import Block
+from edge_runtime.broker_url import parse_url
 from edge_runtime.messages import BLOCK_BYTES, DeployStart
+from edge_runtime.tls import tls_context
 from edge_runtime.transfer import IncomingFile, block_length, missing_blocks
 
 log = logging.getLogger(__name__)
@@ -35,6 +37,12 @@ class FetchOptions:
 
     give_up_s: float = 20.0  # without one more block
     tls: ssl.SSLContext | None = None
+
+
+def fetch_options(broker: str) -> FetchOptions:
+    """Over https with the certificates of the broker's URL, if it has any."""
+    files = parse_url(broker).tls
+    return FetchOptions(tls=None if files is None else tls_context(files))
 
 
 class Fetcher:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from device_profiles.errors import EdgeError
+from edge_runtime.broker_url import is_loopback
+from orchestrator.broker_access import AccessOptions, device_rules, listener_lines, service_rules
 
 log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
@@ -27,6 +29,10 @@ class BrokerError(EdgeError):
     """No broker could be started."""
 
 
+class InsecureError(BrokerError):
+    """A broker without access control would be reachable from other machines."""
+
+
 @dataclass(frozen=True)
 class BrokerOptions:
     """How the broker listens. Loopback by default; `port` 0 takes a free one."""
@@ -37,13 +43,28 @@ class BrokerOptions:
     max_inflight_messages: int = 1000
     nodelay: bool = True
     persistence: Path | None = None  # folder for mosquitto's own snapshot, every second; none kept when null
+    access: AccessOptions | None = None  # certificates and rules; it then says where the broker listens
+    insecure: bool = False  # listen without access control although other machines may reach `host`
 
 
-def mosquitto_configuration(options: BrokerOptions, port: int) -> str:
-    """The text of a mosquitto 2.x configuration file."""
+def check_reach(options: BrokerOptions) -> None:
+    """Refuse to serve other machines without access control.
+
+    Raises:
+        InsecureError: `host` is no loopback address and nothing says that this is meant.
+    """
+    if not options.insecure and not is_loopback(f"mqtt://{options.host or '0.0.0.0'}"):
+        raise InsecureError(
+            f"Wanted certificates for a broker that others reach at {options.host}, found none. Make them (headtail pki "
+            "init) and start it with --pki, or say --insecure where nobody else is on that network."
+        )
+
+
+def mosquitto_configuration(options: BrokerOptions, port: int, rules: Path | None = None) -> str:
+    """The text of a mosquitto 2.x configuration file; `rules` is the folder of the access rules, where there are any."""
+    anonymous = [f"listener {port} {options.host}", "allow_anonymous true"]
     lines = [
-        f"listener {port} {options.host}",
-        "allow_anonymous true",
+        *(anonymous if options.access is None or rules is None else listener_lines(options.access, rules)),
         # Without it, QoS 1 waits 40 ms for the peer's delayed acknowledgement (Nagle).
         f"set_tcp_nodelay {'true' if options.nodelay else 'false'}",
         f"max_packet_size {options.max_packet_bytes}",
@@ -93,7 +114,11 @@ class MosquittoBroker:
         program = find_mosquitto()
         if program is None:
             raise BrokerError("Wanted mosquitto, found none. Install it (apt install mosquitto) or use --embedded.")
-        self.port = self._options.port or free_port(self._options.host)
+        access = self._options.access
+        if access is None:
+            check_reach(self._options)
+        self._host = self._options.host if access is None else access.host
+        self.port = access.service_port if access is not None else self._options.port or free_port(self._host)
         self._folder = Path(tempfile.mkdtemp(prefix="headtail-broker."))
         self._folder.chmod(0o755)  # mosquitto gives up root and must still read its configuration
         self._program = program
@@ -107,7 +132,8 @@ class MosquittoBroker:
     @property
     def url(self) -> str:
         """Where clients on this machine connect."""
-        return _local_url(self._options.host, self.port)
+        plain = _local_url(self._host, self.port)  # with certificates, services add their own to it
+        return plain if self._options.access is None else plain.replace("mqtt://", "mqtts://")
 
     @property
     def pid(self) -> int | None:
@@ -125,9 +151,13 @@ class MosquittoBroker:
         Raises:
             BrokerError: It ended at once, or does not listen.
         """
-        _check_free(self._options.host, self.port)
+        _check_free(self._host, self.port)
         configuration = self._folder / "mosquitto.conf"
-        configuration.write_text(mosquitto_configuration(self._options, self.port))
+        if self._options.access is not None:
+            tenant = self._options.access.tenant
+            (self._folder / "devices.acl").write_text(device_rules(tenant))
+            (self._folder / "services.acl").write_text(service_rules(tenant))
+        configuration.write_text(mosquitto_configuration(self._options, self.port, self._folder))
         with (self._folder / "log").open("ab") as output:
             self._process = subprocess.Popen(
                 [self._program, "-c", str(configuration)],
@@ -136,7 +166,7 @@ class MosquittoBroker:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C ends its owner, which then ends it in order
             )
-        _wait_listening(self._options.host, self.port, self._process, self._folder / "log")
+        _wait_listening(self._host, self.port, self._process, self._folder / "log")
 
     def stop(self, *, kill: bool = False) -> None:
         """End the process; with `kill` as a crash would."""
@@ -198,6 +228,11 @@ class EmbeddedBroker:
 
     def __init__(self, options: BrokerOptions | None = None) -> None:
         options = options or BrokerOptions()
+        if options.access is not None:
+            raise InsecureError(
+                "Wanted certificates and access rules, found the embedded broker, which has none. Install mosquitto."
+            )
+        check_reach(options)
         try:
             import iotcore
         except ModuleNotFoundError as error:

@@ -24,6 +24,15 @@ COMMANDS = {
     "demo": ("orchestrator.commands.demo:demo", "Run the main job, start to end, on this machine."),
 }
 GROUPS = {
+    "pki": (
+        "The fleet's certificates, and how devices get theirs.",
+        {
+            "init": ("orchestrator.commands.pki:init", "Make the fleet's certificate authority."),
+            "token": ("orchestrator.commands.pki:token", "Print a token with which one device may enrol."),
+            "serve": ("orchestrator.commands.pki:serve", "Let devices enrol over HTTPS."),
+            "revoke": ("orchestrator.commands.pki:revoke", "Refuse a device's certificates from now on."),
+        },
+    ),
     "keys": (
         "Signing keys, and the key sets that devices trust.",
         {

@@ -4,10 +4,12 @@ import statistics
 import sys
 import threading
 import time
+from pathlib import Path
 
 from edge_runtime.broker_url import hide_password
 from edge_runtime.mqtt import LinkOptions, MqttLink, NotConnectedError, Packet
 from orchestrator.broker import BrokerOptions, start_broker
+from orchestrator.broker_access import AccessOptions
 from orchestrator.commands.output import print_json
 from orchestrator.commands.serving import until_stopped
 
@@ -15,21 +17,40 @@ _SLOW_ECHO_MS = 35.0  # Nagle's algorithm on one side costs 40 ms and more
 
 
 def broker(
-    *, port: int = 1883, host: str = "127.0.0.1", url: str | None = None, embedded: bool = False, json: bool = False
+    *,
+    port: int = 1883,
+    host: str = "127.0.0.1",
+    url: str | None = None,
+    embedded: bool = False,
+    pki: Path | None = None,
+    tenant: str = "default",
+    device_port: int = 8883,
+    service_port: int = 8884,
+    insecure: bool = False,
+    json: bool = False,
 ) -> None:
     """Start an MQTT broker for devices and tails, and run it until Ctrl-C.
 
     Args:
         port: TCP port; 0 takes a free one.
-        host: Address to listen on. Anybody who reaches it may connect: there is no access control yet.
+        host: Address to listen on; other than loopback only with --pki.
         url: Start none; check the broker at this URL and exit.
         embedded: Use the broker out of the Python package iotcore even where mosquitto is installed.
+        pki: Folder of `headtail pki init`: certificates are required, and devices reach their own topics alone.
+        tenant: Of the devices, with --pki.
+        device_port: Where devices connect, with --pki.
+        service_port: Where services connect and devices offload, with --pki.
+        insecure: Listen on other addresses without any access control; for networks that nobody else is on.
         json: Print JSON.
     """
     if url is not None:
         _check(url, json=json)
         return
-    with until_stopped(), start_broker(BrokerOptions(host=host, port=port), embedded=embedded) as running:
+    access = None if pki is None else AccessOptions(pki.resolve(), host, device_port, service_port, tenant)
+    options = BrokerOptions(host=host, port=port, access=access, insecure=insecure)
+    if access is None:
+        sys.stderr.write("no certificates: whoever reaches this broker may read and write everything\n")
+    with until_stopped(), start_broker(options, embedded=embedded) as running:
         kind = type(running).__name__
         if json:
             print_json({"url": running.url, "kind": kind})

@@ -119,7 +119,7 @@ def test_a_signed_model_comes_over_http_runs_on_probation_and_is_committed(broke
 
 
 def test_a_device_that_cannot_reach_the_server_gets_blocks_over_mqtt(broker, make, signer, server, monkeypatch):
-    monkeypatch.setattr("edge_runtime.agent.FetchOptions", lambda: _Impatient)
+    monkeypatch.setattr("edge_runtime.agent.fetch_options", lambda _: _Impatient)
     server.url = "http://127.0.0.1:9/artefacts"  # discard: nobody listens
     with Device(broker, "ota2", signer.state, seconds=0.0) as device:
         deploy(broker, "ota2", signer.sign(make("v1"), 1), server=server)
