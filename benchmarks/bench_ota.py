@@ -19,7 +19,6 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper
 
-from benchmarks.rows import RESULTS, circumstances, make_row, merge_rows, parse_measurement, read_rows, write_rows
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, open_artefact, pack_artefact, write_artefact
 from edge_runtime.blocks import Block
@@ -351,15 +350,6 @@ def rows() -> list[dict[str, object]]:
         return found
 
 
-def main() -> None:
-    """Measure and replace these rows in benchmarks/results/fleet.json."""
-    where = circumstances("python -m benchmarks.bench_ota")
-    fresh = [make_row(parse_measurement("bench_ota", values), where) for values in rows()]
-    results = RESULTS / "fleet.json"
-    write_rows(results, merge_rows(read_rows(results), fresh))
-    for one in fresh:
-        print(one.id, one.value, one.unit, one.holds)
-
-
 if __name__ == "__main__":
-    main()
+    for one in rows():
+        print(one)

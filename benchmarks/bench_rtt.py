@@ -31,7 +31,7 @@ from orchestrator.broker import BrokerOptions, MosquittoBroker  # noqa: E402
 from orchestrator.tail_server import Served, ServerOptions, TailServer  # noqa: E402
 
 KEY = "00" * 8
-PEER_REQUEST, PEER_REPLY = "ht/v1/bench/peer/off/req/0/0", "ht/v1/bench/peer/off/rep/0"
+PEER_REQUEST, PEER_REPLY = "ht/v1/default/peer/off/req/0/0", "ht/v1/default/peer/off/rep/0"
 FRAME_OVERHEAD_BYTES = 24 + 28 + 4 + 8
 
 
@@ -40,6 +40,8 @@ def bare_client(url: str, *, nodelay: bool = True) -> paho.Client:
     broker = parse_url(url)
     client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
     client.on_socket_open = lambda _c, _u, sock: sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(nodelay))
+    if broker.tls is not None:
+        client.tls_set(str(broker.tls.ca), str(broker.tls.cert), str(broker.tls.key))
     client.connect(broker.host, broker.port, keepalive=10)
     return client
 
@@ -122,11 +124,13 @@ def interleave(
     return times
 
 
-def measure(url: str, *, payload_bytes: int, qos: int, count: int) -> tuple[list[float], list[float]]:
-    """Round trips in ms: headtail's, bare paho's."""
+def measure(
+    url: str, *, payload_bytes: int, qos: int, count: int, peer_url: str | None = None
+) -> tuple[list[float], list[float]]:
+    """Round trips in ms: headtail's, bare paho's; the peer has a certificate of its own in `peer_url`."""
     array = np.random.default_rng(0).integers(0, 255, (1, 10, payload_bytes // 10), dtype=np.uint8)
     payload = bytes(payload_bytes + FRAME_OVERHEAD_BYTES)
-    bare = BareRequester(url, qos)
+    bare = BareRequester(peer_url or url, qos)
     try:
         with Offloader(url, "bench", key=KEY, options=OffloadOptions(qos=qos, deadline_ms=5000)) as ours:
             ours.wait_connected()

@@ -39,6 +39,9 @@ PARTS = {
     "kills": "benchmarks.bench_fleet_kills",
     "scale_out": "benchmarks.bench_fleet_scale",
     "fuzz": "benchmarks.bench_fleet_fuzz",
+    "ota": "benchmarks.bench_ota",
+    "rtt_tls": "benchmarks.bench_rtt_tls",
+    "agent": "benchmarks.bench_fleet_agent",
 }
 _TIMEOUT_S = 1800
 
