@@ -80,7 +80,9 @@ def test_the_command_runs_a_broker_until_it_is_stopped(number):
         measure_echo(url, timeout_s=0.2)
 
 
-@pytest.mark.parametrize("options", [{"port": 99_999}, {"port": -5}, {"host": "203.0.113.1", "port": 0}])
+@pytest.mark.parametrize(
+    "options", [{"port": 99_999}, {"port": -5}, {"host": "203.0.113.1", "port": 0, "insecure": True}]
+)
 def test_an_address_that_cannot_be_listened_on_is_named(options):
     with pytest.raises(BrokerError, match="listen on"):
         MosquittoBroker(BrokerOptions(**options))
