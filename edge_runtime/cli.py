@@ -77,6 +77,19 @@ def build_parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
     verify.add_argument("artefact", type=Path)
     verify.add_argument("--json", action="store_true")
+    _add_joining(commands)
+    _add_profile(commands)
+    return parser
+
+
+def default_state() -> Path:
+    """Where deployed artefacts are kept: /var/lib/headtail for root, else the user's own state folder."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/headtail")
+    return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "headtail")
+
+
+def _add_joining(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     enroll = commands.add_parser("enroll", help="join a fleet: make a key here, get a certificate for it")
     enroll.set_defaults(command=_enroll)
     enroll.add_argument("--url", required=True, help="https://host:port of `headtail pki serve`")
@@ -91,15 +104,6 @@ def build_parser() -> argparse.ArgumentParser:
     trust.add_argument("file", type=Path, help="trust.json of `headtail keys trust`")
     trust.add_argument("--state", type=Path, default=default_state(), metavar="DIR")
     trust.add_argument("--replace", action="store_true", help="even where the device has another key set")
-    _add_profile(commands)
-    return parser
-
-
-def default_state() -> Path:
-    """Where deployed artefacts are kept: /var/lib/headtail for root, else the user's own state folder."""
-    if os.geteuid() == 0:
-        return Path("/var/lib/headtail")
-    return Path(os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state"), "headtail")
 
 
 def _add_profile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
