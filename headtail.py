@@ -10,6 +10,14 @@
     with headtail.serve_tail("mqtt://host", tail.folder), headtail.Offloader("mqtt://host", "pi-1", head=head) as offloader:
         answer = offloader.infer(picture, deadline_ms=100)
 
+A bottleneck instead of a cut (`docs/bottlenecks.md`):
+
+    options = headtail.BottleneckOptions(method="slim", layer="layer2", data="photos/train", out=Path("pair"), time_budget_s=300)
+    made = headtail.train_bottleneck("my_package:network", options)
+    print(made.pair.head.folder, made.evaluation.ways[-1].accuracy)
+    pairs = {"slim": (made.pair.head, made.pair.tail)}
+    found = headtail.evaluate(pairs, made.whole, pictures, headtail.EvaluationOptions(data="photos/test"))
+
 Nothing heavy is imported until a name is used: `import headtail` costs milliseconds and pulls in no torch.
 `examples/python_api.py` runs all of it.
 """
@@ -25,8 +33,11 @@ if TYPE_CHECKING:
     from edge_runtime.artefact import open_artefact as load
     from edge_runtime.offloader import Offloader, OffloadOptions
     from edge_runtime.session import open_session
+    from export.bottleneck_run import BottleneckOptions, train_bottleneck
     from export.cut_pair import cut_network as cut
     from export.cut_pair import list_cuts as cuts
+    from export.evaluation import EvaluationOptions
+    from export.evaluation import evaluate_pairs as evaluate
     from export.pipeline import export_model as export
     from export.request import ExportOptions
     from orchestrator.broker import start_broker
@@ -35,12 +46,15 @@ if TYPE_CHECKING:
 
 # name -> where it lives
 _LAZY = {
+    "BottleneckOptions": "export.bottleneck_run:BottleneckOptions",
+    "EvaluationOptions": "export.evaluation:EvaluationOptions",
     "ExportOptions": "export.request:ExportOptions",
     "OffloadOptions": "edge_runtime.offloader:OffloadOptions",
     "Offloader": "edge_runtime.offloader:Offloader",
     "cut": "export.cut_pair:cut_network",
     "cuts": "export.cut_pair:list_cuts",
     "deploy": "orchestrator.deploy:deploy",
+    "evaluate": "export.evaluation:evaluate_pairs",
     "export": "export.pipeline:export_model",
     "list_boards": "device_profiles.load:list_boards",
     "load": "edge_runtime.artefact:open_artefact",
@@ -48,10 +62,13 @@ _LAZY = {
     "open_session": "edge_runtime.session:open_session",
     "serve_tail": "orchestrator.tail_server:serve_tail",
     "start_broker": "orchestrator.broker:start_broker",
+    "train_bottleneck": "export.bottleneck_run:train_bottleneck",
 }
 
 __all__ = [
+    "BottleneckOptions",
     "EdgeError",
+    "EvaluationOptions",
     "ExportOptions",
     "OffloadOptions",
     "Offloader",
@@ -59,6 +76,7 @@ __all__ = [
     "cut",
     "cuts",
     "deploy",
+    "evaluate",
     "export",
     "list_boards",
     "load",
@@ -66,6 +84,7 @@ __all__ = [
     "open_session",
     "serve_tail",
     "start_broker",
+    "train_bottleneck",
 ]
 
 

@@ -6,14 +6,26 @@ from pathlib import Path
 
 from orchestrator.commands.output import print_json, print_table
 from orchestrator.commands.serving import interruptible
+from orchestrator.demo.pair import PairDemo, PairOutcome, run_pair
 from orchestrator.demo.photos import class_name
 from orchestrator.demo.story import DemoOptions, Outcome, run_story
 
 
-def demo(*, link: str = "5mbit/20ms", out: Path = Path("demo"), rounds: int = 5, json: bool = False) -> None:
-    """Export, cut, deploy and run EfficientNet-Lite0 on photographs; write a report.
+def demo(
+    *,
+    pair: tuple[Path, Path] | None = None,
+    pictures: Path | None = None,
+    link: str = "5mbit/20ms",
+    out: Path = Path("demo"),
+    rounds: int = 5,
+    json: bool = False,
+) -> None:
+    """Export, cut, deploy and run EfficientNet-Lite0 on photographs, then a trained pair; write a report.
 
     Args:
+        pair: Run only this trained pair: the folders of its head and tail.
+        pictures: For the pair: a folder, with one folder for each class where labels are known; those that ship with the
+            pair of headtail by default.
         link: Emulated link of the device, rate/one-way delay, or "none".
         out: Folder for everything that the demo writes.
         rounds: How often each photograph is classified in each way.
@@ -26,13 +38,36 @@ def demo(*, link: str = "5mbit/20ms", out: Path = Path("demo"), rounds: int = 5,
             sys.stdout.write(f"[{time.monotonic() - begun:5.1f} s] {line}\n")
             sys.stdout.flush()
 
+    trained = _pair_demo(pair, pictures, link)
     with interruptible():
-        outcome = run_story(DemoOptions(folder=out, link=link, rounds=rounds), say)
+        outcome = run_story(DemoOptions(folder=out, link=link, rounds=rounds), say) if pair is None else None
+        found = run_pair(trained, out, say)
     if json:
-        print_json({"link": link, "rows": outcome.rows, "verdict": outcome.verdict})
+        story = {} if outcome is None else {"link": link, "rows": outcome.rows, "verdict": outcome.verdict}
+        print_json({**story, "pair": found})
         return
-    _print(outcome, link)
+    if outcome is not None:
+        _print(outcome, link)
+    _print_pair(found, link)
     say("Done")
+
+
+def _pair_demo(pair: tuple[Path, Path] | None, pictures: Path | None, link: str) -> PairDemo:
+    """The pair that ships with headtail, or the user's."""
+    shipped = PairDemo(link=link)
+    head, tail = pair or (shipped.head, shipped.tail)
+    return PairDemo(head=head, tail=tail, pictures=pictures or shipped.pictures, link=link)
+
+
+def _print_pair(found: PairOutcome, link: str) -> None:
+    row = (f"{found.bytes_mean:.0f}", found.bytes_largest)
+    times = (found.head_ms, found.encode_ms, found.link_ms, found.tail_ms, found.total_ms)
+    columns = ("pictures", "bytes, mean", "largest", "head", "encode", "link", "tail", "total")
+    title = f"A trained pair, link {link} (rate/one-way delay, emulated): bytes of requests, median ms"
+    print_table(title, columns, [(str(found.pictures), *row, *(f"{one:.1f}" for one in times))], numbers=True)
+    if found.right is not None:
+        sys.stdout.write(f"Right: {found.right} of {found.labelled} pictures with a known class.\n")
+    sys.stdout.write(found.remark + "\n")
 
 
 def _print(outcome: Outcome, link: str) -> None:

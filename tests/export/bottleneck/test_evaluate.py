@@ -88,3 +88,21 @@ def test_intervals_contain_the_mean_and_narrow_with_pairing():
     assert bootstrap_mean(values) == found
     same = paired_difference(values, values)
     assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_the_python_api_trains_and_evaluates(colour, picture_set, tmp_path):
+    import headtail
+
+    options = headtail.BottleneckOptions(
+        method="bottlefit",
+        layer="layer3",
+        data="colour_network:pictures",
+        out=tmp_path,
+        settings={"epochs": "1,1", "batch": "12", "channels": "3"},
+        codec_qualities=False,
+    )
+    made = headtail.train_bottleneck("colour_network:network", options)
+    pairs = {"bottlefit": (made.pair.head, made.pair.tail)}
+    found = headtail.evaluate(pairs, made.whole, picture_set(12), headtail.EvaluationOptions(data="d", codecs=False))
+    assert [one.kind for one in found.ways] == ["whole", "raw", "pair"]
+    assert {one.link for one in found.links} == set(headtail.EvaluationOptions(data="d").links)
