@@ -119,9 +119,12 @@ def listen(who: str, broker: str, store: str, devices: int) -> None:
         ingest = _TimedIngest(Store(store, durability="process-kill"), broker, group=None)
         ingest.ages = ages
         threading.Thread(target=ingest.run, daemon=True).start()
+        _wait_for_all(store, devices)
+        while ingest.backlog > devices // 10:
+            time.sleep(0.05)
     else:
         _start_paho(broker, ages)
-    _wait_for_all(who, store, devices)
+        time.sleep(max(1.0, devices / 1000) + 4)  # it has no registry that could tell
     time.sleep(2)
     ages.begun, begun = True, time.monotonic()
     time.sleep(SECONDS)
@@ -148,11 +151,8 @@ def _start_paho(broker: str, ages: _Ages) -> None:
     client.loop_start()
 
 
-def _wait_for_all(who: str, store: str, devices: int) -> None:
-    """Ours: all births are in the database; the bare one has no registry: the same time passes."""
-    if who == "paho":
-        time.sleep(max(1.0, devices / 1000) + 4)
-        return
+def _wait_for_all(store: str, devices: int) -> None:
+    """Until all births are in the database."""
     opened, end = Store(store, migrate=False), time.monotonic() + 90
     while time.monotonic() < end:
         with opened.read() as session:

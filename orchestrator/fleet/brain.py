@@ -17,7 +17,7 @@ from orchestrator.fleet.leadership import Leadership
 from orchestrator.fleet.program import Program, run_program
 from orchestrator.fleet.queries import list_devices, list_groups, summarise
 from orchestrator.fleet.registry import add_snapshot, change_desired, config_for, drop_snapshots, send, topics_of
-from orchestrator.fleet.rollouts import active_rollouts, advance, carry_out_update
+from orchestrator.fleet.rollouts import active_rollouts, advance, carry_out_updates
 from orchestrator.fleet.store import Store, now_ms
 from orchestrator.fleet.tables import ConfigKey, Job, OutboxRow
 
@@ -93,11 +93,9 @@ class Brain:
                 return 0
         with self._store.write() as session:
             leases = jobs.claim_for_devices(session, self._owner, now_ms=now, limit=200)
+            carry_out_updates(session, [lease for lease in leases if lease.kind == UPDATE], now_ms=now)
             for lease in leases:
-                if lease.kind == UPDATE:
-                    carry_out_update(session, lease, now_ms=now)
-                else:
-                    assert lease.device is not None
+                if lease.kind != UPDATE and lease.device is not None:
                     order = _order(lease, now)
                     send(session, topics_of(lease.device).job, encode_control(order), now_ms=now)
         return len(leases)

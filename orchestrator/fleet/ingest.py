@@ -55,6 +55,11 @@ class Ingest:
         else:  # TLS
             self._link = MqttLink(broker, LinkOptions(subscriptions=filters), self._received)
 
+    @property
+    def backlog(self) -> int:
+        """Messages that wait to be written."""
+        return len(self._waiting)
+
     def run(self) -> None:
         """Until `stop`."""
         with self._link:
@@ -90,18 +95,34 @@ class Ingest:
                 self._stop.wait(0.5)
 
     def _write_in(self, session: Session, batch: list[_Message]) -> None:
+        """Heartbeats, reports and births together; what must keep its order within a device, one after the other."""
         beats: list[presence.Beat] = []
+        reports: list[presence.Told] = []
+        births: dict[str, presence.Born] = {}
         for topic, payload, at_ms in batch:
             try:
                 device, kind = self._parse(topic)
                 if kind == "hb":
                     beat = decode_control(payload, Heartbeat)
                     beats.append(presence.Beat(device, beat, bytes(payload).decode(), at_ms))
+                elif kind == "reported":
+                    reports.append(presence.Told(device, decode_control(payload, Reported), at_ms))
+                elif kind == "birth":
+                    birth = presence.Born(device, decode_control(payload, Birth), at_ms)
+                    if device in births:
+                        presence.record_births(session, [births.pop(device)])
+                    births[device] = birth
                 else:
+                    if device in births:
+                        presence.record_births(session, [births.pop(device)])
                     _record(session, device, kind, payload, at_ms)
             except EdgeError as error:
                 self.refused += 1
                 log.warning("ignored a message on %s: %s", topic[:100], error)
+        if births:
+            presence.record_births(session, list(births.values()))
+        if reports:
+            presence.record_reports(session, reports)
         presence.record_heartbeats(session, beats)
 
     def _parse(self, topic: str) -> tuple[str, str]:
@@ -116,12 +137,8 @@ class Ingest:
 
 
 def _record(session: Session, device: str, kind: str, payload: bytes, at_ms: int) -> None:
-    if kind == "birth":
-        presence.record_birth(session, device, decode_control(payload, Birth), now_ms=at_ms)
-    elif kind == "death":
+    if kind == "death":
         presence.record_death(session, device, decode_control(payload, Death), now_ms=at_ms)
-    elif kind == "reported":
-        presence.record_reported(session, device, decode_control(payload, Reported), now_ms=at_ms)
     elif kind == "job":
         presence.record_job_status(session, device, decode_control(payload, JobStatus), now_ms=at_ms)
 

@@ -4,7 +4,7 @@ A birth counts when its boot count is newer, or the device is not online; everyt
 one, and a heartbeat or report when its seq is newer than the one before. So shared subscriptions may reorder.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -15,7 +15,7 @@ from edge_runtime.messages import Birth, Death, Heartbeat, JobStatus, Reported
 from orchestrator.fleet.insert import insert_into
 from orchestrator.fleet.jobs import finish
 from orchestrator.fleet.registry import send, topics_of
-from orchestrator.fleet.tables import DesiredState, Device, Job, Presence, ReportedState
+from orchestrator.fleet.tables import Base, DesiredState, Device, Job, Presence, ReportedState
 
 SILENT_MS = 60_000  # an online device that has said nothing for so long counts as offline
 
@@ -29,11 +29,30 @@ _HEARTBEAT = (
     )
     .values(
         seq=bindparam("s"),
+        online=True,  # whatever order its death and its return came in
         seen_ms=bindparam("t"),
         heartbeat=bindparam("h"),
         desired_rev=bindparam("r"),
     )
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Born:
+    """A birth that came."""
+
+    device: str
+    birth: Birth
+    at_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A report that came."""
+
+    device: str
+    reported: Reported
+    at_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +67,87 @@ class Beat:
 
 def record_birth(session: Session, device: str, birth: Birth, *, now_ms: int) -> bool:
     """A device says that it is there. False when an older boot says so, or the device is blocked."""
-    row = session.get(Device, device)
-    if row is None:
-        topics = topics_of(device)
-        values = {"id": device, "tenant": topics.tenant, "name": topics.device, "created_ms": now_ms}
-        session.execute(insert_into(session, Device).values(values).on_conflict_do_nothing())
-        row = session.get_one(Device, device)
-    if row.blocked:
-        return False
-    presence = session.scalars(select(Presence).where(Presence.device == device).with_for_update()).first()
-    if presence is None:
-        presence = Presence(device=device, boot="", online=False, since_ms=now_ms, boot_count=0)
-        session.add(presence)
-    same = presence.boot == birth.boot
-    if not same and presence.online and birth.boot_count <= presence.boot_count:
-        return False
-    if not (same and presence.online):
-        presence.since_ms = now_ms
-    if not same:
-        presence.seq, presence.heartbeat = 0, None
-    presence.boot, presence.boot_count, presence.online = birth.boot, birth.boot_count, True
-    presence.seen_ms, presence.desired_rev = now_ms, birth.desired_rev
-    row.board, row.agent, row.own_labels = birth.board, birth.agent, dict(birth.labels)
-    row.birth = msgspec.json.encode(birth).decode()
-    session.flush()
-    _send_desired_again(session, device, birth.desired_rev, now_ms)
-    return True
+    return record_births(session, [Born(device, birth, now_ms)]) == 1
+
+
+def record_births(session: Session, births: Sequence[Born]) -> int:
+    """Many births at once, no device twice; returns how many counted.
+
+    A whole fleet comes back together when a broker does: one statement for each birth would keep it waiting.
+    """
+    known = {
+        device: (blocked, presence)
+        for device, blocked, presence in session.execute(
+            select(Device.id, Device.blocked, Presence)
+            .outerjoin(Presence, Presence.device == Device.id)
+            .where(Device.id.in_([born.device for born in births]))
+        )
+    }
+    devices: list[dict[str, object]] = []
+    presences: list[dict[str, object]] = []
+    counted: dict[str, Born] = {}
+    for born in sorted(births, key=lambda born: born.device):  # one order for all writers: no deadlock
+        blocked, before = known.get(born.device, (False, None))
+        if blocked or not _is_newer(before, born.birth):
+            continue
+        counted[born.device] = born
+        devices.append(_device_row(born))
+        presences.append(_presence_row(born, before))
+    if counted:
+        _upsert(session, Device, devices, "id", ("board", "agent", "birth", "own_labels"))
+        changed = tuple(name for name in presences[0] if name != "device")
+        _upsert(session, Presence, presences, "device", changed)
+        session.expire_all()
+        _send_desired_again(session, counted)
+    return len(counted)
+
+
+def _is_newer(before: Presence | None, birth: Birth) -> bool:
+    if before is None or before.boot == birth.boot or not before.online:
+        return True
+    return birth.boot_count > before.boot_count
+
+
+def _device_row(born: Born) -> dict[str, object]:
+    tenant, _, name = born.device.partition("/")
+    return {
+        "id": born.device,
+        "tenant": tenant,
+        "name": name,
+        "board": born.birth.board,
+        "agent": born.birth.agent,
+        "birth": msgspec.json.encode(born.birth).decode(),
+        "labels": {},
+        "own_labels": dict(born.birth.labels),
+        "created_ms": born.at_ms,
+        "blocked": False,
+    }
+
+
+def _presence_row(born: Born, before: Presence | None) -> dict[str, object]:
+    same = before is not None and before.boot == born.birth.boot
+    stayed = before is not None and same and before.online
+    return {
+        "device": born.device,
+        "boot": born.birth.boot,
+        "boot_count": born.birth.boot_count,
+        "online": True,
+        "since_ms": before.since_ms if before is not None and stayed else born.at_ms,
+        "seen_ms": born.at_ms,
+        "seq": before.seq if before is not None and same else 0,
+        "desired_rev": born.birth.desired_rev,
+        "heartbeat": before.heartbeat if before is not None and same else None,
+    }
+
+
+def _upsert(
+    session: Session, table: type[Base], rows: list[dict[str, object]], key: str, changed: tuple[str, ...]
+) -> None:
+    statement = insert_into(session, table)
+    statement = statement.on_conflict_do_update(
+        index_elements=[key], set_={name: statement.excluded[name] for name in changed}
+    )
+    session.connection().execute(statement, rows)
 
 
 def record_death(session: Session, device: str, death: Death, *, now_ms: int) -> bool:
@@ -111,30 +185,56 @@ def record_heartbeats(session: Session, beats: Sequence[Beat]) -> None:
 
 def record_reported(session: Session, device: str, reported: Reported, *, now_ms: int) -> bool:
     """A device says how far it is with its desired state; ends the job that this carries out. False: old news."""
-    boot = session.scalar(select(Presence.boot).where(Presence.device == device))
-    if boot != reported.boot:
-        return False
-    values = {
-        "device": device,
-        "boot": reported.boot,
-        "seq": reported.seq,
-        "rev": reported.rev,
-        "job": reported.job,
-        "state": reported.state,
-        "document": msgspec.json.encode(reported).decode(),
-        "seen_ms": now_ms,
+    return record_reports(session, [Told(device, reported, now_ms)]) == 1
+
+
+def record_reports(session: Session, reports: Sequence[Told]) -> int:
+    """Many reports at once, of the newest boot and seq alone; returns how many counted."""
+    ids = {told.device for told in reports}
+    boots = {
+        device: boot
+        for device, boot in session.execute(select(Presence.device, Presence.boot).where(Presence.device.in_(ids)))
     }
-    statement = insert_into(session, ReportedState).values(values)
-    newer = statement.excluded.seq > ReportedState.seq
-    statement = statement.on_conflict_do_update(
-        index_elements=["device"],
-        set_={name: statement.excluded[name] for name in values if name != "device"},
-        where=or_(statement.excluded.boot != ReportedState.boot, newer),
-    )
-    written = session.execute(statement.returning(ReportedState.device)).first() is not None
-    if reported.job is not None and reported.state in ("active", "failed", "rolled_back"):
-        _finish_update(session, device, reported, now_ms)
-    return written
+    query = select(ReportedState.device, ReportedState.boot, ReportedState.seq).where(ReportedState.device.in_(ids))
+    last = {device: (boot, seq) for device, boot, seq in session.execute(query)}
+    newest: dict[str, Told] = {}
+    for told in reports:
+        before = newest[told.device].reported.seq if told.device in newest else None
+        boot, seq = last.get(told.device, ("", 0))
+        if boots.get(told.device) != told.reported.boot or (boot == told.reported.boot and told.reported.seq <= seq):
+            continue
+        if before is None or told.reported.seq > before:
+            newest[told.device] = told
+    rows = [_reported_row(newest[device]) for device in sorted(newest)]
+    if rows:
+        statement = insert_into(session, ReportedState)
+        newer = or_(
+            statement.excluded.boot != ReportedState.boot, statement.excluded.seq > ReportedState.seq
+        )  # again, in the statement: another host may have written meanwhile
+        statement = statement.on_conflict_do_update(
+            index_elements=["device"],
+            set_={name: statement.excluded[name] for name in rows[0] if name != "device"},
+            where=newer,
+        )
+        session.connection().execute(statement, rows)
+        session.expire_all()
+    for told in reports:
+        if told.reported.job is not None and told.reported.state in ("active", "failed", "rolled_back"):
+            _finish_update(session, told.device, told.reported, boots.get(told.device), told.at_ms)
+    return len(rows)
+
+
+def _reported_row(told: Told) -> dict[str, object]:
+    return {
+        "device": told.device,
+        "boot": told.reported.boot,
+        "seq": told.reported.seq,
+        "rev": told.reported.rev,
+        "job": told.reported.job,
+        "state": told.reported.state,
+        "document": msgspec.json.encode(told.reported).decode(),
+        "seen_ms": told.at_ms,
+    }
 
 
 def record_job_status(session: Session, device: str, status: JobStatus, *, now_ms: int) -> bool:
@@ -179,20 +279,25 @@ def sweep_presence(session: Session, *, now_ms: int, resend_ms: int = 5000) -> i
     return len(rows)
 
 
-def _send_desired_again(session: Session, device: str, seen: int, now_ms: int) -> None:
-    """A device that comes (back) and has not seen the newest revision: the broker may have lost what it retained."""
-    row = session.get(DesiredState, device)
-    if row is not None and row.rev > seen and row.sent_ms < now_ms - 1000:
-        row.sent_ms = now_ms
-        send(session, topics_of(device).desired, row.document.encode(), retain=True, now_ms=now_ms)
-        session.flush()
+def _send_desired_again(session: Session, counted: Mapping[str, Born]) -> None:
+    """Devices that come (back) and have not seen the newest revision: the broker may have lost what it retained."""
+    for row in session.scalars(select(DesiredState).where(DesiredState.device.in_(counted))):
+        born = counted[row.device]
+        if row.rev > born.birth.desired_rev and row.sent_ms < born.at_ms - 1000:
+            row.sent_ms = born.at_ms
+            send(session, topics_of(row.device).desired, row.document.encode(), retain=True, now_ms=born.at_ms)
+    session.flush()
 
 
-def _finish_update(session: Session, device: str, reported: Reported, now_ms: int) -> None:
+def _finish_update(session: Session, device: str, reported: Reported, boot: str | None, now_ms: int) -> None:
     """The update job of a report has ended, if the report is about its current attempt: that wrote the newest revision."""
+    if boot != reported.boot:
+        return
     job = session.get(Job, reported.job)
+    if job is None or job.device != device or job.state != "leased":
+        return
     desired = session.get(DesiredState, device)
-    if job is None or job.device != device or desired is None or desired.rev != reported.rev:
+    if desired is None or desired.rev != reported.rev:
         return
     error = None if reported.state == "active" else reported.error or reported.state
     finish(session, job.id, job.attempt, now_ms=now_ms, error=error, result={"version": reported.version or ""})

@@ -187,16 +187,27 @@ def register_version(
     append_audit(session, actor, "version", name, detail, now_ms=now_ms)
 
 
-def change_desired(session: Session, device: str, *, now_ms: int, **changes: Any) -> Desired:  # noqa: ANN401 - fields of Desired
+def change_desired(
+    session: Session,
+    device: str,
+    *,
+    now_ms: int,
+    held: Mapping[str, DesiredState] | None = None,
+    **changes: Any,  # noqa: ANN401 - fields of Desired
+) -> Desired:
     """Change fields of a device's desired state, give it the next revision, and put it into the outbox.
 
     Args:
         session: Writes.
         device: tenant/name.
         now_ms: The time.
+        held: Rows that the caller has locked, of all devices that it changes and that have one.
         changes: Fields of `Desired` other than boot and rev; those not given stay.
     """
-    row = session.scalars(select(DesiredState).where(DesiredState.device == device).with_for_update()).first()
+    if held is None:
+        row = session.scalars(select(DesiredState).where(DesiredState.device == device).with_for_update()).first()
+    else:
+        row = held.get(device)
     before = msgspec.json.decode(row.document, type=Desired) if row else Desired(boot=_SENDER, rev=0)
     desired = msgspec.structs.replace(before, boot=_SENDER, rev=before.rev + 1, **changes)
     document = encode_control(desired)
@@ -205,7 +216,8 @@ def change_desired(session: Session, device: str, *, now_ms: int, **changes: Any
         session.add(row)
     row.rev, row.document, row.changed_ms, row.sent_ms = desired.rev, document.decode(), now_ms, now_ms
     send(session, topics_of(device).desired, document, retain=True, now_ms=now_ms)
-    session.flush()
+    if held is None:
+        session.flush()
     return desired
 
 

@@ -1,6 +1,7 @@
 """Rollouts in the database: make one, give it an order, move it on. The decisions are those of `state.py`."""
 
 import hashlib
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from sqlalchemy import select
@@ -32,7 +33,7 @@ from orchestrator.fleet.state import (
     event_of,
     plan,
 )
-from orchestrator.fleet.tables import ArtefactRow, ConfigKey, Job, RolloutRow, TargetRow, Version
+from orchestrator.fleet.tables import ArtefactRow, ConfigKey, DesiredState, Job, RolloutRow, TargetRow, Version
 
 _ENDS = {"succeeded": "succeeded", "failed": "failed", "expired": "failed", "cancelled": "failed"}
 FILES_SCOPE, FILES_KEY = "fleet", "files_url"  # where devices fetch artefacts: set by `headtail fleet up`
@@ -109,10 +110,24 @@ def active_rollouts(session: Session) -> list[str]:
     return list(session.scalars(select(RolloutRow.id).where(RolloutRow.phase.not_in(ENDED)).order_by(RolloutRow.id)))
 
 
-def carry_out_update(session: Session, lease: Lease, *, now_ms: int) -> None:
-    """The order of an update job becomes the device's desired state."""
+def carry_out_updates(session: Session, leases: Sequence[Lease], *, now_ms: int) -> None:
+    """The orders of update jobs become the devices' desired states."""
+    devices = [lease.device for lease in leases if lease.device is not None]
+    locked = session.scalars(select(DesiredState).where(DesiredState.device.in_(devices)).with_for_update()).all()
+    held = {row.device: row for row in locked}
+    rollouts = {lease.rollout for lease in leases}
+    chosen = select(TargetRow).where(TargetRow.rollout.in_(rollouts), TargetRow.device.in_(devices))
+    targets = {(target.rollout, target.device): target for target in session.scalars(chosen)}
+    with session.no_autoflush:
+        for lease in leases:
+            _carry_out(session, lease, targets[(str(lease.rollout), str(lease.device))], held, now_ms)
+    session.flush()
+
+
+def _carry_out(
+    session: Session, lease: Lease, target: TargetRow, held: Mapping[str, DesiredState], now_ms: int
+) -> None:
     assert lease.device is not None
-    target = session.get_one(TargetRow, (lease.rollout, lease.device))
     rollout = msgspec.json.decode(session.get_one(RolloutRow, lease.rollout).document, type=Rollout)
     if lease.arguments.get("revert"):
         models = msgspec.json.decode(target.before, type=Models)
@@ -122,6 +137,7 @@ def carry_out_update(session: Session, lease: Lease, *, now_ms: int) -> None:
         session,
         lease.device,
         now_ms=now_ms,
+        held=held,
         job=lease.id,
         models=models,
         probation_s=0.0 if lease.arguments.get("revert") else rollout.spec.probation_s,
@@ -221,10 +237,16 @@ def _save(session: Session, after: RolloutState, before: RolloutState | None, no
     if before is None or before.rollout != after.rollout:
         row.document, row.phase = msgspec.json.encode(after.rollout).decode(), after.rollout.phase
         row.changed_ms = now_ms
-    for device, target in after.targets.items():
-        if before is not None and before.targets[device] != target:
-            changed = session.get_one(TargetRow, (after.rollout.id, device))
-            changed.state, changed.error, changed.changed_ms = target.state, target.error, target.changed_ms
+    changed = {
+        device: target
+        for device, target in after.targets.items()
+        if before is not None and before.targets[device] != target
+    }
+    if changed:
+        for one in session.scalars(select(TargetRow).where(TargetRow.rollout == after.rollout.id)):
+            target = changed.get(one.device)
+            if target is not None:
+                one.state, one.error, one.changed_ms = target.state, target.error, target.changed_ms
     session.flush()
 
 

@@ -277,6 +277,8 @@ def _plan_stage(state: RolloutState, now_ms: int) -> list[Action]:
         return actions
     last = stage == len(spec.stages) - 1
     in_stage = [target for target in here if target.stage == stage]
+    if not in_stage:  # fewer devices than stages: nothing to watch here
+        return [Move("done", stage) if last else Move("running", stage + 1)]
     ended = sum(target.state in ("succeeded", "failed", "skipped") for target in in_stage)
     busy = any(target.reachable or last for target in updating)
     if not pending and not busy and (last or ended >= min(spec.minimum_sample, len(in_stage))):

@@ -162,6 +162,11 @@ def test_every_rollout_ends_and_no_device_is_left_in_between(count, fates, stage
     assert set(states(state)) <= allowed
 
 
+def test_a_stage_without_devices_of_its_own_is_not_soaked():
+    state = start(1, stages=(Stage(share=0.05, soak_s=0), Stage(share=0.25, soak_s=60), Stage(share=1.0)))
+    assert settle(state, 0).rollout.phase == "done"
+
+
 def test_stages_must_grow_to_all_devices():
     assert stage_sizes(CANARY, 1000) == [50, 1000]
     assert stage_sizes((Stage(count=1), Stage(share=1.0)), 1) == [1, 1]
