@@ -46,6 +46,7 @@ from edge_runtime.session import available_engines
 from edge_runtime.slots import Probation, SlotStore
 from edge_runtime.sources import Frame, Newest
 from edge_runtime.trial import ProbationError, Trial
+from edge_runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2
@@ -86,6 +87,7 @@ class Agent:
         self._given = (head, whole)
         self.boot = os.urandom(8).hex()
         self._stop = threading.Event()
+        self._watchdog = Watchdog()
         self._started = time.monotonic()
         self._inbox: Queue[tuple[str, bytes]] = Queue(maxsize=64)  # what does not fit, the host sends again
         self._unsent: deque[DeployStatus] = deque(maxlen=_MAX_UNSENT)
@@ -132,6 +134,7 @@ class Agent:
                 self._loop(frames)
             finally:
                 self._stop.set()
+                self._watchdog.stopping()
                 if self._source is not None:
                     self._source.stop()
                 for thread in threads:
@@ -147,7 +150,9 @@ class Agent:
 
     def _loop(self, frames: int | None) -> None:
         started = False
+        self._watchdog.ready()
         while not self._stop.is_set() and (frames is None or self._frames < frames):
+            self._watchdog.alive()
             self._take_next()
             self._judge()
             if self._pipeline is None or self._source is None:

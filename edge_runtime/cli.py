@@ -99,6 +99,15 @@ def _add_joining(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     enroll.add_argument("--device", required=True, metavar="NAME", help="the name to have")
     enroll.add_argument("--tenant", default="default")
     enroll.add_argument("--state", type=Path, default=default_state(), metavar="DIR")
+    install = commands.add_parser("install", help="write a systemd unit that keeps the agent running")
+    install.set_defaults(command=_install)
+    install.add_argument("--folder", type=Path, default=Path("/etc/systemd/system"), metavar="DIR")
+    install.add_argument("--devices", action="store_true", help="let it use cameras and GPUs")
+    install.add_argument(
+        "--read", type=Path, action="append", default=[], metavar="DIR", help="a folder that it may read"
+    )
+    install.add_argument("--memory-mb", type=int, default=1024, help="end it when it takes more")
+    install.add_argument("run", nargs="*", metavar="-- ARGUMENT", help="of `edge-agent run`")
     trust = commands.add_parser("trust", help="run only what the keys of this file have signed, from now on")
     trust.set_defaults(command=_trust)
     trust.add_argument("file", type=Path, help="trust.json of `headtail keys trust`")
@@ -235,6 +244,22 @@ def _enroll(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _install(arguments: argparse.Namespace) -> int:
+    from edge_runtime.install import InstallOptions, install
+
+    options = InstallOptions(
+        command=tuple(arguments.run),
+        devices=arguments.devices,
+        read=tuple(path.absolute() for path in arguments.read),
+        memory_mb=arguments.memory_mb,
+    )
+    path = install(options, arguments.folder)
+    sys.stdout.write(
+        f"{path} is written. Start it now and at every boot: systemctl daemon-reload && systemctl enable --now edge-agent\n"
+    )
+    return 0
+
+
 def _fill_in_identity(arguments: argparse.Namespace) -> str | None:
     """Take broker and name from the device's identity unless they were given; the URL for offloaded requests, if any."""
     from edge_runtime.identity import IdentityError, broker_urls, read_identity
@@ -290,3 +315,7 @@ def _profile(arguments: argparse.Namespace) -> int:
         arguments.out.write_bytes(dump_profile(profile))
     sys.stdout.write(dump_profile(profile).decode() if arguments.json else describe(profile))
     return 0
+
+
+if __name__ == "__main__":
+    main()
