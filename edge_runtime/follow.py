@@ -88,6 +88,10 @@ class Follower:
             self.report()
             return
         self._keep(rev=desired.rev, job=desired.job, state="idle", error=None)
+        if desired.agent is not None:
+            text = "NotSupportedError: Wanted another agent, found that this one cannot replace itself. Install it by hand."
+            self._set("failed", error=text)
+            return
         models = desired.models
         if models is None or self._slots_of(models) == self._store.active:
             pending = self._store.probation

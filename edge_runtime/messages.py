@@ -133,7 +133,6 @@ class DeployStart(Message, frozen=True, kw_only=True):
     """
 
     transfer: Boot
-    kind: Literal["model", "agent"] = "model"
     artefact: Sha256
     zip_sha256: Sha256
     size: Annotated[int, msgspec.Meta(ge=1, le=MAX_TRANSFER_BYTES)]

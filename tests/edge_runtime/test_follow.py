@@ -107,8 +107,10 @@ def test_head_and_whole_move_together_and_a_decided_revision_is_not_tried_again(
         last, states = host.wait_for(2, "failed")
         assert set(states) == {"failed"}
         host.want(1)
-        host.want(3, models=Models(version="net@1", head=head, whole=whole))
-        assert host.wait_for(3, "active")[0].version == "net@1"
+        host.want(4, agent=whole)
+        assert "cannot replace itself" in host.wait_for(4, "failed")[0].error
+        host.want(5, models=Models(version="net@1", head=head, whole=whole))
+        assert host.wait_for(5, "active")[0].version == "net@1"
 
 
 def test_a_job_is_done_once_and_unknown_kinds_are_rejected(broker, tmp_path):
