@@ -1,6 +1,7 @@
 """`edge-agent`: the command on a device. argparse only, so that a device installs no more than it needs."""
 
 import argparse
+import importlib
 import logging
 import os
 import signal
@@ -10,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO
 
-from device_profiles.errors import EdgeError
+from device_profiles.errors import EdgeError, MissingDependencyError
 from device_profiles.version import __version__
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("--json", action="store_true")
     _add_joining(commands)
     _add_profile(commands)
+    _add_llm_worker(commands)
     return parser
 
 
@@ -126,6 +128,18 @@ def _add_profile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     profile.add_argument("--minutes", type=float, default=0.0, help="run on for so long: does it slow down when warm?")
     profile.add_argument("--power", metavar="idle=W,active=W[,tx=W]", help="figures that you state; labelled as such")
     profile.add_argument("--power-csv", type=Path, metavar="FILE", help="log of a USB meter that records meanwhile")
+
+
+def _add_llm_worker(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    worker = commands.add_parser("llm-worker", help="be one rank of a language model (needs headtail[llm])")
+    worker.set_defaults(command=_llm_worker)
+    worker.add_argument("--listen", required=True, metavar="HOST:PORT", help="where the master reaches this node")
+    worker.add_argument("--key", type=Path, required=True, metavar="FILE", help="the cluster's, of `headtail llm key`")
+    worker.add_argument(
+        "--store", type=Path, default=default_state() / "llm", metavar="DIR", help="weights are kept here"
+    )
+    worker.add_argument("--memory-limit", metavar="SIZE", help="as in 512MB; kept, or refused with what would work")
+    worker.add_argument("--threads", type=int, help="of torch")
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -314,6 +328,23 @@ def _profile(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         arguments.out.write_bytes(dump_profile(profile))
     sys.stdout.write(dump_profile(profile).decode() if arguments.json else describe(profile))
+    return 0
+
+
+def _llm_worker(arguments: argparse.Namespace) -> int:
+    try:  # named by a string: a device that runs no language model has neither the package's parts nor torch
+        serving = importlib.import_module("orchestrator.tensor_parallel.serving")
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            f"Wanted {error.name} for llm-worker, found none. pip install 'headtail[llm]'"
+        ) from error
+    serving.run_worker(
+        listen=arguments.listen,
+        key_file=arguments.key,
+        store=arguments.store,
+        memory_limit=arguments.memory_limit,
+        threads=arguments.threads,
+    )
     return 0
 
 

@@ -71,6 +71,16 @@ GROUPS = {
         "Serve tails on the host.",
         {"serve": ("orchestrator.commands.tail:serve", "Answer the requests of heads over MQTT.")},
     ),
+    "llm": (
+        "Run one language model over several devices.",
+        {
+            "key": ("orchestrator.commands.llm:key", "Make the key file that the nodes of a cluster share."),
+            "plan": ("orchestrator.commands.llm:plan", "Say who would hold what, and whether one device is faster."),
+            "shard": ("orchestrator.commands.llm:shard", "Cut a checkpoint: one file for each node."),
+            "serve": ("orchestrator.commands.llm:serve", "Answer an OpenAI-compatible API over the nodes."),
+            "demo": ("orchestrator.commands.llm:demo", "Three workers, a server, a question, a worker killed."),
+        },
+    ),
 }
 
 

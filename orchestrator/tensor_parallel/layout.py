@@ -1,0 +1,155 @@
+"""Where every weight of a rank stands: blocks in execution order, each a list of row-major parts. Pure functions.
+
+Every cut tensor is stored so that a share is a range of rows: the projections by output row, o and down transposed.
+A rank's file may hold more than its share (for the day when another rank is lost); offsets are computed, not stored.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestrator.tensor_parallel.config import ModelConfig
+from orchestrator.tensor_parallel.partition import Share
+
+PAGE_BYTES = 4096
+ALIGNMENT_BYTES = 64
+WIDTH_BYTES = 4  # float32
+
+Axis = Literal["kv", "ffn", "vocabulary", "whole"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of a block: `rows` rows for each unit of its axis, `width` values each."""
+
+    name: str
+    axis: Axis
+    rows: int
+    width: int
+    transposed: bool = False  # stored as columns of the checkpoint's tensor
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A part's rows in a file or a buffer."""
+
+    part: Part
+    offset: int
+    first_row: int
+    row_count: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows."""
+        return self.row_count * self.part.width * WIDTH_BYTES
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is loaded and released together. `layer` is -1 outside of layers."""
+
+    kind: Literal["attention", "ffn", "embedding", "head"]
+    layer: int
+    placed: tuple[Placed, ...]
+    nbytes: int
+
+    @property
+    def name(self) -> str:
+        """For the index and for messages."""
+        return self.kind if self.layer < 0 else f"{self.kind}.{self.layer}"
+
+    def part(self, name: str) -> Placed | None:
+        """The rows of one part, if the block has it."""
+        return next((one for one in self.placed if one.part.name == name), None)
+
+
+def attention_parts(config: ModelConfig) -> tuple[Part, ...]:
+    """Norm, q, k, v, o and what the family adds."""
+    heads, size, hidden = config.group * config.head_dim, config.head_dim, config.hidden
+    parts = [
+        Part("attention_norm", "whole", 1, hidden),
+        Part("q", "kv", heads, hidden),
+        Part("k", "kv", size, hidden),
+        Part("v", "kv", size, hidden),
+        Part("o", "kv", heads, hidden, transposed=True),
+    ]
+    if config.qkv_bias:
+        parts += [Part("q_bias", "kv", heads, 1), Part("k_bias", "kv", size, 1), Part("v_bias", "kv", size, 1)]
+    if config.qk_norm:
+        parts += [Part("q_norm", "whole", 1, size), Part("k_norm", "whole", 1, size)]
+    return tuple(parts)
+
+
+def ffn_parts(config: ModelConfig) -> tuple[Part, ...]:
+    """Norm, gate, up, down."""
+    return (
+        Part("ffn_norm", "whole", 1, config.hidden),
+        Part("gate", "ffn", 1, config.hidden),
+        Part("up", "ffn", 1, config.hidden),
+        Part("down", "ffn", 1, config.hidden, transposed=True),
+    )
+
+
+def rank_blocks(config: ModelConfig, share: Share, *, master: bool) -> list[Block]:
+    """The blocks of a rank in execution order; a block with nothing to compute is left out.
+
+    The master also has the embedding, and the final norm with lm_head (or the norm alone where lm_head is tied).
+    """
+    blocks = []
+    if master:
+        blocks.append(_block("embedding", -1, (Part("embedding", "vocabulary", 1, config.hidden),), config, share))
+    for layer in range(config.layers):
+        if share.kv_heads:
+            blocks.append(_block("attention", layer, attention_parts(config), config, share))
+        if share.columns:
+            blocks.append(_block("ffn", layer, ffn_parts(config), config, share))
+    if master:
+        head: tuple[Part, ...] = (Part("final_norm", "whole", 1, config.hidden),)
+        if not config.tied_embedding:
+            head += (Part("head", "vocabulary", 1, config.hidden),)
+        blocks.append(_block("head", -1, head, config, share))
+    return blocks
+
+
+def file_offsets(blocks: list[Block]) -> list[int]:
+    """Page-aligned start of each block in a rank's file."""
+    offsets, position = [], 0
+    for block in blocks:
+        offsets.append(position)
+        position = _up(position + block.nbytes, PAGE_BYTES)
+    return offsets
+
+
+def file_bytes(blocks: list[Block]) -> int:
+    """Size of a rank's file."""
+    return _up(file_offsets(blocks)[-1] + blocks[-1].nbytes, PAGE_BYTES) if blocks else 0
+
+
+def _block(
+    kind: Literal["attention", "ffn", "embedding", "head"],
+    layer: int,
+    parts: tuple[Part, ...],
+    config: ModelConfig,
+    share: Share,
+) -> Block:
+    placed, position = [], 0
+    for part in parts:
+        first, stop = unit_range(part.axis, config, share)
+        one = Placed(part, position, first * part.rows, (stop - first) * part.rows)
+        placed.append(one)
+        position = _up(position + one.nbytes, ALIGNMENT_BYTES)
+    return Block(kind, layer, tuple(placed), position)
+
+
+def unit_range(axis: Axis, config: ModelConfig, share: Share) -> tuple[int, int]:
+    """The units of an axis that a share has."""
+    ranges = {
+        "kv": (share.kv_start, share.kv_stop),
+        "ffn": (share.ffn_start, share.ffn_stop),
+        "vocabulary": (0, config.vocabulary),
+        "whole": (0, 1),
+    }
+    return ranges[axis]
+
+
+def _up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

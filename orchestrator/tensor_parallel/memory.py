@@ -1,0 +1,103 @@
+"""How many bytes a rank takes: the promise behind a memory limit. Arithmetic, and a look at this process."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.tensor_parallel.config import ModelConfig
+from orchestrator.tensor_parallel.errors import MemoryLimitError
+from orchestrator.tensor_parallel.loads import RankLoads, choose_resident, smallest_budget
+from orchestrator.tensor_parallel.partition import Share
+from orchestrator.tensor_parallel.protocol import RunSettings
+
+# Allocator slack, thread stacks, TLS buffers and the libraries' own scratch, above what the formulas below count.
+SLACK_BYTES = 40 << 20
+# An interpreter with torch imported, where it cannot be measured because the node is another machine.
+TYPICAL_BASE_BYTES = 260 << 20
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of a rank, by what they are for."""
+
+    base: int  # interpreter, libraries, tokenizer
+    cache: int  # keys and values at the full context
+    work: int  # activations, scores, messages, logits
+    resident: int  # weights that stay
+    buffers: int  # the window's
+    streamed: int  # weights loaded again for each step; not in memory
+    kept: frozenset[int]
+
+    @property
+    def total(self) -> int:
+        """Bytes at the peak."""
+        return self.base + self.cache + self.work + self.resident + self.buffers
+
+
+def cache_bytes(config: ModelConfig, share: Share, settings: RunSettings) -> int:
+    """Keys and values in float32 when every slot is full."""
+    return 8 * config.layers * settings.slots * settings.context * share.kv_heads * config.head_dim
+
+
+def work_bytes(config: ModelConfig, share: Share, settings: RunSettings, *, ranks: int, master: bool) -> int:
+    """Activations of the largest step; scores at the full context exist three times while softmax runs."""
+    tokens, heads = settings.step_tokens, share.kv_heads * config.group
+    hidden = (8 + 3 * ranks) * config.hidden  # residual, norms, partial sums, and each message twice
+    projections = 4 * (heads + 2 * share.kv_heads) * config.head_dim
+    scores = 3 * heads * settings.context
+    logits = 4 * settings.slots * config.vocabulary if master else 0
+    return 4 * (tokens * (hidden + max(projections + scores, 4 * share.columns)) + logits)
+
+
+def plan_memory(
+    config: ModelConfig,
+    share: Share,
+    loads: RankLoads,
+    settings: RunSettings,
+    *,
+    ranks: int,
+    master: bool,
+    limit: int | None,
+    base: int,
+) -> MemoryPlan:
+    """Divide a limit: what must be there first, then as many weights as fit.
+
+    Raises:
+        MemoryLimitError: The window's buffers do not fit; the message names the limit that would do.
+    """
+    cache = cache_bytes(config, share, settings)
+    work = work_bytes(config, share, settings, ranks=ranks, master=master)
+    fixed = base + cache + work + SLACK_BYTES
+    total = sum(load.nbytes for load in loads.cycle)
+    if settings.paper:
+        kept: frozenset[int] = frozenset()
+        buffers = settings.window * max((load.nbytes for load in loads.cycle), default=0)
+        smallest = buffers
+    else:
+        smallest = smallest_budget(loads.cycle, window=settings.window)
+        budget = None if limit is None else max(limit - fixed, smallest)
+        kept, buffers = choose_resident(loads.cycle, budget, window=settings.window)
+    if limit is not None and fixed + smallest > limit:
+        needed = -(-(fixed + smallest) // 10**6)
+        raise MemoryLimitError(
+            f"Wanted to stay within {limit / 1e6:.0f} MB, found that {needed} MB are needed: {base / 1e6:.0f} MB program, "
+            f"{cache / 1e6:.0f} MB cache of {settings.slots} x {settings.context} tokens, {work / 1e6:.0f} MB activations, "
+            f"{smallest / 1e6:.0f} MB weights in flight. Give --memory-limit {needed}MB, or less --context."
+        )
+    resident = sum(loads.cycle[index].nbytes for index in kept)
+    return MemoryPlan(base, cache, work + SLACK_BYTES, resident, buffers, total - resident, kept)
+
+
+def resident_now() -> int:
+    """Bytes of this process that are in memory now (VmRSS)."""
+    return _status("VmRSS")
+
+
+def resident_peak() -> int:
+    """The most bytes of this process that were in memory at once (VmHWM)."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    return int(match[1]) * 1024 if match else 0

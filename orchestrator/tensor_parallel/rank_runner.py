@@ -1,0 +1,196 @@
+"""One rank's part of a step: its blocks in order, a sum over all ranks behind each."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orchestrator.tensor_parallel.blocks import KvCache, Rotary, attention, feed_forward, rms_norm
+from orchestrator.tensor_parallel.buffers import Buffer, WeightFile
+from orchestrator.tensor_parallel.collectives import Collective
+from orchestrator.tensor_parallel.config import ModelConfig
+from orchestrator.tensor_parallel.errors import PromptError, ShardError
+from orchestrator.tensor_parallel.loads import RankLoads, rank_loads
+from orchestrator.tensor_parallel.memory import MemoryPlan, plan_memory
+from orchestrator.tensor_parallel.partition import Share
+from orchestrator.tensor_parallel.protocol import Member, RunSettings, Segment
+from orchestrator.tensor_parallel.shard_set import ShardSet
+from orchestrator.tensor_parallel.window import Window
+
+Tensor = Any  # torch is untyped here
+
+
+@dataclass(frozen=True)
+class RankTask:
+    """Everything that decides what a rank loads and computes; equal tasks can share a runner."""
+
+    shard_set: ShardSet
+    file: Path
+    rank: int
+    members: tuple[Member, ...]
+    settings: RunSettings
+    memory_limit: int | None = None
+
+    @property
+    def share(self) -> Share:
+        """What this rank computes."""
+        return next(member.share for member in self.members if member.rank == self.rank)
+
+    @property
+    def loads(self) -> RankLoads:
+        """What this rank reads."""
+        held = self.shard_set.nodes[self.rank].held
+        master = self.rank == 0
+        return rank_loads(self.shard_set.config, held, self.share, master=master, paper=self.settings.paper)
+
+    def same_weights(self, other: "RankTask") -> bool:
+        """Whether a runner of the other task can go on as one of this."""
+        return (self.shard_set, self.file, self.rank, self.share, self.memory_limit, len(self.members)) == (
+            other.shard_set, other.file, other.rank, other.share, other.memory_limit, len(other.members)
+        ) and _loading(self.settings) == _loading(other.settings)  # fmt: skip
+
+
+def _loading(settings: RunSettings) -> tuple[object, ...]:
+    return (settings.paper, settings.window, settings.context, settings.slots, settings.step_tokens)
+
+
+class RankRunner:
+    """Weights, cache and blocks of one rank.
+
+    Args:
+        task: What to load.
+        base_bytes: Memory of the program before any weights.
+
+    Raises:
+        MemoryLimitError: The limit cannot be kept.
+        ShardError: The share is not in the file, or the file cannot be read.
+    """
+
+    def __init__(self, task: RankTask, *, base_bytes: int) -> None:
+        self.task = task
+        self.config: ModelConfig = task.shard_set.config
+        if not task.shard_set.nodes[task.rank].held.covers(task.share):
+            raise ShardError(f"Rank {task.rank} does not hold {task.share}. Shard again with more --spares.")
+        self._loads = task.loads
+        self.memory: MemoryPlan = plan_memory(
+            self.config,
+            task.share,
+            self._loads,
+            task.settings,
+            ranks=len(task.members),
+            master=task.rank == 0,
+            limit=task.memory_limit,
+            base=base_bytes,
+        )
+        self._file = WeightFile(task.file, drop_behind=task.memory_limit is not None and not task.settings.paper)
+        self._norm = self._load_norm()
+        self.window = Window(self._file, self._loads.cycle, self.memory.kept, size=task.settings.window)
+        settings = task.settings
+        self._cache = KvCache(self.config, task.share.kv_heads, slots=settings.slots, context=settings.context)
+        self._rotary = Rotary(self.config)
+        self._with_heads = [member.rank for member in task.members if member.share.kv_heads]
+        self._with_columns = [member.rank for member in task.members if member.share.columns]
+        self._position = 0
+        self.communicated_s = 0.0
+
+    def close(self) -> None:
+        """Give all memory back."""
+        self.window.close()
+        self._cache = KvCache(self.config, 0, slots=1, context=1)
+
+    def follow(self, task: RankTask) -> None:
+        """Go on with the same weights in another epoch."""
+        self.task = task
+        self._with_heads = [member.rank for member in task.members if member.share.kv_heads]
+        self._with_columns = [member.rank for member in task.members if member.share.columns]
+        self.window.rewind()
+
+    def embed(self, tokens: Sequence[int]) -> Tensor:
+        """Embedding rows of a step's tokens, (n, H); the step's first call on the master.
+
+        Raises:
+            PromptError: A token that the vocabulary does not have.
+        """
+        wrong = [token for token in tokens if not 0 <= token < self.config.vocabulary]
+        if wrong:
+            raise PromptError(f"Wanted tokens below {self.config.vocabulary}, found {wrong[0]}.")
+        self._position = 0
+        if self.task.settings.paper:
+            with self.window.take(0) as weights:
+                rows = weights["rows"][list(tokens)]
+            self._position = 1
+        else:
+            row_bytes = 4 * self.config.hidden
+            buffer = Buffer(len(tokens) * row_bytes)
+            for place, token in enumerate(tokens):
+                into = buffer.view[place * row_bytes : (place + 1) * row_bytes]
+                self._file.read(self._loads.embedding_offset + token * row_bytes, into)
+            rows = buffer.tensor(0, (len(tokens), self.config.hidden))
+        return rows * self.config.embedding_scale if self.config.embedding_scale != 1.0 else rows
+
+    def forward(self, x: Tensor, segments: Sequence[Segment], collective: Collective) -> Tensor | None:
+        """All layers.
+
+        Args:
+            x: Embeddings, (n, H), the same on every rank.
+            segments: Whose tokens they are, in this order.
+            collective: Sums over ranks.
+
+        Returns:
+            The residual behind the last layer on the master, null on workers.
+
+        Raises:
+            PeerError: A rank is lost.
+            ShardError: Weights cannot be read.
+        """
+        if self.task.rank:
+            self._position = 0
+        context = (segments, self._rotary.table(segments))
+        config, shape = self.config, (x.shape[0], x.shape[1])
+        for layer in range(config.layers):
+            partial = None
+            if self.task.share.kv_heads:
+                with self._next() as weights:
+                    partial = attention(x, weights, config, (self._cache, layer), context)
+            x = x + self._timed(collective.allreduce, partial, self._with_heads, shape)
+            partial = None
+            if self.task.share.columns:
+                with self._next() as weights:
+                    partial = feed_forward(x, weights, config)
+            last = layer == config.layers - 1
+            total = self._timed(collective.reduce if last else collective.allreduce, partial, self._with_columns, shape)
+            if total is None:
+                return None
+            x = x + total
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits of rows of the residual, (r, vocabulary); the head is read chunk by chunk. The step's last call."""
+        rows = rms_norm(x, self._norm, self.config)
+        out = torch.empty((x.shape[0], self.config.vocabulary))
+        for first, stop in self._loads.head_chunks:
+            with self._next() as weights:
+                if x.shape[0]:
+                    out[:, first:stop] = rows @ weights["rows"].T
+        return out
+
+    def _next(self) -> Any:  # noqa: ANN401 - a context manager over tensors
+        self._position += 1
+        return self.window.take(self._position - 1)
+
+    def _timed(self, operation: Any, *arguments: Any) -> Tensor | None:  # noqa: ANN401
+        began = time.perf_counter()
+        total = operation(*arguments)
+        self.communicated_s += time.perf_counter() - began
+        return total
+
+    def _load_norm(self) -> Tensor | None:
+        load = self._loads.norm
+        if load is None:
+            return None
+        buffer = Buffer(load.nbytes)
+        self._file.read(load.reads[0][0], buffer.view)
+        return buffer.tensor(0, load.views[0].shape)

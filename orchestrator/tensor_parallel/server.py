@@ -1,0 +1,202 @@
+"""The HTTP server: OpenAI's completions with server-sent events, models, health, Prometheus metrics; an API key."""
+
+import asyncio
+import contextlib
+import hmac
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from device_profiles.errors import EdgeError
+from orchestrator.tensor_parallel.api import Answer, ChatRequest, CompletionRequest, error_body, parse, to_request
+from orchestrator.tensor_parallel.engine import Engine
+from orchestrator.tensor_parallel.errors import MemoryLimitError, NodesLostError, PeerError, PromptError
+from orchestrator.tensor_parallel.generation import Event, Generator, Job
+from orchestrator.tensor_parallel.memory import resident_now, resident_peak
+from orchestrator.tensor_parallel.text import Text
+
+_BODY_LIMIT = 8 << 20
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes use."""
+
+    engine: Engine
+    generator: Generator
+    text: Text
+    lookup: int = 0
+    api_key: str | None = None
+
+    @property
+    def model(self) -> str:
+        """The served model's name."""
+        return self.engine.cluster.shard_set.model
+
+
+def build_app(service: Service) -> Starlette:
+    """The application."""
+    routes = [
+        Route("/v1/chat/completions", partial(_complete, service=service, kind="chat"), methods=["POST"]),
+        Route("/v1/completions", partial(_complete, service=service, kind="text"), methods=["POST"]),
+        Route("/v1/models", partial(_models, service=service)),
+        Route("/health", partial(_health, service=service)),
+        Route("/metrics", partial(_metrics, service=service)),
+    ]
+    return Starlette(routes=routes, middleware=[Middleware(_KeyCheck, api_key=service.api_key)])
+
+
+class _KeyCheck:
+    """Refuses requests below /v1 that do not bear the API key."""
+
+    def __init__(self, app: ASGIApp, api_key: str | None) -> None:
+        self._app, self._api_key = app, api_key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, or answer 401."""
+        if scope["type"] == "http" and self._api_key is not None and scope["path"].startswith("/v1/"):
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + self._api_key.encode()):
+                await _error(401, "Wanted the API key as a bearer token.", "invalid_api_key")(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _error(status: int, message: str, code: str) -> Response:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return Response(error_body(message, kind, code), status, media_type="application/json")
+
+
+def _from(error: EdgeError) -> Response:
+    if isinstance(error, PromptError):
+        return _error(400, str(error), "PromptError")
+    unavailable = isinstance(error, NodesLostError | PeerError | MemoryLimitError)
+    return _error(503 if unavailable else 500, str(error), type(error).__name__)
+
+
+async def _complete(request: Request, *, service: Service, kind: Literal["chat", "text"]) -> Response:
+    try:
+        body = await _body(request)
+        asked = parse(body, ChatRequest if kind == "chat" else CompletionRequest)
+        wanted = to_request(asked, service.text, lookup=service.lookup, context=service.engine.settings.context)
+        events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def put(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the server ended
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        job = service.generator.submit(wanted, put)
+    except ClientDisconnect:
+        return Response(status_code=499)
+    except EdgeError as error:
+        return _from(error)
+    answer = Answer(service.model, kind, len(wanted.prompt))
+    if asked.stream:
+        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        return StreamingResponse(_stream(job, events, answer, usage=usage), media_type="text/event-stream")
+    return await _collect(request, job, events, answer)
+
+
+async def _body(request: Request) -> bytes:
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > _BODY_LIMIT:
+            raise PromptError(f"Wanted a request of at most {_BODY_LIMIT} B, found more.")
+    return body
+
+
+async def _collect(request: Request, job: Job, events: "asyncio.Queue[Event]", answer: Answer) -> Response:
+    """Wait for the end; a client that leaves cancels its request."""
+    text = ""
+    while True:
+        try:
+            event = await asyncio.wait_for(events.get(), timeout=1.0)
+        except asyncio.TimeoutError:
+            if await request.is_disconnected():
+                job.cancel()
+            continue
+        text += event.text
+        if event.error is not None:
+            return _from(event.error)
+        if event.finish is not None:
+            data = answer.whole(text, event.finish, job.generated)
+            return Response(data, media_type="application/json")
+
+
+async def _stream(job: Job, events: "asyncio.Queue[Event]", answer: Answer, *, usage: bool) -> AsyncIterator[bytes]:
+    """Server-sent events; closing the connection cancels the request."""
+    first = True
+    try:
+        while True:
+            event = await events.get()
+            if event.error is not None:
+                error = event.error
+                yield b"data: " + error_body(str(error), "server_error", type(error).__name__) + b"\n\n"
+                return
+            if event.text or event.finish or first:
+                yield answer.chunk(event.text, event.finish, first=first)
+                first = False
+            if event.finish is not None:
+                break
+        if usage:
+            yield answer.usage(job.generated)
+        yield b"data: [DONE]\n\n"
+    finally:
+        job.cancel()
+
+
+async def _models(_request: Request, *, service: Service) -> Response:
+    model = {"id": service.model, "object": "model", "created": int(time.time()), "owned_by": "headtail"}
+    return Response(msgspec.json.encode({"object": "list", "data": [model]}), media_type="application/json")
+
+
+async def _health(_request: Request, *, service: Service) -> Response:
+    """Nodes and what they do; 503 while none can answer."""
+    cluster = service.engine.cluster
+    running, waiting = service.generator.load
+    nodes = [
+        {"name": node.name, "rank": rank, "alive": rank in cluster.alive} for rank, node in enumerate(cluster.nodes)
+    ]
+    healthy = not service.generator.broken
+    body = {"status": "ok" if healthy else "unavailable", "nodes": nodes, "running": running, "waiting": waiting}
+    return Response(msgspec.json.encode(body), 200 if healthy else 503, media_type="application/json")
+
+
+async def _metrics(_request: Request, *, service: Service) -> Response:
+    """Prometheus text format."""
+    counters, (running, waiting) = service.generator.counters, service.generator.load
+    rows: list[tuple[str, str, str, float]] = [
+        ("requests_total", "counter", "Requests that got a slot.", counters.requests),
+        ("requests_failed_total", "counter", "Requests that ended with an error.", counters.failed),
+        ("prompt_tokens_total", "counter", "Tokens of prompts.", counters.prompt_tokens),
+        ("prompt_tokens_reused_total", "counter", "Of these, found in a cache.", counters.reused_tokens),
+        ("generated_tokens_total", "counter", "Tokens generated.", counters.generated_tokens),
+        ("guessed_tokens_total", "counter", "Tokens guessed by prompt lookup.", counters.guessed_tokens),
+        ("accepted_tokens_total", "counter", "Of these, right.", counters.accepted_tokens),
+        ("steps_total", "counter", "Passes through the model.", counters.steps),
+        ("step_seconds_total", "counter", "Time in them.", counters.step_s),
+        ("communication_seconds_total", "counter", "Of this, sums over ranks.", counters.communicated_s),
+        ("restarts_total", "counter", "Epochs begun again after a loss.", counters.restarts),
+        ("requests_running", "gauge", "Requests that run.", running),
+        ("requests_waiting", "gauge", "Requests that wait for a slot.", waiting),
+        ("nodes_alive", "gauge", "Nodes of the epoch.", len(service.engine.cluster.alive)),
+        ("resident_bytes", "gauge", "Memory of the master.", resident_now()),
+        ("resident_peak_bytes", "gauge", "Its peak.", resident_peak()),
+    ]
+    lines = []
+    for name, kind, help_text, value in rows:
+        full = f"headtail_llm_{name}"
+        lines += [f"# HELP {full} {help_text}", f"# TYPE {full} {kind}", f"{full} {value:g}"]
+    return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")

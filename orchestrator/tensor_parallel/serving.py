@@ -1,0 +1,123 @@
+"""`headtail llm serve` and `edge-agent llm-worker`: everything put together, from options to a running process."""
+
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import torch
+import uvicorn
+
+from orchestrator.tensor_parallel.cluster import Progress
+from orchestrator.tensor_parallel.engine import Engine, EngineOptions
+from orchestrator.tensor_parallel.errors import PartitionError, PeerError
+from orchestrator.tensor_parallel.generation import Generator
+from orchestrator.tensor_parallel.nodes import Node, parse_size
+from orchestrator.tensor_parallel.protocol import RunSettings
+from orchestrator.tensor_parallel.server import Service, build_app
+from orchestrator.tensor_parallel.shard_set import read_index, read_set, verify_file
+from orchestrator.tensor_parallel.text import Text
+from orchestrator.tensor_parallel.worker import Worker, WorkerOptions
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What `headtail llm serve` was asked for."""
+
+    shards: Path
+    nodes: tuple[Node, ...]
+    key_file: Path | None = None
+    settings: RunSettings = field(default_factory=RunSettings)
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    lookup: int = 8
+    allow_missing: bool = False
+    threads: int | None = None
+
+
+@contextlib.contextmanager
+def service(options: ServeOptions, *, progress: Progress | None = None) -> Iterator[Service]:
+    """Verify the master's file, connect to the nodes, and be ready to answer.
+
+    Raises:
+        EdgeError: Whatever is wrong with the set, the key, a node or a limit.
+    """
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    text = Text(options.shards)
+    verify_file(options.shards / "rank0.bin", read_index(options.shards, 0, read_set(options.shards)))
+    engine = Engine(
+        EngineOptions(options.shards, options.nodes, options.key_file, options.settings, options.allow_missing),
+        progress=progress,
+    )
+    try:
+        generator = Generator(engine, text)
+        try:
+            yield Service(engine, generator, text, lookup=options.lookup, api_key=options.api_key)
+        finally:
+            generator.close()
+    finally:
+        engine.close()
+
+
+def serve_until_stopped(
+    options: ServeOptions, *, progress: Progress | None = None, announce: Callable[[str], object]
+) -> None:
+    """Answer HTTP until Ctrl-C or SIGTERM.
+
+    Raises:
+        EdgeError: As `service`, or the port is in use.
+    """
+    listening = _listen(options.host, options.port)
+    with listening, service(options, progress=progress) as ready:
+        port = listening.getsockname()[1]
+        config = uvicorn.Config(build_app(ready), log_level="warning", lifespan="off", timeout_graceful_shutdown=2)
+        nodes = ", ".join(member.name for member in ready.engine.epoch.members)
+        announce(f"serving {ready.model} over {nodes} at http://{options.host}:{port}/v1")
+        sys.stdout.flush()
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise PeerError(f"Wanted to answer at {host}:{port}, found {error}. Choose another --port.") from error
+
+
+def run_worker(*, listen: str, key_file: Path, store: Path, memory_limit: str | None, threads: int | None) -> None:
+    """Be one rank until Ctrl-C or SIGTERM.
+
+    Args:
+        listen: host:port.
+        key_file: The cluster's.
+        store: Where weights are kept; a copy of the shard set may stand there.
+        memory_limit: As in 512MB; the nodes file may give a lower one.
+        threads: Of torch.
+
+    Raises:
+        EdgeError: The key file, the address or the limit is not valid.
+    """
+    host, colon, port = listen.rpartition(":")
+    if not (colon and host and port.isdigit()):
+        raise PartitionError(f"Wanted --listen host:port, found {listen!r}.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    limit = None if memory_limit is None else parse_size(memory_limit)
+    store.mkdir(parents=True, exist_ok=True)
+    worker = Worker(WorkerOptions(host.strip("[]"), int(port), key_file, store, limit))
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        worker.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    sys.stderr.write(f"llm-worker listens on {host}:{worker.port}\n")
+    sys.stderr.flush()
+    worker.run()

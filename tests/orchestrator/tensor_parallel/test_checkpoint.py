@@ -1,0 +1,237 @@
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from orchestrator.tensor_parallel.checkpoint import open_checkpoint
+from orchestrator.tensor_parallel.errors import CheckpointError, ShardError, TokenizerError
+from orchestrator.tensor_parallel.nodes import Node
+from orchestrator.tensor_parallel.shard_set import read_index, read_set, verify_file
+from orchestrator.tensor_parallel.sharding import shard_checkpoint
+from orchestrator.tensor_parallel.text import Text, TextStream
+from tests.orchestrator.tensor_parallel.conftest import make_tiny
+
+NODES = (Node(name="a"), Node(name="b", address="127.0.0.1:1"))
+_GGUF = {
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+}  # fmt: skip
+
+
+def write_gguf(path, tiny, *, kind=None, pre="gpt-2", arch="llama"):
+    """The tiny model as llama.cpp's converter writes it: q and k with interleaved rotary rows."""
+    config = tiny.model.config
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    alphabet = json.loads((tiny.folder / "tokenizer.json").read_text())["model"]["vocab"]
+    tokens = [*alphabet, "<end>", "ab"]
+    tokens += [f"<unused{i}>" for i in range(config.vocab_size - len(tokens))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([1] * 256 + [3, 1] + [3] * (len(tokens) - 258))
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(256)
+    for name, tensor in tiny.model.state_dict().items():
+        values = tensor.numpy()
+        outside = {
+            "model.embed_tokens.weight": "token_embd",
+            "model.norm.weight": "output_norm",
+            "lm_head.weight": "output",
+        }
+        if name in outside:
+            target = outside[name]
+        else:
+            _, _, layer, rest = name.split(".", 3)
+            target = f"blk.{layer}.{_GGUF[rest.removesuffix('.weight')]}"
+            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(
+                target.split(".")[2]
+            )
+            if heads:
+                shape = values.shape
+                values = values.reshape(heads, 2, shape[0] // heads // 2, shape[1]).swapaxes(1, 2).reshape(shape)
+        values = np.ascontiguousarray(values)
+        if kind is not None and values.ndim == 2 and values.shape[1] % 32 == 0:
+            writer.add_tensor(f"{target}.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(f"{target}.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_gguf_and_safetensors_of_one_model_give_equal_slices(tiny, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", tiny)
+    ours, theirs = open_checkpoint(tmp_path / "tiny.gguf"), open_checkpoint(tiny.folder)
+    assert ours.config == theirs.config
+    for name, layer, stop in (("q", 0, 24), ("k", 2, 16), ("v", 1, 16), ("up", 0, 96), ("embedding", -1, 300)):
+        np.testing.assert_array_equal(ours.rows(name, layer, 8, stop), theirs.rows(name, layer, 8, stop))
+    for name in ("o", "down"):
+        np.testing.assert_array_equal(ours.columns(name, 1, 16, 48), theirs.columns(name, 1, 16, 48))
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "F16"])
+def test_quantised_ggufs_run_as_their_dequantised_weights(kind, tmp_path):
+    tiny = make_tiny("llama", tmp_path / "model", hidden_size=64, num_attention_heads=4, num_key_value_heads=2)
+    kind = gguf.GGMLQuantizationType[kind]
+    write_gguf(tmp_path / "tiny.gguf", tiny, kind=kind)
+    weights = tiny.model.state_dict()["model.layers.1.mlp.down_proj.weight"].numpy()
+    wanted = gguf.quants.dequantize(gguf.quants.quantize(weights, kind), kind)
+    found = open_checkpoint(tmp_path / "tiny.gguf").columns("down", 1, 32, 96)
+    np.testing.assert_array_equal(found, wanted[:, 32:96].T)
+
+
+def test_a_gguf_brings_its_tokenizer(tiny, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", tiny)
+    shard_checkpoint(open_checkpoint(tmp_path / "tiny.gguf"), NODES, tmp_path / "out")
+    text = Text(tmp_path / "out")
+    assert text.decode(text.encode("héllo ab 12")) == "héllo ab 12"
+    assert text.encode("ab") == [257]
+    assert text.end_ids == {256}
+
+
+@pytest.mark.parametrize(("change", "message"), [({"arch": "mamba"}, "found architecture mamba")])
+def test_other_architectures_in_a_gguf_are_refused_by_name(change, message, tiny, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", tiny, **change)
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path / "tiny.gguf")
+
+
+def test_an_unknown_pre_tokenizer_is_refused_by_name(tiny, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", tiny, pre="tekken")
+    with pytest.raises(TokenizerError, match="found tekken"):
+        open_checkpoint(tmp_path / "tiny.gguf").tokenizer_files()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"architectures": ["MixtralForCausalLM"]}, "MixtralForCausalLM"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "found yarn"),
+        ({"hidden_act": "relu"}, "found relu"),
+        ({"num_hidden_layers": None}, "complete config.json"),
+        ({"num_key_value_heads": 4}, "whole groups"),
+        ({"mlp_bias": True}, "mlp_bias"),
+    ],
+)
+def test_what_would_change_results_is_refused_by_name(values, message, tiny, tmp_path):
+    config = json.loads((tiny.folder / "config.json").read_text()) | values
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=message):
+        open_checkpoint(tmp_path)
+
+
+def broken(tiny, folder, change):
+    tensors = load_file(tiny.folder / "model.safetensors")
+    change(tensors)
+    (folder / "config.json").write_bytes((tiny.folder / "config.json").read_bytes())
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.layers.1.mlp.up_proj.weight"), "model.layers.1.mlp.up_proj.weight"),
+        (lambda t: t.update({"model.norm.weight": torch.full((48,), torch.nan)}), "NaN"),
+        (lambda t: t.update({"model.layers.0.mlp.gate_proj.weight": torch.zeros(8, 48)}), "at least"),
+        (lambda t: t.update({"model.norm.weight": torch.zeros(48, dtype=torch.int32)}), "int32"),
+    ],
+)
+def test_missing_short_and_strange_tensors_are_named(change, message, tiny, tmp_path):
+    with pytest.raises(CheckpointError, match=message):
+        shard_checkpoint(open_checkpoint(broken(tiny, tmp_path, change)), NODES, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tiny.gguf"])
+def test_truncated_files_are_named_errors(name, tiny, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", tiny)
+    (tmp_path / "config.json").write_bytes((tiny.folder / "config.json").read_bytes())
+    source = (tiny.folder if name.startswith("model") else tmp_path) / name
+    data = source.read_bytes()
+    (tmp_path / name).write_bytes(data[: len(data) // 2])
+    with pytest.raises(CheckpointError, match=r"Wanted a (safetensors|GGUF) file"):
+        open_checkpoint(tmp_path if name.startswith("model") else tmp_path / name)
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tiny, tmp_path):
+    whole = shard_checkpoint(open_checkpoint(tiny.folder), NODES, tmp_path / "whole")
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, total):
+        if done > total * 0.7:
+            raise Stop
+
+    with pytest.raises(Stop):
+        shard_checkpoint(open_checkpoint(tiny.folder), NODES, tmp_path / "two", progress=stop)
+    assert not (tmp_path / "two" / "set.json").exists()
+    source = open_checkpoint(tiny.folder)
+    read = []
+    rows = source.rows
+    source.rows = lambda name, layer, *span: read.append((name, layer)) or rows(name, layer, *span)
+    again = shard_checkpoint(source, NODES, tmp_path / "two")
+    assert again == whole
+    assert ("embedding", -1) not in read  # rank 0 was complete
+    for rank in (0, 1):
+        assert (tmp_path / "two" / f"rank{rank}.bin").read_bytes() == (
+            tmp_path / "whole" / f"rank{rank}.bin"
+        ).read_bytes()
+
+
+def test_a_changed_byte_is_found_and_its_block_named(tiny, tmp_path):
+    made = shard_checkpoint(open_checkpoint(tiny.folder), NODES, tmp_path)
+    index = read_index(tmp_path, 1, made)
+    entry = index.blocks[3]
+    with (tmp_path / "rank1.bin").open("r+b") as stream:
+        stream.seek(entry.offset + 5)
+        stream.write(b"\xff\xfe")
+    with pytest.raises(ShardError, match=entry.name):
+        verify_file(tmp_path / "rank1.bin", index)
+
+
+def test_a_folder_with_another_set_is_not_written_over(tiny, tmp_path):
+    shard_checkpoint(open_checkpoint(tiny.folder), NODES, tmp_path)
+    with pytest.raises(ShardError, match="another set"):
+        shard_checkpoint(open_checkpoint(tiny.folder), (Node(name="alone"),), tmp_path)
+    assert len(read_set(tmp_path).nodes) == 2
+
+
+def test_an_index_of_another_set_is_refused(tiny, tmp_path):
+    made = shard_checkpoint(open_checkpoint(tiny.folder), NODES, tmp_path / "two")
+    shard_checkpoint(open_checkpoint(tiny.folder), (*NODES, Node(name="c", address="h:1")), tmp_path / "three")
+    (tmp_path / "two" / "rank1.json").write_bytes((tmp_path / "three" / "rank1.json").read_bytes())
+    with pytest.raises(ShardError, match="found another"):
+        read_index(tmp_path / "two", 1, made)
+
+
+def test_a_set_without_a_tokenizer_is_named(tiny, tmp_path):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+        Text(tmp_path)
+
+
+@pytest.mark.parametrize(("stops", "wanted"), [((), "añ b stop c"), (("stop",), "añ b "), (("zzz", "b s"), "añ ")])
+def test_streamed_text_keeps_characters_whole_and_nothing_behind_a_stop(stops, wanted, tiny, tmp_path):
+    shard_checkpoint(open_checkpoint(tiny.folder), NODES, tmp_path)
+    text = Text(tmp_path)
+    stream = TextStream(text, stops)
+    pieces = []
+    for token in text.encode("añ b stop c"):
+        pieces.append(stream.add(token))
+        if stream.stopped:
+            break
+    pieces.append(stream.finish())
+    assert "".join(pieces) == wanted
+    assert not any("\ufffd" in piece for piece in pieces)

@@ -1,0 +1,243 @@
+"""The server as clients see it, through the official client; and the commands as users type them."""
+
+import contextlib
+import json
+import re
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import openai
+import pytest
+import uvicorn
+
+from orchestrator.cli import run
+from orchestrator.demo.processes import Children, edge_agent, headtail
+from orchestrator.tensor_parallel.generation import Generator
+from orchestrator.tensor_parallel.server import Service, build_app
+from orchestrator.tensor_parallel.text import Text
+from tests.orchestrator.tensor_parallel.test_generation import greedy
+
+
+@contextlib.contextmanager
+def serving(running, **options):
+    text = Text(running.shards)
+    generator = Generator(running.engine, text)
+    service = Service(running.engine, generator, text, **options)
+    listening = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}", service
+    finally:
+        server.should_exit = True
+        thread.join()
+        generator.close()
+
+
+@pytest.fixture
+def server(cluster, tiny):
+    with serving(cluster(tiny.folder, ranks=2), api_key="secret", lookup=4) as (url, service):
+        yield url, service
+
+
+def client(url, key="secret"):
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+
+
+def test_the_official_client_gets_the_same_text_whole_and_streamed(server, tiny):
+    url, service = server
+    prompt = "Hello there"
+    wanted = service.text.decode(greedy(tiny.model, service.text.encode(prompt), 8))
+    answer = client(url).completions.create(model="m", prompt=prompt, max_tokens=8, temperature=0)
+    assert answer.choices[0].text == wanted
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(prompt), 8)
+    assert answer.choices[0].finish_reason == "length"
+    stream = client(url).completions.create(model="m", prompt=prompt, max_tokens=8, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == wanted
+
+
+def test_chat_streams_with_usage_and_stops_at_a_string(server):
+    url, service = server
+    messages = [{"role": "user", "content": "Say it"}]
+    whole = client(url).chat.completions.create(model="m", messages=messages, max_completion_tokens=10, temperature=0)
+    text = whole.choices[0].message.content
+    chunks = list(
+        client(url).chat.completions.create(
+            model="m",
+            messages=messages,
+            max_tokens=10,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == text
+    assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert whole.usage.prompt_tokens == len(service.text.chat(messages))
+    stop = text[3:5]
+    cut = client(url).chat.completions.create(model="m", messages=messages, max_tokens=10, temperature=0, stop=stop)
+    assert cut.choices[0].message.content == text[: text.index(stop)]
+    assert cut.choices[0].finish_reason == "stop"
+
+
+def test_models_health_and_metrics(server):
+    url, service = server
+    assert [model.id for model in client(url).models.list().data] == [service.model]
+    client(url).completions.create(model="m", prompt="x", max_tokens=3)
+    health = json.loads(urllib.request.urlopen(f"{url}/health").read())
+    assert health["status"] == "ok"
+    assert [node["alive"] for node in health["nodes"]] == [True, True]
+    metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()
+    assert re.search(r"^headtail_llm_generated_tokens_total 3$", metrics, re.MULTILINE)
+    assert len(re.findall(r"^# TYPE", metrics, re.MULTILINE)) == len(
+        re.findall(r"^headtail_llm_", metrics, re.MULTILINE)
+    )
+
+
+def test_a_wrong_key_is_refused(server):
+    with pytest.raises(openai.AuthenticationError):
+        client(server[0], "wrong").models.list()
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"{", "JSON"),
+        (b'{"prompt": 5}', "JSON"),
+        (b'{"prompt": "x", "n": 2}', "n = 1"),
+        (b'{"prompt": "x", "temperature": -1}', "temperature"),
+        (b'{"prompt": "x", "logit_bias": {"1": 2}}', "logit_bias"),
+        (b'{"prompt": ""}', "prompt"),
+        (b'{"prompt": [999999]}', "below 320"),
+        (b'{"prompt": "' + b"x" * 500 + b'"}', "prompt of 1 to"),
+        (b'{"prompt": "x", "max_tokens": 0}', "max_tokens"),
+    ],
+)
+def test_requests_that_cannot_run_get_400_and_the_server_goes_on(body, message, server):
+    url = server[0]
+    headers = {"Authorization": "Bearer secret"}
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(urllib.request.Request(f"{url}/v1/completions", body, headers))
+    assert refused.value.code == 400
+    assert message in json.loads(refused.value.read())["error"]["message"]
+    assert client(url).completions.create(model="m", prompt="x", max_tokens=2).usage.completion_tokens == 2
+
+
+def test_a_client_that_leaves_frees_its_slot(server):
+    url, service = server
+    stream = client(url).completions.create(model="m", prompt="x", max_tokens=120, temperature=0, stream=True)
+    next(iter(stream))
+    stream.close()
+    for prompt in "abcdef":
+        client(url).completions.create(model="m", prompt=prompt, max_tokens=2)
+    assert service.generator.load == (0, 0)
+
+
+def write_nodes(path, ports):
+    tables = ['[[node]]\nname = "host"\n'] + [
+        f'[[node]]\nname = "w{i}"\naddress = "127.0.0.1:{port}"\n' for i, port in enumerate(ports)
+    ]
+    path.write_text("".join(tables))
+    return path
+
+
+def test_the_commands_shard_serve_and_survive_a_killed_worker(tiny, tmp_path, capsys):
+    key = tmp_path / "cluster.pem"
+    assert run(["llm", "key", str(key)]) == 0
+    with Children(tmp_path / "logs") as children:
+        ports = []
+        for name in ("w0", "w1"):
+            command = edge_agent(
+                "llm-worker",
+                "--listen",
+                "127.0.0.1:0",
+                "--key",
+                str(key),
+                "--store",
+                str(tmp_path / name),
+                "--threads",
+                "1",
+            )
+            ports.append(children.start(name, command, ready="listens on").rsplit(":", 1)[1])
+        nodes = write_nodes(tmp_path / "nodes.toml", ports)
+        out = str(tmp_path / "shards")
+        assert run(["llm", "plan", str(tiny.folder), "--nodes", str(nodes)]) == 0
+        assert "alone is faster" in capsys.readouterr().out
+        assert run(["llm", "shard", str(tiny.folder), "--nodes", str(nodes), "--out", out, "--always", "--json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)["bytes"]) == 3
+        command = headtail(
+            "llm",
+            "serve",
+            out,
+            "--nodes",
+            str(nodes),
+            "--key",
+            str(key),
+            "--port",
+            "0",
+            "--context",
+            "200",
+            "--threads",
+            "1",
+        )
+        line = children.start("server", command, ready="serving ")
+        url = re.search(r"http://\S+", line).group().removesuffix("/v1")
+        prompt = "Once upon"
+        encoded = Text(Path(out)).encode(prompt)
+        wanted = Text(Path(out)).decode(greedy(tiny.model, encoded, 60))
+        pieces = []
+        for chunk in client(url).completions.create(
+            model="m", prompt=prompt, max_tokens=60, temperature=0, stream=True
+        ):
+            pieces.append(chunk.choices[0].text)
+            if len(pieces) == 3:
+                children.stop("w0", kill=True)
+        assert "".join(pieces) == wanted
+        health = json.loads(urllib.request.urlopen(f"{url}/health").read())
+        assert [node["alive"] for node in health["nodes"]] == [True, False, True]
+
+
+def test_shard_cuts_for_one_device_where_that_is_faster(tiny, tmp_path):
+    nodes = write_nodes(tmp_path / "nodes.toml", [1])
+    assert run(["llm", "shard", str(tiny.folder), "--nodes", str(nodes), "--out", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out" / "rank1.bin").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "node"),
+        ('[[node]]\nname = "a"\n[[node]]\nname = "a"\naddress = "h:1"\n', "distinct"),
+        ('[[node]]\nname = "a"\n[[node]]\nname = "b"\n', "host:port"),
+        ('[[node]]\nname = "a"\nmemory_limit = "lots"\n', "512MB"),
+        ('[[node]]\nname = "a"\nspeed = 3\n', "speed"),
+    ],
+)
+def test_nodes_files_that_make_no_sense_are_named(text, message, tiny, tmp_path, capsys):
+    (tmp_path / "nodes.toml").write_text(text)
+    assert run(["llm", "plan", str(tiny.folder), "--nodes", str(tmp_path / "nodes.toml")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_named(tiny, tmp_path, capsys):
+    (tmp_path / "nodes.toml").write_text('[[node]]\nname = "host"\n')
+    assert (
+        run(["llm", "shard", str(tiny.folder), "--nodes", str(tmp_path / "nodes.toml"), "--out", str(tmp_path / "s")])
+        == 0
+    )
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert run(["llm", "serve", str(tmp_path / "s"), "--port", str(taken.getsockname()[1])]) == 1
+    assert "Choose another --port" in capsys.readouterr().err
+
+
+def test_the_worker_needs_no_torch_to_say_what_is_missing():
+    code = "import sys; sys.modules['torch'] = None; from edge_runtime.cli import main; main(['llm-worker', '--listen', 'h:1', '--key', 'k'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "headtail[llm]" in done.stderr
