@@ -126,22 +126,7 @@ def train_bottleneck(model: str | ModelSource, options: BottleneckOptions) -> Tr
     if int(os.environ.get("RANK", "0")):
         return None
     options.say("Quantising the head, counting tables, writing head and tail")
-    pair = write_trained_pair(
-        ready.student,
-        ready.train_data,
-        TrainedPairOptions(
-            out=options.out,
-            name=ready.source.name,
-            source_sha256=ready.source.sha256,
-            preprocessing=ready.preprocessing,
-            head_target=load_board(options.target).id,
-            tail_target=load_board(options.tail_target).id,
-            tail_precision=options.tail_precision,
-            labels=ready.model.labels,
-            licences=ready.model.licences,
-            data=Path(options.data).name,
-        ),
-    )
+    pair = _write(ready, options)
     network = replace(ready.model, preprocessing=ready.preprocessing)
     whole = export_model(network, "this", ExportOptions(precision="fp32"), out=options.out / "whole")
     options.say(f"Measuring on {len(ready.test_data)} pictures")
@@ -153,6 +138,27 @@ def train_bottleneck(model: str | ModelSource, options: BottleneckOptions) -> Tr
     )
     pair = state_quality(pair, _quality(found, options, ready.test_data))
     return TrainedBottleneck(pair, whole, found)
+
+
+def _write(ready: Prepared, options: BottleneckOptions) -> TrainedPair:
+    board = load_board(options.target)
+    naming = TrainedPairOptions(
+        out=options.out,
+        name=ready.source.name,
+        source_sha256=ready.source.sha256,
+        preprocessing=ready.preprocessing,
+        head_target=board.id,
+        tail_target=load_board(options.tail_target).id,
+        tail_precision=options.tail_precision,
+        labels=ready.model.labels,
+        licences=ready.model.licences,
+        data=Path(options.data).name,
+    )
+    if not board.is_microcontroller:
+        return write_trained_pair(ready.student, ready.train_data, naming)
+    from export.litert_pair import write_microcontroller_pair  # LiteRT's converters are an extra of their own
+
+    return write_microcontroller_pair(ready.student, ready.train_data, board, naming)
 
 
 def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:

@@ -98,7 +98,10 @@ class PairRunner:
 
     def outputs(self, frame: bytes) -> list[np.ndarray]:
         """The tail's outputs for a frame, as its engine stores them; raises as `logits`."""
-        latents = _timed(self.decode_ms, lambda: self._decoded(frame))
+        return self.run_tail(_timed(self.decode_ms, lambda: self._decoded(frame)))
+
+    def run_tail(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The tail's outputs for integers that came without a frame."""
         return _timed(self.tail_ms, lambda: self._sessions[1].run(latents))
 
     def close(self) -> None:

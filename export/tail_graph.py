@@ -15,7 +15,6 @@ from export.onnx_model import check_model, parse
 from export.quantize import halve_onnx, prepare_for_quantisation, quantize_onnx
 from export.source import ModelSource
 from export.to_onnx import torch_to_onnx
-from split.latents import IntegerTail
 
 TailPrecision = Literal["fp32", "fp16", "int8"]
 LOGITS = "logits"
@@ -25,7 +24,7 @@ _REAL = "real_latent"
 class _BehindTheGrid(nn.Module):
     """The tail from real latents on."""
 
-    def __init__(self, tail: IntegerTail) -> None:
+    def __init__(self, tail: nn.Module) -> None:
         super().__init__()
         self.decoder, self.tail = tail.decoder, tail.tail
 
@@ -34,11 +33,11 @@ class _BehindTheGrid(nn.Module):
         return logits
 
 
-def tail_to_onnx(tail: IntegerTail, latents: Sequence[np.ndarray], precision: TailPrecision) -> bytes:
+def tail_to_onnx(tail: nn.Module, latents: Sequence[np.ndarray], precision: TailPrecision) -> bytes:
     """The tail as an ONNX file: int8 latents, (1, channels, h, w), to logits, float32 (1, classes).
 
     Args:
-        tail: Decoder and rest of the network, on a CPU.
+        tail: `split.latents.IntegerTail` on a CPU, or a module with the same parts.
         latents: Of calibration pictures; the first one is the example, all of them choose the ranges for int8.
         precision: Of weights and, for int8, activations.
 

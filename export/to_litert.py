@@ -22,11 +22,12 @@ from export.tflite_model import read_tflite
 _THREADS = 2
 
 
-def torch_to_tflite(model: ModelSource) -> bytes:
+def torch_to_tflite(model: ModelSource, *, channels_last_outputs: bool = False) -> bytes:
     """Convert a module; inputs of rank 4 become channel-last (NHWC), outputs keep the module's order.
 
     Args:
         model: The module and its example input.
+        channels_last_outputs: The only output becomes channel-last too.
 
     Returns:
         The bytes of a float .tflite file with one signature.
@@ -37,7 +38,7 @@ def torch_to_tflite(model: ModelSource) -> bytes:
     pictures = [index for index, example in enumerate(model.example) if example.ndim == 4]
     module: Any = model.module.eval()
     if pictures:
-        module = litert_torch.to_channel_last_io(module, args=pictures)
+        module = litert_torch.to_channel_last_io(module, args=pictures, outputs=[0] if channels_last_outputs else None)
     example = tuple(
         one.permute(0, 2, 3, 1).contiguous() if index in pictures else one for index, one in enumerate(model.example)
     )
@@ -54,7 +55,9 @@ def torch_to_tflite(model: ModelSource) -> bytes:
     return data
 
 
-def quantize_tflite(fp32: bytes, samples: Iterable[list[np.ndarray]]) -> bytes:
+def quantize_tflite(
+    fp32: bytes, samples: Iterable[list[np.ndarray]], *, output_range: tuple[float, float] | None = None
+) -> bytes:
     """Quantise a float .tflite to int8 everywhere: weights per channel, activations, inputs and outputs.
 
     The quantizer's own calibration keeps a moving average of the ranges, which clips activations that calibration
@@ -64,6 +67,7 @@ def quantize_tflite(fp32: bytes, samples: Iterable[list[np.ndarray]]) -> bytes:
     Args:
         fp32: A float model with one signature.
         samples: Calibration inputs in the file's own order and layout, float32.
+        output_range: Real values of the only output's -128 and 127; as calibration saw them when null.
 
     Returns:
         The bytes of an int8 .tflite file.
@@ -78,9 +82,10 @@ def quantize_tflite(fp32: bytes, samples: Iterable[list[np.ndarray]]) -> bytes:
             calibrator = Calibrator(fp32, num_threads=_THREADS, qsv_update_func=qsv_utils.min_max_update)
             feeds = (dict(zip(names, arrays, strict=True)) for arrays in samples)
             calibrator.calibrate({signature: list(feeds)}, quantizer._recipe_manager)
-            result = quantizer.quantize(
-                calibrator.get_model_qsvs(), enable_progress_bar=False, enable_progress_report=False
-            )
+            ranges = calibrator.get_model_qsvs()
+            if output_range is not None:
+                ranges = {**ranges, _output_name(fp32): _range(output_range)}
+            result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
             data = bytes(result.quantized_model)
     except (ValueError, RuntimeError, TypeError, KeyError, NotImplementedError) as error:
         raise ConversionError(f"Wanted the network as int8 .tflite, found: {first_line(error)}.") from error
@@ -105,3 +110,13 @@ def _signature(fp32: bytes) -> tuple[str, list[str]]:
     runner = interpreter.get_signature_runner(name)
     by_tensor = {detail["name"]: argument for argument, detail in runner.get_input_details().items()}
     return name, [by_tensor[detail["name"]] for detail in interpreter.get_input_details()]
+
+
+def _output_name(fp32: bytes) -> str:
+    name: str = tfl_interpreter_utils.create_tfl_interpreter(fp32).get_output_details()[0]["name"]
+    return name
+
+
+def _range(ends: tuple[float, float]) -> dict[str, np.ndarray]:
+    """Ends of a range as the calibrator states them."""
+    return {"min": np.array([[[[ends[0]]]]], np.float32), "max": np.array([[[[ends[1]]]]], np.float32)}

@@ -117,7 +117,7 @@ def write_trained_pair(network: SplitNetwork, calibration: PictureSet, options: 
     """
     augmentation = augmentation_of(options.preprocessing)
     network = network.cpu().eval()
-    pictures = _pictures(calibration, augmentation)
+    pictures = calibration_pictures(calibration, augmentation)
     grid = fit_grid(network, input_batches(calibration, augmentation))
     head, tail = IntegerHead(network.bottleneck, grid), IntegerTail(network, grid)
     head_bytes = head_to_onnx(fold_head(head), torch.from_numpy(pictures[0]), [[one] for one in pictures])
@@ -125,7 +125,7 @@ def write_trained_pair(network: SplitNetwork, calibration: PictureSet, options: 
     latents = [run_head([one])[0] for one in pictures]
     tables = fit_tables(latents, network.bottleneck.stream)
     tail_bytes = tail_to_onnx(tail, latents, options.tail_precision)
-    return _write(_Parts(head_bytes, tail_bytes, tables.data, pictures, latents), options)
+    return _write(Parts(head_bytes, tail_bytes, tables.data, pictures, latents), options)
 
 
 def augmentation_of(preprocessing: Preprocessing) -> Augmentation:
@@ -158,7 +158,7 @@ def state_quality(pair: TrainedPair, quality: Quality) -> TrainedPair:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """The bytes of a pair, and what was used to make it."""
 
     head: bytes
@@ -168,10 +168,10 @@ class _Parts:
     latents: Sequence[np.ndarray]
 
 
-def _write(parts: _Parts, options: TrainedPairOptions) -> TrainedPair:
+def _write(parts: Parts, options: TrainedPairOptions) -> TrainedPair:
     """Write elsewhere, compare, and put both in place."""
     cut = _cut(parts)
-    head, tail = _head_manifest(parts, cut, options), _tail_manifest(parts, cut, options)
+    head, tail = _head_manifest(parts, cut, options), tail_files(parts, cut, options)
     with tempfile.TemporaryDirectory() as folder:
         staged = [
             write_artefact(Path(folder, role), manifest, files)
@@ -188,7 +188,7 @@ def _write(parts: _Parts, options: TrainedPairOptions) -> TrainedPair:
     )
 
 
-def _cut(parts: _Parts) -> Cut:
+def _cut(parts: Parts) -> Cut:
     latent = TensorSpec(
         name=LATENT,
         engine_name=LATENT,
@@ -204,7 +204,7 @@ def _cut(parts: _Parts) -> Cut:
     return Cut(cut_id=cut_id, tensors=(latent,), codec="rans", tables_sha256=tables_sha256)
 
 
-def _head_manifest(parts: _Parts, cut: Cut, options: TrainedPairOptions) -> tuple[Manifest, dict[str, bytes | Path]]:
+def _head_manifest(parts: Parts, cut: Cut, options: TrainedPairOptions) -> tuple[Manifest, dict[str, bytes | Path]]:
     results = [([one], [latent]) for one, latent in zip(parts.pictures[:_GOLDEN], parts.latents, strict=False)]
     golden = make_golden(results, GoldenRule("absolute", _HEAD_STEPS, _produced_on()))
     image = TensorSpec(
@@ -216,19 +216,14 @@ def _head_manifest(parts: _Parts, cut: Cut, options: TrainedPairOptions) -> tupl
         semantic="image",
     )
     manifest = msgspec.structs.replace(
-        _base(options),
+        base_manifest(options),
         role="head",
         target=options.head_target,
         precision="int8",
         inputs=(image,),
         outputs=cut.tensors,
         preprocessing=options.preprocessing,
-        calibration=Calibration(
-            method=METHODS["onnx"],
-            source=options.data,
-            count=len(parts.pictures),
-            sha256=tensors_sha256([[one] for one in parts.pictures]),
-        ),
+        calibration=calibration_of(parts, options, METHODS["onnx"]),
         golden=golden.vectors,
         fallback=options.fallback,
         cut=cut,
@@ -236,7 +231,8 @@ def _head_manifest(parts: _Parts, cut: Cut, options: TrainedPairOptions) -> tupl
     return manifest, {MODEL_FILE: parts.head, TABLES_NAME: parts.tables, **golden.files}
 
 
-def _tail_manifest(parts: _Parts, cut: Cut, options: TrainedPairOptions) -> tuple[Manifest, dict[str, bytes | Path]]:
+def tail_files(parts: Parts, cut: Cut, options: TrainedPairOptions) -> tuple[Manifest, dict[str, bytes | Path]]:
+    """The tail's manifest and files."""
     run = open_onnx_runner(parts.tail, [LATENT], [LOGITS], "all", 1)
     results = [([latent], run([latent])) for latent in parts.latents[:_GOLDEN]]
     largest = max(float(np.abs(outputs[0]).max()) for _, outputs in results)
@@ -244,7 +240,7 @@ def _tail_manifest(parts: _Parts, cut: Cut, options: TrainedPairOptions) -> tupl
     golden = make_golden(results, GoldenRule("absolute", relative * largest, _produced_on()))
     logits = results[0][1][0]
     manifest = msgspec.structs.replace(
-        _base(options),
+        base_manifest(options),
         role="tail",
         target=options.tail_target,
         precision=options.tail_precision,
@@ -258,7 +254,13 @@ def _tail_manifest(parts: _Parts, cut: Cut, options: TrainedPairOptions) -> tupl
     return manifest, {MODEL_FILE: parts.tail, TABLES_NAME: parts.tables, **golden.files, **labels}
 
 
-def _base(options: TrainedPairOptions) -> Manifest:
+def calibration_of(parts: Parts, options: TrainedPairOptions, method: str) -> Calibration:
+    """What the manifest says of the calibration pictures."""
+    digest = tensors_sha256([[one] for one in parts.pictures])
+    return Calibration(method=method, source=options.data, count=len(parts.pictures), sha256=digest)
+
+
+def base_manifest(options: TrainedPairOptions) -> Manifest:
     """What head and tail share."""
     built = version("onnxruntime")
     return Manifest(
@@ -277,7 +279,7 @@ def _base(options: TrainedPairOptions) -> Manifest:
     )
 
 
-def _pictures(data: PictureSet, augmentation: Augmentation) -> list[np.ndarray]:
+def calibration_pictures(data: PictureSet, augmentation: Augmentation) -> list[np.ndarray]:
     """At most `CALIBRATED` evenly spaced pictures as the network takes them, batch 1."""
     count = min(len(data), CALIBRATED)
     rows = torch.tensor([index * len(data) // count for index in range(count)])
