@@ -28,7 +28,7 @@ from orchestrator.fleet.store import Store, now_ms
 
 log = logging.getLogger(__name__)
 _BATCH = 500
-_PAUSE_S = 0.05
+_PAUSE_S = 0.03
 _MAX_WAITING = 200_000
 _Message = tuple[str, bytes, int]  # topic, payload, arrival
 

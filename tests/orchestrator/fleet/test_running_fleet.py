@@ -7,8 +7,10 @@ import threading
 
 import pytest
 
+from edge_runtime.agent import Agent
+from edge_runtime.agent_options import AgentOptions
 from edge_runtime.messages import Settings
-from orchestrator.broker import BrokerOptions
+from orchestrator.broker import BrokerOptions, free_port
 from orchestrator.cli import run
 from orchestrator.fleet import jobs, queries
 from orchestrator.fleet.brain import Brain
@@ -122,7 +124,8 @@ def test_jobs_reach_devices_and_are_done_once(lite, broker, tmp_path):
 
 def test_killing_everything_in_a_rollout_changes_nothing_but_time(tmp_path, capsys):
     folder = tmp_path / "fleet"
-    with Supervisor(folder, options=BrokerOptions(port=0), demo=10) as fleet:
+    ports = {"files": free_port(), "dashboard": free_port()}
+    with Supervisor(folder, options=BrokerOptions(port=0), ports=ports, demo=10) as fleet:
         store = Store(fleet.store)
 
         def wait(condition):
@@ -151,6 +154,34 @@ def test_killing_everything_in_a_rollout_changes_nothing_but_time(tmp_path, caps
         assert run(["fleet", "rollout", "nothing@1", "--to", "all", "--folder", str(folder)]) == 1
         assert "not registered" in capsys.readouterr().err
         store.close()
+
+
+def test_deploy_to_a_group_reaches_a_real_agent_through_the_registry(network, tmp_path, capsys):
+    folder = tmp_path / "fleet"
+    ports = {"files": free_port(), "dashboard": free_port()}
+    with Supervisor(folder, options=BrokerOptions(port=0), ports=ports) as fleet:
+        agent = Agent(AgentOptions(broker=fleet.broker, device="pi-1", state=tmp_path / "state", heartbeat_s=0.5))
+        thread = threading.Thread(target=agent.run, daemon=True)
+        thread.start()
+        store, pause = Store(fleet.store), threading.Event()
+        for _ in range(600):
+            fleet.watch()
+            with store.read() as session:
+                if queries.summarise(session, now_ms=now_ms()).by_status == {"online": 1}:
+                    break
+            pause.wait(0.1)
+        command = ["fleet", "groups", "edge", "pi-1", "--folder", str(folder), "--json"]
+        assert run(command) == 0
+        whole = str(network.whole.folder)
+        assert run(["deploy", whole, "--to", "edge", "--folder", str(folder), "--probation", "0.5"]) == 0
+        with store.read() as session:
+            view = queries.show_device(session, "default/pi-1", now_ms=now_ms())
+        assert view.slots.whole == network.whole.id
+        assert view.reported.version == f"tiny@{network.whole.id[:12]}"
+        agent.stop()
+        thread.join(15)
+        store.close()
+    assert "rollout" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", ["x", "5%,,100%", "0%", "101%"])
