@@ -93,9 +93,7 @@ def remark_of(manifest: Manifest) -> str:
         f"{quality.reference:.1%}."
     )
     if quality.reference - quality.this > _LARGE_DROP:
-        return (
-            f"{known} Accuracy is not the aim of this pair: it was trained too briefly, and shows that the path works."
-        )
+        return f"{known} Accuracy is not the aim of this pair: it was trained briefly, and shows that the path works."
     return known
 
 

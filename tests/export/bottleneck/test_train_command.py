@@ -1,6 +1,9 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,3 +125,19 @@ def test_corrupt_pictures_are_skipped_with_a_list_or_refused_when_strict(folder,
     capsys.readouterr()
     assert _split("--strict", data=folder) == 1
     assert "red/broken.png" in capsys.readouterr().err
+
+
+def test_a_full_disk_at_a_checkpoint_is_a_named_error(here, colour):
+    limit = 20_000  # bytes of one file: less than a checkpoint
+    code = (
+        "import resource, runpy, sys; sys.path.insert(0, sys.argv.pop(1));"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}));"
+        "from orchestrator.cli import main; main()"
+    )
+    words = ["split", NETWORK, "--method", "bottlefit", "--layer", "layer3", "--data", "colour_network:pictures"]
+    words += ["--epochs", "1,1", "--batch", "12", "--out", "pair"]
+    folder = str(Path(colour.__file__).parent)
+    done = subprocess.run([sys.executable, "-c", code, folder, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "CheckpointError: Wanted to write" in done.stderr
+    assert not list((here / "pair" / "run").glob("*.tmp"))
