@@ -59,6 +59,7 @@ bench-mcu: setup-dev  ## RAM, instructions and flash of generated C on simulated
 
 bench-split: setup-dev  ## learned bottlenecks: coder, comparison with sc2bench, rate-accuracy (prints its budget; resumable)
 	@scripts/setup-sc2bench
+	@scripts/setup-arm64
 	@scripts/setup-fuzzer
 	$(PYTHON_VENV) -m benchmarks.split $(SPLIT_ARGS)
 

@@ -2,7 +2,8 @@
 
     python -m benchmarks.split [PART...]      all parts without one; a part replaces its own rows only
 
-`codec` and `heads` measure time and want a quiet machine; the others are exact or long, and continue where they stopped.
+`codec` measures time and wants a quiet machine. `curves` computes the rows of the committed points; `study` trains and
+measures them again: at most 7 hours on two cores, and what is done is not done again.
 """
 
 import argparse
@@ -19,6 +20,10 @@ PARTS = {
     "codec": ("benchmarks.split.codec", 1),
     "fuzz": ("benchmarks.split.fuzz", 11),
     "scenes": ("benchmarks.split.scene_curves", 240),
+    "es": ("benchmarks.split.entropic_student", 3),
+    "arch": ("benchmarks.split.arch", 3),
+    "curves": ("benchmarks.split.study_rows", 2),
+    "study": ("benchmarks.split.study_part", 420),
 }
 
 

@@ -2,11 +2,14 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 from benchmarks.rows import parse_measurement
-from benchmarks.split import codec, fuzz
+from benchmarks.split import codec, fuzz, study_rows
+from benchmarks.split.study_plan import JOBS, plan
 from edge_runtime.entropy import count_tables
+from split.methods import find_method
 
 
 def test_sizes_of_the_smaller_case_are_measurements_and_hold():
@@ -35,3 +38,43 @@ def test_a_planted_bug_is_a_finding(tmp_path, monkeypatch):
     except fuzz.RowError as error:
         pytest.skip(f"no libFuzzer: {str(error)[:200]}")
     assert done.findings
+
+
+def curve(rng, factor, right):
+    sizes = [np.round(rng.uniform(90, 110, 400) * factor * scale) for scale in (1, 2, 4, 8)]
+    return [study_rows.Point("", one, good) for one, good in zip(sizes, right, strict=True)]
+
+
+def test_the_interval_of_equal_curves_holds_zero_and_that_of_half_the_bytes_does_not():
+    rng = np.random.default_rng(0)
+    right = [rng.random(400) < share for share in (0.5, 0.6, 0.7, 0.8)]
+    reference, half = ({seed: curve(rng, factor, right) for seed in range(3)} for factor in (1.0, 0.5))
+    equal = study_rows.compare(reference, {seed: curve(rng, 1.0, right) for seed in range(3)})
+    assert equal.low < 0 < equal.high
+    less = study_rows.compare(reference, half)
+    assert less.high < -45
+    assert less.value == pytest.approx(-50, abs=2)
+
+
+def test_curves_that_do_not_overlap_are_not_compared():
+    rng = np.random.default_rng(0)
+    low, high = ([rng.random(400) < share for share in shares] for shares in ((0.2, 0.3), (0.7, 0.8)))
+    points = [[study_rows.Point("", rng.uniform(90, 110, 400), one) for one in side] for side in (low, high)]
+    assert study_rows.compare({0: points[0]}, {0: points[1]}).value is None
+
+
+def test_a_progressive_stream_with_a_tenth_more_bytes_has_that_excess():
+    rng = np.random.default_rng(0)
+    right = [rng.random(400) < share for share in (0.5, 0.6, 0.7, 0.8)]
+    single = {0: curve(rng, 1.0, right)}
+    more = {0: [study_rows.Point("", one.sizes * 1.1, one.right) for one in single[0]]}
+    worst, count = study_rows.progressive_excess(more, single)
+    assert count == 4
+    assert worst == pytest.approx(10, abs=1e-6)
+
+
+def test_every_job_of_the_study_has_a_name_of_its_own_and_options_that_its_method_knows():
+    assert len(JOBS) == len(plan())
+    for job in JOBS.values():
+        method = find_method("entropic" if job.method.startswith("peer_") else job.method)
+        method.stages(method.options(**job.options))

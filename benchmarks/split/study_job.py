@@ -1,0 +1,211 @@
+"""One job of the rate-accuracy study: train a bottleneck, evaluate it with real frames, leave one .npz.
+
+    python -m benchmarks.split.study_job JOB WORK [--device cuda:0]
+
+WORK holds the prepared data and teachers (`study.prepare`), and gets `runs/JOB/` (checkpoints) and `points/JOB.npz`.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.split.study_plan import JOBS, PROTOCOLS, Job, Protocol, load_teacher
+from edge_runtime.entropy import EntropyCodec
+from edge_runtime.wire import CODEC_ENTROPY, encode_tensors
+from split.augment import Augmentation, centre
+from split.distill import TrainOptions, train
+from split.inject import SplitNetwork, Teacher, inject, trace_network
+from split.latents import IntegerHead, IntegerTail, fit_grid, fit_tables, input_batches, integer_latents
+from split.methods import find_method
+from split.training_data import PictureSet
+
+COUNTED = 2000  # training pictures that entropy tables are counted on
+CUT = bytes(8)
+
+
+def main() -> None:
+    """Do one job, unless its points are there."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("job")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    target = options.work / "points" / f"{options.job}.npz"
+    if target.is_file():
+        return
+    torch.set_num_threads(2 if options.device != "cpu" else 1)
+    torch.set_float32_matmul_precision("high")
+    run(JOBS[options.job], options.work, options.device, target)
+
+
+def run(job: Job, work: Path, device: str, target: Path) -> None:
+    """Train and evaluate; written in one step."""
+    start = time.monotonic()
+    protocol = PROTOCOLS[job.protocol]
+    data = {name: read_set(work / f"{job.protocol}-{name}.npz") for name in ("train", "val", "test")}
+    student, teacher, stages = build(job, protocol, work)
+    options = TrainOptions(
+        folder=work / "runs" / job.name, augmentation=protocol.augmentation, seed=job.seed, device=device, log_every=200
+    )
+    train(student, teacher, first(data["train"], protocol.pictures), stages, options)
+    trained = time.monotonic()
+    points = evaluate(job, student, data, protocol, device)
+    note = {"train_s": round(trained - start, 1), "evaluate_s": round(time.monotonic() - trained, 1), "device": device}
+    if device != "cpu":
+        note["device"] = torch.cuda.get_device_name(device)
+    note |= {"torch": torch.__version__, "settings": [point[0] for point in points]}
+    arrays: dict[str, Any] = {"note": np.array(json.dumps(note))}
+    for number, (_, sizes, right) in enumerate(points):
+        arrays |= {f"size{number}": sizes.astype(np.uint16), f"right{number}": np.packbits(right)}
+    target.parent.mkdir(exist_ok=True)
+    partial = target.with_suffix(".part.npz")
+    np.savez_compressed(partial, **arrays)
+    if job.keeps:
+        torch.save({key: value.cpu() for key, value in student.state_dict().items()}, target.with_suffix(".pt"))
+    partial.replace(target)
+    for setting, sizes, right in points:
+        print(f"{job.name} {setting}: {sizes.mean():.1f} B, {right.mean():.4f} {note}", flush=True)
+
+
+def build(job: Job, protocol: Protocol, work: Path) -> tuple[SplitNetwork, Teacher, Sequence[Any]]:
+    """Student, teacher and recipe of a job."""
+    network = load_teacher(protocol, work)
+    torch.manual_seed(1000 + job.seed)
+    trace = trace_network(network, torch.zeros(1, 3, protocol.size, protocol.size))
+    peer = job.method.startswith("peer_")
+    method = find_method("entropic" if peer else job.method)
+    settings = method.options(**job.options)
+    layer = protocol.coarse_layer if job.method == "bottlefit" else protocol.layer
+
+    def make(found: Any) -> Any:
+        if not peer:
+            return method.make(found, settings)
+        from benchmarks.split.peer_block import PeerBlock
+
+        name = {"peer_fp": "FPBasedResNetBottleneck", "peer_mshp": "MSHPBasedResNetBottleneck"}[job.method]
+        return PeerBlock(name, found.shape[0])
+
+    student, teacher = inject(trace, layer, make, size=(protocol.size, protocol.size))
+    return student, teacher, method.stages(settings)
+
+
+Point = tuple[str, np.ndarray, np.ndarray]  # setting, bytes of each picture's frame, whether its class is right
+
+
+def evaluate(
+    job: Job, student: SplitNetwork, data: dict[str, PictureSet], protocol: Protocol, device: str
+) -> list[Point]:
+    """Frames with header of all test pictures, and the tail's answers from what the frames hold."""
+    plain = replace(protocol.augmentation, kind="none", padding=0)
+    test = data["test"]
+    labels = test.labels.numpy()
+    if job.method.startswith("peer_"):
+        return [("", *_peer_point(student.cpu().eval(), test, plain, labels))]
+    student = student.to(device).eval()
+    counted = first(data["train"], COUNTED)
+    grid = fit_grid(student, (one.to(device) for one in input_batches(counted, plain)))
+    tail = IntegerTail(student, grid).to(device)
+    known, latents = integers(job, student, grid, (counted, test), plain, device)
+    plan = student.bottleneck.stream
+    codec = EntropyCodec(fit_tables(known, plan))
+    layers = len(plan.layers) or 1
+    pieces = [codec.encode([one]) for one in latents]
+    points = []
+    for count in range(1, layers + 1):
+        sizes = np.array(
+            [len(frame_of(one, pieces_of[:count])) for one, pieces_of in zip(latents, pieces, strict=True)]
+        )
+        seen = np.concatenate(latents)
+        if count < layers:
+            seen = seen.copy()
+            seen[:, plan.layers[count - 1] :] = 0
+        points.append((f"layers={count}" if layers > 1 else "", sizes, answers(tail, seen, device) == labels))
+    return points
+
+
+def integers(
+    job: Job, student: SplitNetwork, grid: Any, sets: Sequence[PictureSet], plain: Augmentation, device: str
+) -> list[list[np.ndarray]]:
+    """int8 latents of each set: from the int8 head on onnxruntime where the job wants it, else from the float one."""
+    head = IntegerHead(student.bottleneck, grid)
+    if not job.int8:
+        head = head.to(device)
+        return [integer_latents(head, (one.to(device) for one in input_batches(data, plain))) for data in sets]
+    import onnxruntime
+
+    from export.head_graph import IMAGE, LATENT, fold_head, head_to_onnx
+
+    pictures = [one[None].numpy() for batch in input_batches(first(sets[0], 256), plain) for one in batch]
+    model = head_to_onnx(fold_head(head.cpu()), torch.from_numpy(pictures[0]), [[one] for one in pictures])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    found = []
+    for data in sets:
+        inputs = (one[None].numpy() for batch in input_batches(data, plain) for one in batch)
+        found.append([session.run([LATENT], {IMAGE: one})[0] for one in inputs])
+    return found
+
+
+class _Coded:
+    """A codec whose layers are there already."""
+
+    table_id = bytes(4)
+
+    def __init__(self, layers: Sequence[bytes | memoryview]) -> None:
+        self.layers = list(layers)
+
+    def encode(self, _: object) -> list[bytes | memoryview]:
+        return self.layers
+
+
+def frame_of(latent: np.ndarray, layers: Sequence[bytes | memoryview]) -> bytes:
+    """The complete frame around coded layers: the same header for ours and for the peer's strings."""
+    return b"".join(encode_tensors([latent], cut_id=CUT, codec=_Coded(layers), code=CODEC_ENTROPY))
+
+
+def answers(tail: torch.nn.Module, latents: np.ndarray, device: str) -> np.ndarray:
+    """Classes from int8 latents (n, channels, h, w)."""
+    with torch.no_grad():
+        parts = [
+            tail(torch.from_numpy(latents[at : at + 256]).to(device)).argmax(1).cpu()
+            for at in range(0, len(latents), 256)
+        ]
+    return torch.cat(parts).numpy()
+
+
+def _peer_point(
+    student: SplitNetwork, test: PictureSet, plain: Augmentation, labels: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The peer's own strings in our frame, its own decoder behind them."""
+    sizes, right = [], []
+    with torch.no_grad():
+        for at in range(0, len(test), 64):
+            x = centre(test.images[at : at + 64], plain)
+            strings, target = student.bottleneck.strings(x)
+            like = student.bottleneck.encoder(x[:1]).to(torch.int8).numpy()
+            sizes += [len(frame_of(like, one)) for one in strings]
+            right.append(student.tail(target)[0].argmax(1).numpy() == labels[at : at + 64])
+    return np.array(sizes), np.concatenate(right)
+
+
+def read_set(path: Path) -> PictureSet:
+    """Pictures that `study.prepare` decoded."""
+    with np.load(path, allow_pickle=False) as file:
+        return PictureSet.of_arrays(file["images"], file["labels"], classes=tuple(file["classes"].tolist()))
+
+
+def first(data: PictureSet, count: int) -> PictureSet:
+    """The first pictures (sets are shuffled once, with a fixed seed); all with a count of 0."""
+    return PictureSet(data.images[:count], data.labels[:count], data.classes) if count else data
+
+
+if __name__ == "__main__":
+    main()
