@@ -2,7 +2,7 @@
 
     python -m benchmarks.split [PART...]      all parts without one; a part replaces its own rows only
 
-`codec` measures time and wants a quiet machine. `curves` computes the rows of the committed points; `study` trains and
+`codec` and `heads` measure time and want a quiet machine. `curves` computes the rows of the committed points; `study` trains and
 measures them again: at most 7 hours on two cores, and what is done is not done again.
 """
 
@@ -22,6 +22,7 @@ PARTS = {
     "scenes": ("benchmarks.split.scene_curves", 240),
     "es": ("benchmarks.split.entropic_student", 3),
     "arch": ("benchmarks.split.arch", 3),
+    "heads": ("benchmarks.split.heads", 1),
     "curves": ("benchmarks.split.study_rows", 2),
     "study": ("benchmarks.split.study_part", 420),
 }

@@ -150,7 +150,7 @@ def progressive_excess(progressive: Curves, single: Curves) -> tuple[float | Non
             wanted = float(one.right.mean())
             if len(x) > 1 and x[0] <= wanted <= x[-1]:
                 found.append(100 * (float(one.sizes.mean()) / np.exp(_interpolate(x, y, wanted)) - 1))
-    return (max(found) if found else None), len(found)
+    return (float(max(found)) if found else None), len(found)
 
 
 def point_rows(curves: Mapping[tuple[str, str], Curves]) -> Iterator[dict[str, Any]]:
