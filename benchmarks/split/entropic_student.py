@@ -22,6 +22,7 @@ from split.training_data import PictureSet
 SIZE = 32
 LAYER, TARGET_CHANNELS, LATENT_CHANNELS = "layer3", 256, 24
 STEPS, BATCH, BETA = 50, 16, 0.16
+_LAST_BIT = 2.0**-23
 WEIGHTS_BAR, STEPS_BAR = 1e-5, 1e-4
 TERMS = ("squared error of layer3", "squared error of layer4", "bits", "auxiliary loss")
 
@@ -35,7 +36,7 @@ def rows() -> Iterator[dict[str, Any]]:
     for name, values in (("latents", latents), ("logits", logits)):
         row = {"id": f"es_weights.{name}", "what": f"{what} {name}", "value": max(values), "unit": ""}
         yield {**row, "direction": "<=", "bar": WEIGHTS_BAR, **peer}
-    by_step = step_errors()  # (steps, terms)
+    by_step, own = step_errors()
     errors = [float(one) for one in by_step.max(0)]
     what = f"first {STEPS} training steps from the same state, batches and noise: largest relative difference of"
     for name, value in zip(("all", *TERMS), (max(errors), *errors), strict=True):
@@ -43,6 +44,8 @@ def rows() -> Iterator[dict[str, Any]]:
         bar = STEPS_BAR if name == "all" else None
         row = {"id": row_id, "what": f"{what} {'any loss term' if name == 'all' else name}", "value": value, "unit": ""}
         yield {**row, "direction": "<=" if bar else "info", "bar": bar, **peer}
+    what = "the same of our training against itself from weights that differ in their last bit: largest of any term"
+    yield {"id": "es_steps.last_bit", "what": what, "value": float(own.max()), "unit": "", "direction": "info"}
     together = int((np.append(by_step.max(1), np.inf) > STEPS_BAR).argmax())
     what = (
         f"of {STEPS} training steps before any term differs by more than {STEPS_BAR:g} (rounding, which Adam amplifies)"
@@ -146,11 +149,24 @@ class _Watch:
             raise _Enough
 
 
-def step_errors() -> np.ndarray:
-    """Relative difference of each loss term at each step, ours by `split.distill.train`, the peer's by a loop of its own."""
+def step_errors() -> tuple[np.ndarray, np.ndarray]:
+    """Relative differences of each loss term at each step, (steps, terms), twice: against the peer, and against ourselves.
+
+    Ours by `split.distill.train`, the peer's by a loop of its own; the second time from weights that differ in their last bit.
+    """
+    ours, given = our_steps(nudge=0.0)
+    theirs = run_peer("steps", given)["terms"]
+    nudged, _ = our_steps(nudge=_LAST_BIT)
+    return np.abs(ours - theirs) / np.abs(theirs), np.abs(ours - nudged) / np.abs(nudged)
+
+
+def our_steps(*, nudge: float) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Terms of the first steps, (steps, terms), and the arrays from which the peer repeats them."""
     student, teacher, whole = network(4)
-    given = {**sizes(), **to_peer(student.bottleneck)}
+    given = {**sizes(), **to_peer(student.bottleneck), "beta": np.array(BETA)}
     given |= {f"net.{key}": value.numpy().copy() for key, value in whole.state_dict().items()}
+    with torch.no_grad():
+        student.bottleneck.encoder[0].weight.mul_(1 + nudge)
     watch = _Watch()
     student.register_forward_pre_hook(watch.before)
     student.register_forward_hook(watch.after)
@@ -167,6 +183,4 @@ def step_errors() -> np.ndarray:
         with contextlib.suppress(_Enough):
             train(student, teacher, data, entropic_stages(BETA, batches=(BATCH, BATCH)), options)
     given |= {"batches": np.stack(watch.batches[-STEPS:]), "noise_seeds": np.array(watch.seeds[-STEPS:])}
-    theirs = run_peer("steps", {**given, "beta": np.array(BETA)})["terms"]  # (steps, terms)
-    ours = np.array(watch.terms[-STEPS:])
-    return np.abs(ours - theirs) / np.abs(theirs)
+    return np.array(watch.terms[-STEPS:]), given
