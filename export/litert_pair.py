@@ -6,7 +6,6 @@ layout is channels last. The integers of calibration pictures, which choose the 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 
 import msgspec
 import numpy as np
@@ -17,13 +16,13 @@ from device_profiles import DeviceProfile
 from edge_runtime.artefact import write_artefact
 from edge_runtime.codecs import TABLES_NAME
 from edge_runtime.entropy import CountOptions, count_tables
-from edge_runtime.manifest import Cut, TensorSpec, make_cut_id
+from edge_runtime.manifest import TensorSpec
 from export.assemble import METHODS, c_name
 from export.convert import load_step
 from export.cut_check import CutEqualityError
 from export.cut_golden import make_golden
 from export.cut_mcu import exact_rule, head_engine, head_files, tflm_runner
-from export.head_graph import IMAGE, LATENT, fold_head
+from export.head_graph import IMAGE, fold_head
 from export.joined import Equality
 from export.pair_runner import PairRunner
 from export.source import ModelSource
@@ -37,6 +36,7 @@ from export.trained_pair import (
     base_manifest,
     calibration_of,
     calibration_pictures,
+    make_cut,
     tail_files,
 )
 from export.verify import quantize
@@ -129,19 +129,7 @@ def _pools_without_padding(encoder: nn.Module) -> nn.Module:
 
 
 def _write(parts: Parts, image: TensorSpec, board: DeviceProfile, options: TrainedPairOptions) -> TrainedPair:
-    latent = TensorSpec(
-        name=LATENT,
-        engine_name=LATENT,
-        dtype="int8",
-        shape=parts.latents[0].shape,
-        layout="nhwc",
-        semantic="latent",
-    )
-    digest = sha256(parts.tables).hexdigest()
-    cut_id = make_cut_id(
-        head_sha256=sha256(parts.head).hexdigest(), tensors=(latent,), codec="rans", tables_sha256=digest
-    )
-    cut = Cut(cut_id=cut_id, tensors=(latent,), codec="rans", tables_sha256=digest)
+    cut = make_cut(parts, "nhwc")
     rows = [([one], [two]) for one, two in zip(parts.pictures[:3], parts.latents, strict=False)]
     golden = make_golden(rows, exact_rule())
     manifest = msgspec.structs.replace(
@@ -150,13 +138,13 @@ def _write(parts: Parts, image: TensorSpec, board: DeviceProfile, options: Train
         engine=head_engine(),
         entry=HEAD_FILE,
         inputs=(image,),
-        outputs=(latent,),
+        outputs=cut.tensors,
         preprocessing=options.preprocessing,
         calibration=calibration_of(parts, options, METHODS["tflite"]),
         golden=golden.vectors,
         cut=cut,
     )
-    c_files = head_files(parts.head, board, name=c_name(options.name), cut_id=cut_id, tables=parts.tables)
+    c_files = head_files(parts.head, board, name=c_name(options.name), cut_id=str(cut.cut_id), tables=parts.tables)
     head = write_artefact(
         options.out / "head", manifest, {HEAD_FILE: parts.head, TABLES_NAME: parts.tables, **golden.files, **c_files}
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -170,7 +171,7 @@ class Parts:
 
 def _write(parts: Parts, options: TrainedPairOptions) -> TrainedPair:
     """Write elsewhere, compare, and put both in place."""
-    cut = _cut(parts)
+    cut = make_cut(parts, "nchw")
     head, tail = _head_manifest(parts, cut, options), tail_files(parts, cut, options)
     with tempfile.TemporaryDirectory() as folder:
         staged = [
@@ -188,20 +189,21 @@ def _write(parts: Parts, options: TrainedPairOptions) -> TrainedPair:
     )
 
 
-def _cut(parts: Parts) -> Cut:
+def make_cut(parts: Parts, layout: Literal["nchw", "nhwc"]) -> Cut:
+    """Where head and tail of a trained pair meet: int8 latents, entropy coded."""
     latent = TensorSpec(
         name=LATENT,
         engine_name=LATENT,
         dtype="int8",
         shape=parts.latents[0].shape,
-        layout="nchw",
+        layout=layout,
         semantic="latent",
     )
-    tables_sha256 = sha256(parts.tables).hexdigest()
+    digest = sha256(parts.tables).hexdigest()
     cut_id = make_cut_id(
-        head_sha256=sha256(parts.head).hexdigest(), tensors=(latent,), codec="rans", tables_sha256=tables_sha256
+        head_sha256=sha256(parts.head).hexdigest(), tensors=(latent,), codec="rans", tables_sha256=digest
     )
-    return Cut(cut_id=cut_id, tensors=(latent,), codec="rans", tables_sha256=tables_sha256)
+    return Cut(cut_id=cut_id, tensors=(latent,), codec="rans", tables_sha256=digest)
 
 
 def _head_manifest(parts: Parts, cut: Cut, options: TrainedPairOptions) -> tuple[Manifest, dict[str, bytes | Path]]:

@@ -40,32 +40,28 @@ def rows() -> Iterator[dict[str, Any]]:
         "peer": "sc2bench FPBasedResNetBottleneck, encoder, float",
         "peer_version": f"0.1.1, onnxruntime {version('onnxruntime')}",
     }
-    for name, others in (("head_speed", "theirs"), ("head_speed.int8", "theirs_int8")):
-        ratio = statistics.median(b / a for a, b in zip(times["ours"], times[others], strict=True))
-        what = f"CPU time of sc2bench's head{' in int8' if 'int8' in others else ''} over ours in int8, {SIZE} px, 1 thread"
-        bar = SPEED_BAR if others == "theirs" else None
-        row = {
-            "id": name,
-            "what": what,
-            "value": round(ratio, 2),
-            "unit": "x",
-            "direction": ">=" if bar else "info",
-            "bar": bar,
-        }
-        yield {**row, **peer}
-    for name, others in (("head_size", "theirs"), ("head_size.int8", "theirs_int8")):
-        ratio = len(models[others]) / len(models["ours"])
-        what = f"bytes of sc2bench's head{' in int8' if 'int8' in others else ''} ({len(models[others])}) over ours in int8 ({len(models['ours'])}), ONNX"
-        bar = SIZE_BAR if others == "theirs" else None
-        row = {
-            "id": name,
-            "what": what,
-            "value": round(ratio, 2),
-            "unit": "x",
-            "direction": ">=" if bar else "info",
-            "bar": bar,
-        }
-        yield {**row, **peer}
+    for others, suffix, said in (("theirs", "", ""), ("theirs_int8", ".int8", " in int8")):
+        faster = statistics.median(b / a for a, b in zip(times["ours"], times[others], strict=True))
+        smaller = len(models[others]) / len(models["ours"])
+        held = f"({len(models[others])}) over ours in int8 ({len(models['ours'])}), ONNX"
+        for name, what, ratio, bar in (
+            (
+                "head_speed",
+                f"CPU time of sc2bench's head{said} over ours in int8, {SIZE} px, 1 thread",
+                faster,
+                SPEED_BAR,
+            ),
+            ("head_size", f"bytes of sc2bench's head{said} {held}", smaller, SIZE_BAR),
+        ):
+            yield {
+                "id": name + suffix,
+                "what": what,
+                "value": round(ratio, 2),
+                "unit": "x",
+                "direction": "info" if suffix else ">=",
+                "bar": None if suffix else bar,
+                **peer,
+            }
     for name, taken in times.items():
         what = f"CPU time of the head, {name.replace('_', ' in ')}, {SIZE} px, 1 thread, median"
         yield {

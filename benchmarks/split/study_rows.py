@@ -16,8 +16,8 @@ POINTS = RESULTS / "split_points"
 ROUNDS = 1000
 MIN_SEEDS = 3
 _SHARES = (2.5, 97.5)
-# Our rates whose accuracies overlap those of the peer enough to be compared: it stays below 47 %, our others lie above.
-COMPARED = {"a": (2e-3, 6e-3, 2e-2), "b": RATES["b"]["slim"]}
+# Our rates of protocol a whose accuracies overlap the peer's, picked after the test accuracies were seen: information, not a proof.
+PICKED = (2e-3, 6e-3, 2e-2)
 WHERE = {"a": "CIFAR-10 copies, ResNet-18", "b": "grocery 160 px, EfficientNet-Lite0"}
 
 
@@ -74,17 +74,14 @@ def rows() -> Iterator[dict[str, Any]]:
         "value": away, "unit": "%", "direction": "<=", "bar": 0, **peer,
     }  # fmt: skip
     for protocol in ("a", "b"):
-        ours = compare(curves[protocol, "peer_fp"], read_curves(POINTS, protocol, "slim", rates=COMPARED[protocol]))
-        what = f"far end of BD-rate, slim with its int8 head against sc2bench's Entropic Student, {WHERE[protocol]}: {ours}"
+        ours = compare(curves[protocol, "peer_fp"], curves[protocol, "slim"])
+        what = f"far end of BD-rate, slim with its int8 head against sc2bench's Entropic Student, all rates, {WHERE[protocol]}: {ours}"
         yield {
-            "id": f"ours_bd.{protocol}",
-            "what": what,
-            "value": ours.high,
-            "unit": "%",
-            "direction": "<=",
-            "bar": -30,
-            **peer,
-        }
+            "id": f"ours_bd.{protocol}", "what": what, "value": ours.high, "unit": "%", "direction": "<=", "bar": -30, **peer,
+        }  # fmt: skip
+    picked = compare(curves["a", "peer_fp"], read_curves(POINTS, "a", "slim", rates=PICKED))
+    what = f"the same over three rates that were picked for overlap after their test accuracies were seen, {WHERE['a']}: {picked}"
+    yield {"id": "ours_bd.a_picked", "what": what, "value": picked.high, "unit": "%", "direction": "info", **peer}
     worst, seen = progressive_excess(curves["a", "progressive"], curves["a", "slim"])
     what = f"bytes of one progressive stream over models of one rate at equal accuracy, worst of {seen} rates and seeds, {WHERE['a']}"
     yield {"id": "progressive", "what": what, "value": worst, "unit": "%", "direction": "<=", "bar": 10}
