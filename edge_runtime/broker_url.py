@@ -1,6 +1,6 @@
 """Where a broker is: its URL taken apart, printed without its password, and whether it is this machine."""
 
-import re
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
@@ -79,8 +79,15 @@ def is_loopback(url: str) -> bool:
     Raises:
         UrlError: Not a broker URL.
     """
-    host = parse_url(url).host
-    return host == "localhost" or host == "::1" or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+    return is_loopback_host(parse_url(url).host)
+
+
+def is_loopback_host(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def hide_password(url: str) -> str:

@@ -26,16 +26,21 @@ class CodedPicture:
     """One picture after a codec.
 
     Attributes:
-        bytes: Of the file, its JPEG tables not counted: a sender and receiver who agree on them need not send them.
-        pixels: uint8, (height, width, 3).
+        size: Bytes of the file, its JPEG tables not counted: a sender and receiver who agree on them need not send them.
+        file: As it was written.
     """
 
-    bytes: int
-    pixels: U8
+    size: int
+    file: bytes
+
+    def pixels(self) -> U8:
+        """What the network sees: uint8, (height, width, 3)."""
+        with Image.open(io.BytesIO(self.file)) as image:
+            return np.asarray(image.convert("RGB"))
 
 
 def code_picture(picture: U8, codec: CodecName, quality: int) -> CodedPicture:
-    """Encode and decode with Pillow: 4:2:0, optimised Huffman tables for JPEG, the slowest method for WebP.
+    """Encode with Pillow: 4:2:0, optimised Huffman tables for JPEG, the slowest method for WebP.
 
     Args:
         picture: uint8, RGB, (height, width, 3).
@@ -46,9 +51,7 @@ def code_picture(picture: U8, codec: CodecName, quality: int) -> CodedPicture:
     options = {"optimize": True} if codec == "jpeg" else {"method": 6}
     Image.fromarray(picture).save(stream, codec.upper(), quality=quality, **options)
     data = stream.getvalue()
-    with Image.open(io.BytesIO(data)) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    return CodedPicture(len(data) - (table_bytes(data) if codec == "jpeg" else 0), pixels)
+    return CodedPicture(len(data) - (table_bytes(data) if codec == "jpeg" else 0), data)
 
 
 def table_bytes(jpeg: bytes) -> int:

@@ -17,11 +17,11 @@ import numpy.typing as npt
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import Preprocessing
-from edge_runtime.preprocess import centre_crop
+from edge_runtime.preprocess import centre_crop, prepare
 from edge_runtime.session import open_session
 from export.codec_points import FRAME_BYTES, CodecName, code_picture
 from export.head_cost import HeadCost, head_cost
-from export.pair_runner import PairError, PairRunner, picture_input
+from export.pair_runner import PairError, PairRunner
 from export.verify import dequantize
 from split.intervals import bootstrap_mean, paired_difference
 from split.quality import accuracy, calibration_error
@@ -117,15 +117,19 @@ def evaluate_pair(
     """
     runner = PairRunner(head, tail, layers=layers)
     try:
-        logits, sizes = [], []
+        logits, sizes, prepared = [], [], []
         for number, picture in enumerate(pictures_of(data)):
-            frame = runner.frame(runner.latents(runner.input_of(picture)))
+            begun = time.process_time()
+            tensor = runner.input_of(picture)
+            prepared.append(1000 * (time.process_time() - begun))
+            frame = runner.frame(runner.latents(tensor))
             logits.append(runner.logits(frame)[0])
             sizes.append(len(frame))
             if on_picture:
                 on_picture(number + 1)
         steps = (runner.head_ms, runner.encode_ms, runner.decode_ms, runner.tail_ms)
-        times = Times(*(float(np.median(one)) for one in steps))
+        head_ms, *rest = (float(np.median(one)) for one in steps)
+        times = Times(head_ms + float(np.median(prepared)), *rest)
     finally:
         runner.close()
     curve = f"{name}, layers" if layers else "pairs"
@@ -153,16 +157,20 @@ def evaluate_whole(
         PairError: It takes no pictures.
     """
     preprocessing = _preprocessing(whole)
+    cropped = msgspec.structs.replace(preprocessing, resize_short=None)
     session = open_session(whole, threads=1)
     logits, sizes, encode, run = [], [], [], []
     for number, picture in enumerate(pictures_of(data)):
         begun = time.process_time()
         size = 0
+        picture = centre_crop(picture, preprocessing)
         if codec is not None:
-            coded = code_picture(centre_crop(picture, preprocessing), codec, quality)
-            picture, size = coded.pixels, coded.bytes + FRAME_BYTES
+            coded = code_picture(picture, codec, quality)
+            size = coded.size + FRAME_BYTES
         coded_at = time.process_time()
-        (output, *_) = session.run([picture_input(whole, picture)])
+        if codec is not None:
+            picture = coded.pixels()
+        (output, *_) = session.run([prepare(picture, whole.manifest.inputs[0], cropped)])
         run.append(1000 * (time.process_time() - coded_at))
         encode.append(1000 * (coded_at - begun))
         logits.append(dequantize(output, whole.manifest.outputs[0])[0])

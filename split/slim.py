@@ -145,7 +145,7 @@ def slim_encoder(stride: int, form: SlimOptions, *, gain: float = _GAIN) -> nn.S
     modules += [ConvUnit(a, b, kernel=3, stride=2, activation=form.activation) for a, b in pairwise(widths)]
     last = w if halvings == 1 else 2 * w
     modules += [ConvUnit(last, last, kernel=3, activation=form.activation) for _ in range(form.depth)]
-    return nn.Sequential(*modules, LatentConv(last, form.latent_channels, gain=_GAIN))
+    return nn.Sequential(*modules, LatentConv(last, form.latent_channels, gain=gain))
 
 
 def slim_decoder(layer: CutLayer, form: SlimOptions) -> nn.Sequential:

@@ -3,6 +3,7 @@
 python -m benchmarks.netlab.check
 """
 
+import contextlib
 import socket
 import threading
 import time
@@ -17,7 +18,8 @@ def echo_once(server: LabHost) -> int:
         listener = socket.create_server((server.address, 0))
 
     def work() -> None:
-        with listener, listener.accept()[0] as connection:
+        # the host may be gone before the connection ends
+        with contextlib.suppress(OSError), listener, listener.accept()[0] as connection:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while data := connection.recv(1 << 16):
                 connection.sendall(data)
@@ -32,7 +34,8 @@ def sink_once(server: LabHost) -> int:
         listener = socket.create_server((server.address, 0))
 
     def work() -> None:
-        with listener, listener.accept()[0] as connection:
+        # the host may be gone before the connection ends
+        with contextlib.suppress(OSError), listener, listener.accept()[0] as connection:
             while connection.recv(1 << 20):
                 pass
             connection.sendall(b"!")

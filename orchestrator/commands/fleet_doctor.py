@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 from device_profiles.errors import EdgeError
 from device_profiles.version import __version__
+from edge_runtime.broker_url import is_loopback_host
 from edge_runtime.messages import PREFIX
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink, NotConnectedError, Packet
 from orchestrator.commands.broker import measure_echo
 from orchestrator.commands.output import print_json, print_table
-from orchestrator.dashboard.serve import is_loopback
 from orchestrator.fleet.doctor import BrokerFacts, Finding, diagnose_broker, diagnose_devices
 from orchestrator.fleet.queries import list_devices
 from orchestrator.fleet.store import Store, default_url, now_ms
@@ -71,7 +71,7 @@ def look_at_broker(broker: str, as_device: str | None = None) -> BrokerFacts:
     return BrokerFacts(
         echo_ms=echo_ms,
         max_packet_bytes=max_packet_bytes,
-        loopback=is_loopback(parts.hostname or ""),
+        loopback=is_loopback_host(parts.hostname or ""),
         anonymous=_can_connect(bare),
         crosses=tuple(_crosses(broker, as_device)) if as_device is not None else (),
         checked_as_device=as_device is not None,

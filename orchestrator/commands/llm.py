@@ -34,7 +34,7 @@ def key(path: Path = Path("cluster.pem")) -> None:
 
 
 def plan(
-    checkpoint: Path, *, nodes: Path, link: str = "1gbit/0.5ms", context: int = 2048, slots: int = 1, json: bool = False
+    checkpoint: Path, *, nodes: Path, link: str = "1gbit/0.5ms", context: int = 2048, slots: int = 4, json: bool = False
 ) -> None:
     """Say who would hold what, the memory of each node, the time a token, and whether one device alone is faster.
 
@@ -80,7 +80,7 @@ def _print_plan(found: "Comparison") -> None:
             )
             for node in one.nodes
         ]
-        head = f"{title}: {one.token_ms:.1f} ms a token, {one.communication_ms:.1f} ms of it communication ({one.collective})"
+        head = f"{title}: {one.token_ms:.1f} ms a token, {one.communication_ms:.1f} ms of it communication"
         columns = ("node", "KV heads", "FFN columns", "memory", "limit", "read a token", "compute ms", "storage ms")
         print_table(head, columns, rows, numbers=True)
     if found.refused is not None:
@@ -119,7 +119,7 @@ def shard(
 
     source, devices = open_checkpoint(checkpoint), read_nodes(nodes)
     if not always:
-        found = compare(source.config, devices, parse_link(link), RunSettings())
+        found = compare(source.config, devices, parse_link(link), RunSettings(slots=4))  # as many as `serve` has
         if found.alone_is_faster and len(devices) > 1:
             sys.stderr.write(f"one device alone is faster, cutting for it ({found.reason}); --always cuts for all\n")
             devices = devices[:1]
@@ -175,7 +175,7 @@ def serve(
         context: Tokens of the cache of each slot.
         slots: Requests that share each step.
         lookup: Tokens guessed at a time by prompt lookup, for greedy requests; 0 guesses none.
-        collective: mesh, star, gloo (neither encrypted nor authenticated), or auto.
+        collective: mesh, star, gloo (neither encrypted nor authenticated), or auto (mesh).
         paper: As published: star with the master reading workers in turn, everything loaded again for each token.
         window: Buffers for weights that do not stay in memory.
         deadline_s: A node that does not answer for so long is lost.

@@ -6,7 +6,6 @@ Off this machine it asks for a password, out of HEADTAIL_DASHBOARD_PASSWORD: wha
 """
 
 import argparse
-import ipaddress
 import os
 import socket
 import sys
@@ -14,6 +13,7 @@ import sys
 import uvicorn
 
 from device_profiles.errors import EdgeError
+from edge_runtime.broker_url import is_loopback_host
 from orchestrator.dashboard.app import Dashboard
 from orchestrator.dashboard.collector import Collector
 from orchestrator.dashboard.home_assistant import Announcer
@@ -54,7 +54,7 @@ def serve(options: argparse.Namespace) -> None:
         StoreError: No such database.
     """
     password = os.environ.get("HEADTAIL_DASHBOARD_PASSWORD") or None
-    if password is None and not is_loopback(options.host):
+    if password is None and not is_loopback_host(options.host):
         raise DashboardError(
             f"Wanted a password to listen on {options.host}, found none. "
             "Set HEADTAIL_DASHBOARD_PASSWORD, or listen on 127.0.0.1 and let a reverse proxy ask."
@@ -76,14 +76,6 @@ def serve(options: argparse.Namespace) -> None:
     finally:
         listener.close()
         store.close()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _listen(host: str, port: int) -> socket.socket:

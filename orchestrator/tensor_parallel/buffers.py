@@ -56,11 +56,14 @@ class WeightFile:
         """Fill `into` from `offset`.
 
         Raises:
-            ShardError: The file ends before.
+            ShardError: The file ends before, or cannot be read.
         """
         done = 0
         while done < len(into):
-            got = os.preadv(self._fd, [into[done : done + _AT_ONCE]], offset + done)
+            try:
+                got = os.preadv(self._fd, [into[done : done + _AT_ONCE]], offset + done)
+            except OSError as error:
+                raise ShardError(f"Wanted {len(into)} B at {offset}, found {error} in {self._path}.") from error
             if got == 0:
                 raise ShardError(f"Wanted {len(into)} B at {offset}, found the end of {self._path} after {done} B.")
             done += got

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edge_runtime.broker_url import is_loopback_host
 from orchestrator.tensor_parallel.collectives import Collective, MeshCollective, StarCollective
 from orchestrator.tensor_parallel.dial import answers, dial
 from orchestrator.tensor_parallel.errors import MemoryLimitError, NodesLostError, PartitionError, PeerError, ShardError
@@ -87,6 +88,12 @@ class Cluster:
             raise PartitionError(f"Wanted the nodes of the set, {wanted}, found {names}. Shard again for these nodes.")
         if len(nodes) > 1 and keys is None:
             raise PartitionError("Wanted a key file for a cluster of several nodes, found none. Give --key.")
+        remote = [node.name for node in nodes[1:] if not is_loopback_host(node.host_port()[0])]
+        if settings.collective == "gloo" and remote:
+            raise PartitionError(
+                f"Wanted gloo on this machine alone (it neither encrypts nor authenticates), found the nodes {', '.join(remote)}. "
+                "Use --collective mesh."
+            )
 
     def begin(self, *, require_all: bool = False) -> Epoch:
         """Connect to every node that answers, divide the model among them, and wait until all are ready.
@@ -123,7 +130,7 @@ class Cluster:
     def came_back(self) -> bool:
         """Whether a node that is not part of the epoch answers now."""
         gone = [node for rank, node in enumerate(self.nodes) if rank not in self.alive]
-        return any(answers(node.host_port(), timeout_s=0.2) for node in gone)
+        return self._keys is not None and any(answers(node.host_port(), self._keys, timeout_s=0.2) for node in gone)
 
     def shares(self, alive: list[int]) -> dict[int, Share]:
         """What each of these ranks computes.

@@ -89,8 +89,9 @@ def dial(address: tuple[str, int], keys: Keys, hello: Hello, *, peer: str, timeo
     return link
 
 
-def answers(address: tuple[str, int], *, timeout_s: float) -> bool:
-    """Whether anything listens at an address."""
-    with contextlib.suppress(OSError), socket.create_connection(address, timeout=timeout_s):
+def answers(address: tuple[str, int], keys: Keys, *, timeout_s: float) -> bool:
+    """Whether a member of the cluster listens at an address."""
+    with contextlib.suppress(OSError, PeerError):
+        keys.connect(socket.create_connection(address, timeout=timeout_s), "a lost node", timeout_s=timeout_s).close()
         return True
     return False

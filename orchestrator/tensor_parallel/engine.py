@@ -151,7 +151,7 @@ class Engine:
                 self.settings,
                 None if node.memory_limit is None else parse_size(node.memory_limit),
             )
-            if self._runner is not None and self._runner.task.same_weights(task):
+            if self._runner is not None and not self._runner.window.failed and self._runner.task.same_weights(task):
                 self._runner.follow(task)
             else:
                 if self._runner is not None:

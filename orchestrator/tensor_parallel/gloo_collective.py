@@ -1,7 +1,6 @@
 """torch.distributed's gloo behind the same interface: a reference, neither encrypted nor authenticated."""
 
 import datetime
-import ipaddress
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,11 +59,3 @@ class GlooCollective:
         """Leave the group."""
         if dist.is_initialized():
             dist.destroy_process_group()
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address is of this machine only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -20,7 +20,6 @@ from orchestrator.tensor_parallel.protocol import RunSettings
 
 DEFAULT_READ_MB_PER_S = 10_000.0
 DEFAULT_STORAGE_MB_PER_S = 200.0
-MESH_FROM_RTT_MS = 0.3  # below, the star's fewer messages win
 
 
 class NodePlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,7 +39,6 @@ class ClusterPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """A way to run the model; times in milliseconds a token."""
 
     nodes: tuple[NodePlan, ...]
-    collective: str
     communication_ms: float
     token_ms: float
 
@@ -70,14 +68,10 @@ def plan_cluster(config: ModelConfig, nodes: Sequence[Node], link: Link, setting
     ]
     residual_bytes = 4 * config.hidden
     trip_ms = link.rtt_ms / 2 + (ranks - 1) * residual_bytes * 1e3 / link.up_bytes_per_s
-    collective = "mesh" if link.rtt_ms >= MESH_FROM_RTT_MS or ranks == 1 else "star"
-    trips = 1 if collective == "mesh" else 2
-    communication_ms = 0.0 if ranks == 1 else (2 * config.layers * trips + 1) * trip_ms
+    communication_ms = 0.0 if ranks == 1 else (2 * config.layers + 1) * trip_ms  # of the mesh, which `serve` runs
     computed_ms = max(node.compute_ms for node in planned) + communication_ms
     token_ms = max(computed_ms, *(node.storage_ms for node in planned))
-    return ClusterPlan(
-        nodes=tuple(planned), collective=collective, communication_ms=communication_ms, token_ms=token_ms
-    )
+    return ClusterPlan(nodes=tuple(planned), communication_ms=communication_ms, token_ms=token_ms)
 
 
 def compare(config: ModelConfig, nodes: Sequence[Node], link: Link, settings: RunSettings) -> Comparison:
@@ -102,11 +96,7 @@ def compare(config: ModelConfig, nodes: Sequence[Node], link: Link, settings: Ru
 
 def _reason(cluster: ClusterPlan, alone: ClusterPlan, nodes: Sequence[Node], config: ModelConfig) -> str:
     saved_ms = alone.token_ms - (cluster.token_ms - cluster.communication_ms)
-    even = (
-        max(0.0, saved_ms) / (2 * config.layers + 1)
-        if cluster.collective == "mesh"
-        else saved_ms / (4 * config.layers + 1)
-    )
+    even = saved_ms / (2 * config.layers + 1)
     verdict = (
         f"{nodes[0].name} alone takes {alone.token_ms:.0f} ms a token, {len(nodes)} nodes {cluster.token_ms:.0f} ms, "
         f"of which {cluster.communication_ms:.0f} ms communication"

@@ -9,6 +9,7 @@ import torch
 from orchestrator.tensor_parallel.errors import PromptError
 
 Tensor = Any  # torch is untyped here
+_COLDEST = 1e-6  # below it a draw is the most probable token all the same
 
 
 class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,6 +38,8 @@ class SamplingOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             value = getattr(self, name)
             if not low <= value <= high:
                 raise PromptError(f"Wanted {name} from {low} to {high}, found {value}.")
+        if self.seed is not None and not -(1 << 63) <= self.seed < 1 << 63:
+            raise PromptError(f"Wanted a seed of 64 bit, found {self.seed}.")
 
     @property
     def greedy(self) -> bool:
@@ -71,7 +74,7 @@ def penalise(logits: Tensor, history: Sequence[int], penalty: float) -> Tensor:
 
 def probabilities(logits: Tensor, options: SamplingOptions) -> Tensor:
     """The distribution that is drawn from, (vocabulary,), after temperature, top-k, top-p and min-p in this order."""
-    scaled = logits / options.temperature
+    scaled = (logits - logits.max()) / max(options.temperature, _COLDEST)  # the largest is 0: nothing overflows
     if 0 < options.top_k < scaled.shape[0]:
         smallest = scaled.topk(options.top_k).values[-1]
         scaled = scaled.masked_fill(scaled < smallest, -torch.inf)

@@ -92,6 +92,11 @@ class Window:
                 self._free.append(slot)
                 self._changed.notify_all()
 
+    @property
+    def failed(self) -> bool:
+        """Whether a read failed: such a window is made anew."""
+        return self._error is not None
+
     def rewind(self) -> None:
         """Begin the cycle again, after a step that was left in its middle."""
         with self._changed:

@@ -21,6 +21,7 @@ from orchestrator.tensor_parallel.memory import resident_now, resident_peak
 from orchestrator.tensor_parallel.peer_link import Link, move, receive, receive_control, send_control
 from orchestrator.tensor_parallel.protocol import (
     CHUNK_BYTES,
+    CONTROL_LIMIT,
     Assign,
     Connect,
     Hello,
@@ -28,6 +29,7 @@ from orchestrator.tensor_parallel.protocol import (
     Need,
     Ready,
     Refused,
+    decode_control,
     unpack_segments,
 )
 from orchestrator.tensor_parallel.rank_runner import RankRunner, RankTask
@@ -101,9 +103,11 @@ class Worker:
             self._epoch(links)
         except PeerError as error:
             log.warning("epoch %s ended: %s", hello.epoch, error)
-        except EdgeError as error:
+        except (EdgeError, OSError) as error:
             log.error("epoch %s refused: %s", hello.epoch, error)
-            self._refuse(link, error)
+            self._refuse(
+                link, error if isinstance(error, EdgeError) else ShardError(f"Wanted its store, found {error}.")
+            )
         finally:
             for one in links.values():
                 one.close()
@@ -126,7 +130,8 @@ class Worker:
         memory = runner.memory
         ready = Ready(resident_bytes=memory.resident, streamed_bytes=memory.streamed, peak_bytes=memory.total)
         send_control(master, ready, timeout_s=assign.settings.deadline_s)
-        if not isinstance(receive_control(master, timeout_s=None), Connect):
+        told = self._wait(master, Kind.CONTROL, CONTROL_LIMIT)  # others may still be fetching their weights
+        if not isinstance(decode_control(told, master.peer), Connect):
             raise PeerError(f"Wanted to be told to connect by {master.peer}, found another message.")
         collective = self._connect(links, assign)
         try:
@@ -153,8 +158,13 @@ class Worker:
             whole = min(stream.tell(), index.nbytes) // CHUNK_BYTES * CHUNK_BYTES
             stream.truncate(whole)
             send_control(master, Need(offset=whole), timeout_s=timeout_s)
+            begun = whole
             while whole < index.nbytes:
-                chunk = receive(master, Kind.WEIGHTS, timeout_s=timeout_s, limit=CHUNK_BYTES)
+                chunk: bytes | bytearray | memoryview
+                if whole == begun:  # other workers are served first, however long that takes
+                    chunk = self._wait(master, Kind.WEIGHTS, CHUNK_BYTES)
+                else:
+                    chunk = receive(master, Kind.WEIGHTS, timeout_s=timeout_s, limit=CHUNK_BYTES)
                 if len(chunk) != min(CHUNK_BYTES, index.nbytes - whole):
                     raise PeerError(f"Wanted the next chunk of weights from {master.peer}, found {len(chunk)} B.")
                 whole += stream.write(chunk)
@@ -180,7 +190,7 @@ class Worker:
         task = RankTask(
             assign.shard_set, file, assign.rank, assign.members, assign.settings, min(limits) if limits else None
         )
-        if self._runner is not None and self._runner.task.same_weights(task):
+        if self._runner is not None and not self._runner.window.failed and self._runner.task.same_weights(task):
             self._runner.follow(task)
         else:
             self._release()
@@ -228,7 +238,7 @@ class Worker:
         settings, hidden = runner.task.settings, runner.config.hidden
         limit = 4 + 12 * settings.slots + 4 * settings.step_tokens * hidden
         while True:
-            body = self._wait_for_step(master, limit)
+            body = self._wait(master, Kind.STEP, limit, newer=True)
             segments, used = unpack_segments(body, slots=settings.slots, context=settings.context, peer=master.peer)
             count = sum(segment.count for segment in segments)
             if len(body) - used != 4 * count * hidden or count > settings.step_tokens:
@@ -238,12 +248,13 @@ class Worker:
                 runner.forward(x, segments, collective)
             log.debug("step of %d tokens, peak %d MB", count, resident_peak() >> 20)
 
-    def _wait_for_step(self, master: Link, limit: int) -> bytearray:
-        """Wait for the master, without a deadline; also look for another master and for the order to end."""
-        master.begin_receive(Kind.STEP, sequence=None, limit=limit)
+    def _wait(self, master: Link, kind: Kind, limit: int, *, newer: bool = False) -> bytearray:
+        """Wait for the master, without a deadline; also look for the order to end and, between steps, for another master."""
+        master.begin_receive(kind, sequence=None, limit=limit)
         poll = select.poll()
         poll.register(master.fileno(), select.POLLIN)
-        poll.register(self._listener.fileno(), select.POLLIN)
+        if newer:  # before Connect, whoever dials is a peer of this epoch and stays in the backlog
+            poll.register(self._listener.fileno(), select.POLLIN)
         while not master.fill():
             if master.is_receiving:
                 move([], [master], timeout_s=10.0)
@@ -251,7 +262,7 @@ class Worker:
             if any(descriptor == self._listener.fileno() for descriptor, _ in poll.poll(_TURN_S * 1000)):
                 self._look_for_newer_master(master)
             if self._stop.is_set():
-                raise PeerError("Wanted the next step, found that this worker should end.")
+                raise PeerError("Wanted the next message, found that this worker should end.")
         return master.taken()
 
     def _look_for_newer_master(self, master: Link) -> None:

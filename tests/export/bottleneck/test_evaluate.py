@@ -1,9 +1,13 @@
 import io
+from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from edge_runtime.preprocess import prepare
+from export import evaluate
 from export.codec_points import FRAME_BYTES, code_picture, table_bytes
 from export.evaluate import EvaluationError, Times, Way, evaluate_pair, pictures_of, summarise
 from export.head_cost import head_cost
@@ -61,8 +65,8 @@ def test_jpeg_is_counted_without_its_tables_and_decodes_to_the_same_form():
     assert table_bytes(stream.getvalue()) == 2 * 69 + 2 * (33 + 183)  # the standard's own tables
     for codec in ("jpeg", "webp"):
         small, large = (code_picture(picture, codec, quality) for quality in (5, 90))
-        assert small.bytes < large.bytes
-        assert large.pixels.shape == picture.shape
+        assert small.size < large.size
+        assert large.pixels().shape == picture.shape
     assert FRAME_BYTES == 32
 
 
@@ -106,3 +110,28 @@ def test_the_python_api_trains_and_evaluates(colour, picture_set, tmp_path):
     found = headtail.evaluate(pairs, made.whole, picture_set(12), headtail.EvaluationOptions(data="d", codecs=False))
     assert [one.kind for one in found.ways] == ["whole", "raw", "pair"]
     assert {one.link for one in found.links} == set(headtail.EvaluationOptions(data="d").links)
+
+
+def test_a_codec_that_loses_nothing_gives_the_network_the_same_input(pairs, picture_set, monkeypatch):
+    pair, data = pairs["entropic"], picture_set(4)
+    replace = msgspec.structs.replace
+    preprocessing = pair.head.manifest.preprocessing
+    larger = replace(preprocessing, resize_short=preprocessing.crop[0] * 5 // 4)  # what is cut off would show
+    manifest = replace(pair.head.manifest, preprocessing=larger, outputs=pair.tail.manifest.outputs)
+    seen = []
+
+    class Recorder:
+        def run(self, arrays):
+            seen.append(arrays[0])
+            return [np.zeros(manifest.outputs[0].shape, manifest.outputs[0].dtype)]
+
+        def close(self):
+            pass
+
+    whole = SimpleNamespace(manifest=manifest, folder="whole")
+    monkeypatch.setattr(evaluate, "open_session", lambda *_, **__: Recorder())
+    monkeypatch.setattr(evaluate, "code_picture", lambda image, *_: SimpleNamespace(size=1, pixels=lambda: image))
+    evaluate.evaluate_whole(whole, data)
+    evaluate.evaluate_whole(whole, data, codec="jpeg", quality=50)
+    wanted = [prepare(one, manifest.inputs[0], larger) for one in pictures_of(data)]
+    assert all(np.array_equal(a, b) for a, b in zip(seen, wanted + wanted, strict=True))

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_runtime.broker_url import is_loopback_host
 from edge_runtime.messages import Birth, Heartbeat, Ranked, Result, Slots, Topics, encode_control
 from edge_runtime.mqtt import LinkOptions, MqttLink, Packet
 from edge_runtime.tail_messages import HOST_TENANT, TAIL_BOUNDS_MS, TailBeat, TailModel
 from orchestrator.dashboard.drift import ALERT, BINS, RECENT_COUNT, REFERENCE_COUNT, Confidence, stability_index
-from orchestrator.dashboard.serve import is_loopback
 from orchestrator.fleet.presence import Beat, record_birth, record_heartbeats
 from orchestrator.fleet.store import Store, now_ms
 
@@ -200,7 +200,7 @@ def test_off_this_machine_a_password_is_wanted(broker, tmp_path):
     finally:
         process.terminate()
         process.wait(10)
-    assert [is_loopback(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "host")] == [
+    assert [is_loopback_host(host) for host in ("127.0.0.1", "::1", "localhost", "0.0.0.0", "host")] == [
         True,
         True,
         True,
