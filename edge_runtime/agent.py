@@ -216,6 +216,9 @@ class Agent:
 
     def _go_back(self, why: Exception, told: Probation | None) -> None:
         with self._changing:
+            active = self._store.active
+            if told is not None and told.artefact not in (active.head, active.whole):
+                return  # another one was activated since the host said so
             self._trial.roll_back(why, told)
             built = self._build_or_fall_back()
             with self._swap:
@@ -263,7 +266,7 @@ class Agent:
 
     def _activate(self, slots: Slots, probation: Probation) -> None:
         """Switch the pointer, build the pipeline; switch back when that fails."""
-        with self._changing:
+        with self._changing, self._trial.suspended():  # what was on probation must not be judged by what comes
             self._store.replace(slots, probation)
             try:
                 built = self._build()
@@ -272,7 +275,6 @@ class Agent:
                 raise
             with self._swap:
                 replaced, self._next = self._next, built
-            self._trial.begin()
         if replaced is not None:
             replaced.close()
 

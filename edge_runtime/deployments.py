@@ -17,6 +17,7 @@ from edge_runtime.gate import Gatekeeper, Passed
 from edge_runtime.manifest import parse_manifest
 from edge_runtime.messages import BLOCK_BYTES, ArtefactRef, DeployStart, DeployState, DeployStatus, RollBack, Slots
 from edge_runtime.self_test import self_test
+from edge_runtime.signature import SignatureError
 from edge_runtime.slots import Probation, SlotError, SlotStore
 from edge_runtime.transfer import IncomingFile, TransferError, missing_blocks
 
@@ -98,11 +99,10 @@ class Deployments:
         Raises:
             EdgeError: It cannot be had, or may not run here.
         """
-        if self._store.holds(ref.artefact):
-            artefact = self._store.open(ref.artefact)
+        artefact = self._stored(ref)
+        if artefact is not None:
             passed = self._store.passed(ref.artefact, self._gate)
-            if artefact is not None:
-                self._gate.check_target(artefact.manifest)
+            self._gate.check_target(artefact.manifest)
             self._gate.check_version(passed, self._store.floors)
             return _floors(passed)
         if ref.url is None or ref.size is None or ref.zip_sha256 is None:
@@ -125,10 +125,31 @@ class Deployments:
             return self._stopped()
 
         Fetcher(start, incoming, self._fetch_options, here).run()
+        if not incoming.complete:  # told to stop; what is here stays
+            raise FetchError(f"Wanted {ref.artefact[:16]}.., found that the agent ends.")
         try:
             return _floors(self._verified(incoming)[1])
         finally:
             shutil.rmtree(self._store.incoming, ignore_errors=True)
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the agent ends: what fails now says nothing about an artefact."""
+        return self._stopped()
+
+    def _stored(self, ref: ArtefactRef) -> Artefact | None:
+        """What the store holds of it; null when it must be fetched, or fetched again because it is damaged."""
+        if not self._store.holds(ref.artefact):
+            return None
+        try:
+            return self._store.open(ref.artefact)
+        except SignatureError:
+            raise
+        except EdgeError as error:
+            if ref.url is None:
+                raise
+            log.warning("%s It is fetched again.", error)
+            return None
 
     def check_roll_back(self, message: RollBack) -> None:
         """Nothing when the device may leave this artefact for what was committed before.
@@ -206,19 +227,21 @@ class Deployments:
     def _verified(self, incoming: IncomingFile) -> tuple[Artefact, Passed]:
         """Signature, board and version, then hashes and identity, then engine and golden vectors: then it is stored."""
         found: list[Passed] = []
+        signed: list[bytes | None] = []
         start = incoming.start
 
         def gate(manifest: bytes, signature: bytes | None) -> None:
             passed = self._gate.ask(manifest, signature)
             self._gate.check_target(parse_manifest(manifest))
             self._gate.check_version(passed, self._store.floors)
-            self._gate.hold(passed.trust, signature)
             found.append(passed)
+            signed.append(signature)
 
         artefact = open_artefact(incoming.finish(), gate)
         if artefact.id != start.artefact:
             raise TransferError(f"Wanted artefact {start.artefact[:16]}.., found {artefact.id[:16]}.. in the .zip.")
         self_test(artefact, budget_ms=start.budget_ms)
+        self._gate.hold(found[-1].trust, signed[-1])  # a key set changes only with an update that is good
         return self._store.adopt(artefact), found[-1]
 
     def _probation(self, start: DeployStart, artefact: Artefact, passed: Passed) -> Probation:

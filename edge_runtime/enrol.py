@@ -86,7 +86,10 @@ def _fetch_ca(address: tuple[str, int], fingerprint: str) -> str:
     context.verify_mode = ssl.CERT_NONE
     try:
         pem = _exchange(address, context, "GET", "/ca.pem", None).decode("ascii")
-        found = hashlib.sha256(ssl.PEM_cert_to_DER_cert(pem)).hexdigest()
+        if pem.count("-----BEGIN") != 1:
+            raise ValueError("more than one certificate")
+        der = ssl.PEM_cert_to_DER_cert(pem)
+        found = hashlib.sha256(der).hexdigest()
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise EnrolError(f"Wanted the CA of {address[0]}:{address[1]}, found: {error}.") from error
     if found != fingerprint:
@@ -94,7 +97,7 @@ def _fetch_ca(address: tuple[str, int], fingerprint: str) -> str:
             f"Wanted the CA {fingerprint[:16]}.. that the token names, found {found[:16]}.. at {address[0]}:{address[1]}. "
             "Somebody else answers there, or the token is of another fleet."
         )
-    return pem
+    return ssl.DER_cert_to_PEM_cert(der)  # only what was hashed
 
 
 def _ask(address: tuple[str, int], ca: str, question: EnrolRequest) -> EnrolAnswer:

@@ -5,7 +5,6 @@ the files of artefacts and the slots is in `follow.json`, written whole and sync
 """
 
 import logging
-import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,8 @@ from typing import Literal
 
 import msgspec
 
-from device_profiles.errors import EdgeError
 from edge_runtime.deployments import Deployments
+from edge_runtime.durable import write_durably
 from edge_runtime.messages import Count, DeployStatus, Desired, JobId, JobOrder, JobStatus, Models, Reported, Slots
 from edge_runtime.slots import Probation, SlotStore
 
@@ -33,6 +32,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     job: JobId | None = None
     version: str | None = None  # of the models that run, for people
     coming: str | None = None  # of those on probation
+    wanted: Slots | None = None  # what the slots hold once `coming` runs
     error: str | None = None
     done: tuple[JobStatus, ...] = ()  # answers to jobs, so that none is done twice
 
@@ -66,9 +66,13 @@ class Follower:
         state = self._memory.state
         if state in ("downloading", "verifying"):  # the retained desired state begins it again
             state = "idle"
-        elif state == "probation" and store.probation is None:
-            state = "active"
-        self._keep(starts=self._memory.starts + 1, state=state)
+        version = self._memory.version
+        if (
+            state == "probation" and store.probation is None
+        ):  # cut before the switch, at the commit, or while going back
+            done = store.active == self._memory.wanted
+            state, version = ("active", self._memory.coming) if done else ("idle", version)
+        self._keep(starts=self._memory.starts + 1, state=state, version=version)
 
     @property
     def starts(self) -> int:
@@ -101,7 +105,9 @@ class Follower:
             return
         try:
             self._change(desired, models)
-        except (EdgeError, OSError) as error:
+        except Exception as error:  # an engine's own too: the host must hear of it, or it waits in vain
+            if self._deployments.stopping:
+                return  # begun again after the start
             log.error("desired state %d cannot be reached: %s", desired.rev, error)
             self._set("failed", error=f"{type(error).__name__}: {error}"[:500])
 
@@ -168,12 +174,13 @@ class Follower:
                     said = before + here
                     self.report(said, total)
 
-            floors |= self._deployments.obtain(ref, progress)
+            for line, floor in self._deployments.obtain(ref, progress).items():
+                floors[line] = max(floor, floors.get(line, 0))
             before += ref.size or 0
         self._set("verifying")
         wanted = self._slots_of(models)
         first = wanted.head or wanted.whole or "0" * 64
-        self._keep(coming=models.version or None, state="probation")
+        self._keep(coming=models.version or None, wanted=wanted, state="probation")
         self._activate(wanted, Probation(first, first[:16], 0, desired.probation_s, None, floors))
         self.report()
 
@@ -189,12 +196,7 @@ class Follower:
     def _keep(self, **changes: object) -> None:
         with self._lock:
             self._memory = msgspec.structs.replace(self._memory, **changes)
-            partial = self._path.with_name(_NAME + ".part")
-            with partial.open("wb") as stream:
-                stream.write(msgspec.json.encode(self._memory))
-                stream.flush()
-                os.fsync(stream.fileno())
-            partial.replace(self._path)
+            write_durably(self._path, msgspec.json.encode(self._memory))
 
 
 def _read(path: Path) -> Memory:

@@ -6,7 +6,6 @@ only to a device whose broker is on the same machine, or whose owner said so.
 
 import hashlib
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import msgspec
 
 from device_profiles import BoardError, load_board
 from device_profiles.errors import EdgeError
+from edge_runtime.durable import write_durably
 from edge_runtime.manifest import Manifest
 from edge_runtime.signature import (
     SignedTrust,
@@ -144,17 +144,7 @@ def fits_board(target: str, board: str) -> bool:
 def install_trust(path: Path, trust: TrustFile) -> None:
     """Write a key set in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    with partial.open("wb") as stream:
-        stream.write(msgspec.json.encode(trust))
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    write_durably(path, msgspec.json.encode(trust))
 
 
 def _architecture(board: str) -> str | None:

@@ -108,7 +108,7 @@ class Statement(_Data, frozen=True, kw_only=True):
 
     v: Literal[1] = 1
     artefact: Sha256
-    line: Line  # versions of one line replace each other: the model's name
+    line: Line  # versions of one line replace each other: the model's name and role
     counter: Counter  # of two versions of a line the newer has the higher one
     floor: Counter  # when this one has proven itself, a device never again takes a counter below
 

@@ -13,6 +13,7 @@ import msgspec
 
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, Gate, open_artefact
+from edge_runtime.durable import sync, write_durably
 from edge_runtime.gate import Gatekeeper, Passed
 from edge_runtime.messages import Boot, Count, Sha256, Slots
 from edge_runtime.signature import MAX_SIGNATURE_BYTES, SIGNATURE_NAME
@@ -73,6 +74,7 @@ class SlotStore:
             raise SlotError(
                 f"Wanted a folder for deployed artefacts, found: {error}. Choose another --state."
             ) from error
+        self._adopted: set[str] = set()  # stored, and not yet named by a pointer
         self._pointer = self._before = self._read()
 
     @property
@@ -132,14 +134,15 @@ class SlotStore:
     def adopt(self, artefact: Artefact) -> Artefact:
         """Move a checked artefact into the store, under its id; on the disk before a pointer can name it."""
         target = self._artefacts / artefact.id
+        self._adopted.add(artefact.id)
         if artefact.folder != target:
             for root, _, names in os.walk(artefact.folder, topdown=False):
                 for name in names:
-                    _sync(Path(root, name))
-                _sync(Path(root))
+                    sync(Path(root, name))
+                sync(Path(root))
             shutil.rmtree(target, ignore_errors=True)
             artefact.folder.rename(target)
-            _sync(self._artefacts)
+            sync(self._artefacts)
         return Artefact(target, artefact.manifest)
 
     def activate(self, artefact: Artefact, probation: Probation | None = None) -> None:
@@ -167,6 +170,7 @@ class SlotStore:
             probation = msgspec.structs.replace(probation, floors={**pending.floors, **probation.floors})
         self._before = pointer
         before = pointer.previous if pending is not None else pointer.active
+        self._adopted.clear()  # what `active` names is named by the pointer now
         self._switch(Pointer(1, active, before, probation, pointer.floors), keep=pointer)
 
     def count_start(self) -> bool:
@@ -208,17 +212,11 @@ class SlotStore:
         self._pointer = msgspec.structs.replace(self._pointer, active=slots)
 
     def _switch(self, pointer: Pointer, keep: Pointer | None = None) -> None:
-        partial = self.folder / (_POINTER + ".part")
-        with partial.open("wb") as stream:
-            stream.write(msgspec.json.encode(pointer))
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(self.folder / _POINTER)
-        _sync(self.folder)
+        write_durably(self.folder / _POINTER, msgspec.json.encode(pointer))
         self._pointer = pointer
         self.problem = None
         named = [slots for one in (pointer, keep) if one is not None for slots in (one.active, one.previous)]
-        needed = {artefact for slots in named for artefact in (slots.head, slots.whole)}
+        needed = {artefact for slots in named for artefact in (slots.head, slots.whole)} | self._adopted
         for path in self._artefacts.iterdir():
             if path.name not in needed:
                 shutil.rmtree(path, ignore_errors=True)
@@ -236,12 +234,3 @@ class SlotStore:
             self.problem = f"Wanted the pointer file of a device, found: {error}, in {path}."[:500]
             log.error("%s Nothing runs until the next deployment.", self.problem)
             return Pointer()
-
-
-def _sync(path: Path) -> None:
-    """Bring a file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

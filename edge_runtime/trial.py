@@ -1,9 +1,10 @@
 """Probation on a device: watches what was activated, commits it or sends it back, and tells the host."""
 
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from device_profiles.errors import EdgeError
 from edge_runtime.messages import DeployState, DeployStatus
@@ -52,6 +53,16 @@ class Trial:
         with self._lock:
             self._watch = None if pending is None else Watch(self._asked(pending), self._clock())
 
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """While something is being activated nothing is judged; afterwards what is on probation then."""
+        with self._lock:
+            self._watch = None
+        try:
+            yield
+        finally:
+            self.begin()
+
     def survived_starts(self) -> bool:
         """Count this start; False when what is on probation has ended the agent too often."""
         return self._store.count_start()
@@ -68,15 +79,16 @@ class Trial:
 
     def judge(self) -> ProbationError | None:
         """Commit what has proven itself; an error when it has to go."""
+        pending = None
         with self._lock:
             watch = self._watch
             verdict = "running" if watch is None else watch.verdict(self._clock())
             if verdict != "running":
                 self._watch = None
-        if verdict == "passed":
-            pending = self._store.commit()
-            if pending is not None:
-                self.tell(pending, "committed")
+            if verdict == "passed":
+                pending = self._store.commit()
+        if pending is not None:
+            self.tell(pending, "committed")
         if watch is not None and verdict == "failed":
             return ProbationError(f"Wanted answers while on probation, found: {watch.why}")
         return None

@@ -123,10 +123,12 @@ def revoke_device(store: Store, authority: Authority, device: str) -> int:
         found = list(session.scalars(query))
         for row in found:
             row.revoked_ms = now
-        serials = [int(row.serial, 16) for row in found]
-        append_audit(session, "pki", "revoke", device, {"certificates": len(serials)}, now_ms=now)
+        # the database decides and the list is made from it, also when it was lost after an earlier revocation
+        every = select(Certificate.serial).where(Certificate.revoked_ms.is_not(None))
+        serials = [int(serial, 16) for serial in session.scalars(every)]
+        append_audit(session, "pki", "revoke", device, {"certificates": len(found)}, now_ms=now)
         authority.revoke(serials)
-    return len(serials)
+    return len(found)
 
 
 def server_context(files: TlsFiles) -> ssl.SSLContext:

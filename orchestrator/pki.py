@@ -18,8 +18,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from device_profiles.errors import EdgeError
 from edge_runtime.broker_url import TlsFiles
+from edge_runtime.durable import write_durably
 from edge_runtime.messages import check_segment
-from orchestrator.signing import write_in_one_step, write_private
+from orchestrator.signing import write_private
 
 CA_DAYS = 3650
 SERVICE_DAYS = 825
@@ -71,10 +72,11 @@ class Authority:
         builder = _builder(name, name, key.public_key(), CA_DAYS)
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
         builder = builder.add_extension(_usage(sign=True), critical=True)
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         certificate = builder.sign(key, hashes.SHA256())
         write_private(folder / "ca.key", _private_pem(key))
         folder.chmod(0o755)
-        write_in_one_step(folder / "ca.pem", certificate.public_bytes(Encoding.PEM))
+        write_durably(folder / "ca.pem", certificate.public_bytes(Encoding.PEM))
         authority = cls(folder)
         authority.revoke(())
         for service in SERVICES:
@@ -102,7 +104,7 @@ class Authority:
         builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256())
         write_private(self.folder / f"{service}.key", _private_pem(key))
-        write_in_one_step(self.folder / f"{service}.pem", certificate.public_bytes(Encoding.PEM))
+        write_durably(self.folder / f"{service}.pem", certificate.public_bytes(Encoding.PEM))
         return self.files(service)
 
     def issue_device(self, request_pem: bytes, device: str, *, days: int = DEVICE_DAYS) -> x509.Certificate:
@@ -136,7 +138,7 @@ class Authority:
         for serial in sorted(revoked | set(serials)):
             entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
             builder = builder.add_revoked_certificate(entry)
-        write_in_one_step(path, builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
+        write_durably(path, builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
         return path
 
     @property
@@ -148,6 +150,11 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self.certificate.subject, key, days)
         builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(
+            issuer, critical=False
+        )  # strict verifiers (Python 3.13) ask for both identifiers
+        builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         return builder.add_extension(_usage(sign=False), critical=True)
 
 

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact
+from edge_runtime.durable import write_durably
 from edge_runtime.signature import (
     SIGNATURE_NAME,
     PublicKey,
@@ -158,7 +159,7 @@ def sign_artefact(
     signatures |= {one.key: one for one in sign_bytes(keys, statement_bytes(statement))}
     rotations = trust.versions[1:] if trust else (before.rotations if before else ())
     signed = SignatureFile(statement=statement, signatures=tuple(signatures.values()), rotations=rotations)
-    write_in_one_step(path, msgspec.json.encode(signed))
+    write_durably(path, msgspec.json.encode(signed))
     return signed
 
 
@@ -182,7 +183,9 @@ def _statement(
     floor = counter if floor is None else floor
     if not 0 <= floor <= counter:
         raise SigningError(f"Wanted a floor of 0 to the counter {counter}, found {floor}.")
-    values = {"artefact": artefact.id, "line": line or artefact.manifest.model.name, "counter": counter, "floor": floor}
+    said = artefact.manifest  # a head and the whole model that it was cut from do not replace each other
+    line = line or f"{said.model.name[:190]} {said.role}"
+    values = {"artefact": artefact.id, "line": line, "counter": counter, "floor": floor}
     try:
         return msgspec.convert(values, Statement)
     except msgspec.ValidationError as error:
@@ -235,10 +238,3 @@ def read_trust_file(path: Path) -> TrustFile:
         return parse_trust_file(path.read_bytes())
     except OSError as error:
         raise KeyFileError(f"Wanted a trust file of `headtail keys trust`, found: {error}.") from error
-
-
-def write_in_one_step(path: Path, content: bytes) -> None:
-    """Write a file that is complete or not there at all."""
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(content)
-    partial.replace(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.artefact import open_artefact
+from edge_runtime.durable import write_durably
 from edge_runtime.signature import PublicKey, Trust, TrustFile
 from orchestrator import signing
 from orchestrator.commands.output import print_json, print_table
@@ -105,7 +106,7 @@ def sign(
         key: Private keys; where several must sign, their holders may do so one after the other.
         counter: Version number, higher than that of the version before; the time in seconds when not given.
         floor: Lowest version that a device may go back to once this one has proven itself; the counter when not given.
-        line: What versions are counted for; the model's name when not given.
+        line: What versions are counted for; the model's name and the artefact's role when not given.
         trust: Trust file with rotations that devices in the field may not have seen.
         json: Print JSON.
     """
@@ -132,7 +133,7 @@ def passphrase() -> bytes | None:
 
 
 def _write(made: TrustFile, path: Path, *, json: bool) -> None:
-    signing.write_in_one_step(path, msgspec.json.format(msgspec.json.encode(made)) + b"\n")
+    write_durably(path, msgspec.json.format(msgspec.json.encode(made)) + b"\n")
     _print(made.newest, json=json)
 
 

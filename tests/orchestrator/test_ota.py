@@ -114,7 +114,7 @@ def test_a_signed_model_comes_over_http_runs_on_probation_and_is_committed(broke
         assert device.wait_for("committed").artefact == artefact.id
     store = SlotStore(signer.state)
     assert store.active.whole == artefact.id
-    assert store.floors == {"tiny": 1}
+    assert store.floors == {"tiny whole": 1}
     assert store.probation is None
 
 
@@ -199,7 +199,7 @@ def test_a_model_that_cannot_answer_goes_back_and_the_host_hears_of_it(broker, m
         assert "Wanted" in status.error
     store = SlotStore(signer.state)
     assert store.active.whole == good.id
-    assert store.floors == {"tiny": 1}, "what did not prove itself raises no floor"
+    assert store.floors == {"tiny whole": 1}, "what did not prove itself raises no floor"
 
 
 def test_a_model_that_ends_the_agent_again_and_again_goes(broker, make, signer, server):
@@ -215,6 +215,33 @@ def test_a_model_that_ends_the_agent_again_and_again_goes(broker, make, signer, 
         status = device.wait_for("rolled-back")
         assert status.artefact == bad.id
         assert device.agent._store.active.whole == good.id
+
+
+def test_time_that_passes_while_the_next_model_is_built_commits_nothing(broker, make, signer, server, monkeypatch):
+    first, second = signer.sign(make("v1"), 1), signer.sign(make("v2"), 2)
+    with Device(broker, "ota8", signer.state, seconds=10) as device:
+        agent, now = device.agent, [0.0]
+        agent._trial._clock = lambda: now[0]
+        deploy(broker, "ota8", first, server=server)
+        building, go_on, build = threading.Event(), threading.Event(), agent._build
+
+        def slow():
+            building.set()
+            assert go_on.wait(PATIENCE_S)
+            return build()
+
+        monkeypatch.setattr(agent, "_build", slow)
+        asking = threading.Thread(target=deploy, args=(broker, "ota8", second), kwargs={"server": server})
+        asking.start()
+        assert building.wait(PATIENCE_S)
+        now[0] = 100.0  # the first one's time is over
+        assert agent._trial.judge() is None
+        assert SlotStore(signer.state).probation.artefact == second.id
+        assert SlotStore(signer.state).floors == {}
+        go_on.set()
+        asking.join(PATIENCE_S)
+        now[0] = 200.0
+        assert device.wait_for("committed").artefact == second.id
 
 
 def test_the_host_may_send_a_device_back_but_not_below_its_floor(broker, make, signer, server):

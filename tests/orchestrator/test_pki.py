@@ -1,6 +1,7 @@
 """A fleet with certificates on a real broker: who may enrol, and who may say what where."""
 
 import contextlib
+import ssl
 import threading
 
 import numpy as np
@@ -99,6 +100,22 @@ def test_a_token_is_good_once_for_its_name_and_its_authority(fleet, tmp_path):
     secret, _ = fleet.token("lured").split(".")
     with pytest.raises(EnrolError, match="Somebody else"):
         enrol(fleet.url, f"{secret}.{'0' * 64}", device="lured", tenant="default", state=tmp_path)
+
+
+def test_a_second_certificate_behind_the_right_ca_is_not_trusted(fleet, tmp_path):
+    served = fleet.authority.folder / "ca.pem"
+    right = served.read_text()
+    stranger = Authority.make(tmp_path / "stranger", ["127.0.0.1"]).folder / "ca.pem"
+    token = fleet.token("two")
+    try:
+        served.write_text(right + stranger.read_text())
+        with pytest.raises(EnrolError, match="more than one certificate"):
+            enrol(fleet.url, token, device="two", tenant="default", state=tmp_path)
+    finally:
+        served.write_text(right)
+    enrol(fleet.url, token, device="two", tenant="default", state=tmp_path)
+    kept = identity_files(tmp_path).ca.read_text()
+    assert ssl.PEM_cert_to_DER_cert(kept) == ssl.PEM_cert_to_DER_cert(right)
 
 
 def test_a_device_cannot_take_a_services_name(fleet, tmp_path):

@@ -42,7 +42,7 @@ def test_two_holders_sign_one_after_the_other_and_the_id_stays(artefact, tmp_pat
         check_statement(data, before, keys)
     assert run(["sign", str(artefact.folder), "--key", str(b)]) == 0
     statement, _ = check_statement((artefact.folder / "manifest.sig").read_bytes(), before, keys)
-    assert (statement.counter, statement.floor, statement.line) == (7, 7, "tiny")
+    assert (statement.counter, statement.floor, statement.line) == (7, 7, "tiny whole")
     assert open_artefact(artefact.folder).id == before
     assert run(["sign", str(artefact.folder), "--key", str(b), "--counter", "8"]) == 1
     assert "others have signed" in capsys.readouterr().err
