@@ -5,6 +5,7 @@
 
 A generated table stands between `<!-- generated: NAME [PATTERN...] -->` and `<!-- end -->` in README.md or docs/*.md.
 NAME is a file of benchmarks/results; the patterns choose row ids (`rtt_*`). Rows that do not hold are shown as failing.
+`summary` counts the rows of all files and names those that do not hold.
 """
 
 import argparse
@@ -89,6 +90,8 @@ def fill_tables(text: str, results: Path, where: str) -> str:
         name, *patterns = block["name"].split() or [""]
         if not re.fullmatch(r"[a-z0-9_-]+", name):
             raise DocsError(f"Wanted the name of a results file in a marker, found {block['name']!r} in {where}.")
+        if name == "summary":
+            return f"{block[1]}{summary_table(results)}{block['end']}"
         rows = read_rows(results / f"{name}.json")
         chosen = [row for row in rows if not patterns or any(fnmatchcase(row.id, pattern) for pattern in patterns)]
         return f"{block[1]}{bench_table(name, chosen)}{block['end']}"
@@ -120,6 +123,21 @@ def bench_table(name: str, rows: Sequence[Row]) -> str:
         day = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
         subject = "All rows" if len(groups) == 1 else ", ".join(f"`{row.id}`" for row in members)
         lines.append(f"- {subject}: `{command}`, on {device}, at commit `{commit}`, {day}.")
+    return "\n".join([*lines, "", ""])
+
+
+def summary_table(results: Path) -> str:
+    """How many rows of each results file hold their bar, and which do not.
+
+    Raises:
+        RowError: A results file is not valid.
+    """
+    lines = ["", "| measured by | rows with a bar | hold | do not hold |", "| --- | ---: | ---: | --- |"]
+    for path in sorted(results.glob("*.json")):
+        judged = [row for row in read_rows(path) if row.holds is not None]
+        named = [f"`{row.id}`{' (not measured)' if row.value is None else ''}" for row in judged if not row.holds]
+        cells = (f"`make bench-{path.stem}`", str(len(judged)), str(len(judged) - len(named)), ", ".join(named))
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", ""])
 
 

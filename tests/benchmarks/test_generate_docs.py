@@ -74,6 +74,13 @@ def test_patterns_choose_rows(docs, tree):
     assert re.findall(r"^\| `(\w+)`", text, re.MULTILINE) == ["fast", "size"]
 
 
+def test_a_summary_counts_rows_and_names_those_that_do_not_hold(docs, tree):
+    (tree / "README.md").write_text(PAGE.replace("foundation -->", "summary -->"))
+    docs.main([], tree)
+    text = (tree / "README.md").read_text()
+    assert "| `make bench-foundation` | 3 | 1 | `slow`, `loss` (not measured) |" in text
+
+
 def test_results_that_are_not_there_are_said_not_to_be(docs, tree):
     (tree / "README.md").write_text(PAGE.replace("foundation", "fleet"))
     docs.main([], tree)
