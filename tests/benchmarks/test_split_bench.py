@@ -63,6 +63,20 @@ def test_curves_that_do_not_overlap_are_not_compared():
     assert study_rows.compare({0: points[0]}, {0: points[1]}).value is None
 
 
+def test_neighbouring_rates_that_overlap_are_chosen_on_pictures_that_measure_nothing():
+    rng = np.random.default_rng(0)
+    low, wide = ([rng.random(4000) < share for share in shares] for shares in ((0.3, 0.5), (0.1, 0.31, 0.49, 0.9)))
+    reference, tested = (
+        {0: [study_rows.Point(str(n), rng.uniform(90, 110, 4000) * 2**n, one) for n, one in enumerate(side)]}
+        for side in (low, wide)
+    )
+    chosen, count = study_rows.comparable(reference, tested)
+    assert ([one.setting for one in chosen[0]], count) == (["1", "2"], 2)
+    for one in tested[0]:
+        one.right[np.arange(4000) % study_rows.CHOOSING != 0] = False
+    assert study_rows.comparable(reference, tested)[1] == 2
+
+
 def test_a_progressive_stream_with_a_tenth_more_bytes_has_that_excess():
     rng = np.random.default_rng(0)
     right = [rng.random(400) < share for share in (0.5, 0.6, 0.7, 0.8)]
