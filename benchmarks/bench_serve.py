@@ -71,7 +71,7 @@ def measure(url: str, size: int, qos: int, count: int) -> tuple[list[float], lis
     array = np.random.default_rng(0).integers(0, 255, (1, 10, size // 10), dtype=np.uint8)
     payload = bytes(size + FRAME_OVERHEAD_BYTES)
     topic = Topics("default", "bench").up("result")
-    bare = BareRequester(url, qos)
+    bare = BareRequester(url, qos, topics=peer_topics("alone"))
     reports: list[Packet] = []
     options = OffloadOptions(qos=qos, deadline_ms=5000)
     try:
@@ -104,8 +104,7 @@ def offloads(url: str, seconds: float) -> list[dict[str, Any]]:
     array = np.random.default_rng(0).integers(0, 255, (1, 10, 10_000), dtype=np.uint8)
     payload, callers, slices = bytes(100_000 + FRAME_OVERHEAD_BYTES), 4, 5
     options = OffloadOptions(deadline_ms=10_000, in_flight=64)
-    names = [f"ht/v1/bench/peer{index}/off" for index in range(callers)]
-    bare = [BareRequester(url, 0, topics=(f"{name}/req/0/0", f"{name}/rep/0")) for name in names]
+    bare = [BareRequester(url, 0, topics=peer_topics(str(index))) for index in range(callers)]
     ours = [Offloader(url, f"bench{i}", key=KEY, options=options) for i in range(callers)]
     totals = [0, 0]
     try:
@@ -131,6 +130,11 @@ def offloads(url: str, seconds: float) -> list[dict[str, Any]]:
         row("offloads", what, rates[0] / rates[1], "x", ">=", 0.8, PAHO),
         row("offloads.rate", "100 KB offloads a second through one broker", rates[0], "1/s", "info", None, {}),
     ]
+
+
+def peer_topics(name: str) -> tuple[str, str]:
+    """Where one requester of the peer asks and is answered."""
+    return f"ht/v1/bench/{name}/off/req/0/0", f"ht/v1/bench/{name}/off/rep/0"
 
 
 def run_for(calls: list[Callable[[], object]], seconds: float) -> int:

@@ -55,3 +55,4 @@ class Answer(msgspec.Struct, frozen=True):
     bytes_sent: int = 0
     why_local: str | None = None
     plan_id: str | None = None  # of the plan that was followed, where there is a plan table
+    trace_id: bytes | None = None  # of a traced request; whoever has the last word on it tells the tracer

@@ -20,6 +20,7 @@ class Attempt:
     serialise_ms: float = 0.0
     bytes_sent: int = 0
     leaving: ExitAnswer | None = None  # where the head has an exit
+    trace_id: bytes | None = None  # where it is traced: the request's id
 
     def breakdown(self, **stages: float) -> Breakdown:
         """What is known of it already, these stages, and the time since it began."""

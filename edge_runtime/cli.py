@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import logging
 import os
 import signal
 import sys
@@ -13,10 +12,13 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from device_profiles.errors import EdgeError, MissingDependencyError
 from device_profiles.version import __version__
+from edge_runtime.cli_observing import add_observing, open_tracer_of, set_up_logging_of
 
 if TYPE_CHECKING:
     from edge_runtime.messages import Result
+    from edge_runtime.offload_options import OffloadOptions
     from edge_runtime.pipeline import PlanChoice
+    from edge_runtime.tracing import Tracer
 
 
 class ResultsError(EdgeError):
@@ -26,7 +28,7 @@ class ResultsError(EdgeError):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit 0 when done, 1 after a named error, 2 on wrong usage."""
     parsed = build_parser().parse_args(arguments)
-    logging.basicConfig(level=parsed.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    set_up_logging_of(parsed.log_level)
     try:
         status = parsed.command(parsed)
     except EdgeError as error:
@@ -67,9 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--deadline-ms", type=float, default=1000.0)
     run.add_argument("--qos", type=int, choices=[0, 1], default=0)
     run.add_argument("--threads", type=int, help="of the engine; the manifest's number when not given")
-    run.add_argument(
-        "--shadow", type=float, default=0.0, metavar="SHARE", help="of the tail's answers to compare with --whole"
-    )
+    add_observing(run)
     run.add_argument(
         "--insecure", action="store_true", help="without TLS and signatures although the broker is on another machine"
     )
@@ -146,17 +146,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent import Agent, AgentOptions
     from edge_runtime.artefact import open_artefact
     from edge_runtime.broker_url import hide_password
-    from edge_runtime.offloader import OffloadOptions
     from edge_runtime.sources import Newest, open_source
 
     offload_broker = _fill_in_identity(arguments)
-    offload = OffloadOptions(
-        tenant=arguments.tenant,
-        qos=arguments.qos,
-        deadline_ms=arguments.deadline_ms,
-        threads=arguments.threads,
-        shadow_share=arguments.shadow,
-    )
+    tracer = open_tracer_of(arguments)
     source = None
     if arguments.source is not None:
         frames = open_source(arguments.source, loop=arguments.loop)
@@ -170,7 +163,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 device=arguments.device,
                 state=arguments.state,
                 board=arguments.board,
-                offload=offload,
+                offload=_offload_options(arguments, tracer),
                 plan=_read_plan(arguments),
                 insecure=arguments.insecure,
             ),
@@ -190,7 +183,22 @@ def _run(arguments: argparse.Namespace) -> int:
         agent.run(frames=arguments.frames)
     finally:
         close()
+        if tracer is not None:
+            tracer.close()
     return 0
+
+
+def _offload_options(arguments: argparse.Namespace, tracer: "Tracer | None") -> "OffloadOptions":
+    from edge_runtime.offload_options import OffloadOptions
+
+    return OffloadOptions(
+        tenant=arguments.tenant,
+        qos=arguments.qos,
+        deadline_ms=arguments.deadline_ms,
+        threads=arguments.threads,
+        shadow_share=arguments.shadow,
+        tracer=tracer,
+    )
 
 
 def _read_plan(arguments: argparse.Namespace) -> "PlanChoice | None":

@@ -18,15 +18,49 @@ from zmq.utils import z85
 from device_profiles.errors import EdgeError
 from edge_runtime.mqtt import MqttError, MqttLink
 from edge_runtime.tail_messages import DirectOffer
-from edge_runtime.wire import FLAG_DIRECT, Envelope, Reply, Status, pack_envelope
+from edge_runtime.wire import FLAG_DIRECT, Envelope, LimitError, Reply, Status, pack_envelope
 
 log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 64 << 20
+PART_BYTES = 64 << 10  # of a message: the other end decrypts one while this one encrypts the next
+_MAX_WAITING = 64  # messages that wait for the socket
 _ASK_AGAIN_S = 2.0
 _REFUSED_PAUSE_S = 30.0
 _HELLO_BUDGET_MS = 2000
 
 Parts = Sequence["bytes | memoryview"]
+
+
+def split_parts(pieces: Parts, part_bytes: int = PART_BYTES) -> list[bytes | memoryview]:
+    """A message's pieces as parts of at most `part_bytes`; only pieces that are small are copied."""
+    parts: list[bytes | memoryview] = []
+    small: list[bytes | memoryview] = []
+    for piece in pieces:
+        if len(piece) <= part_bytes // 8:
+            small.append(piece)
+            continue
+        if small:
+            parts.append(b"".join(small))
+            small = []
+        view = memoryview(piece).cast("B")
+        parts += [view[start : start + part_bytes] for start in range(0, len(view), part_bytes)]
+    if small:
+        parts.append(b"".join(small))
+    return parts
+
+
+def join_parts(frames: Sequence["zmq.Frame"]) -> memoryview:
+    """The message of which these are the parts.
+
+    Raises:
+        LimitError: More than `MAX_MESSAGE_BYTES`.
+    """
+    size = sum([len(frame) for frame in frames])
+    if size > MAX_MESSAGE_BYTES:
+        raise LimitError(f"Wanted a message of at most {MAX_MESSAGE_BYTES} B, found {size} B.")
+    if len(frames) == 1:
+        return frames[0].buffer
+    return memoryview(b"".join([frame.buffer for frame in frames]))
 
 
 class SocketThread:
@@ -48,7 +82,7 @@ class SocketThread:
         name: str,
     ) -> None:
         self._context, self._socket, self._on_message = context, socket, on_message
-        self._outbox: deque[Parts] = deque()
+        self._outbox: deque[Parts] = deque(maxlen=_MAX_WAITING)
         self._lock = threading.Lock()  # guards the sending end of the wake-up
         address = f"inproc://wake-{os.urandom(8).hex()}"
         self._woken = context.socket(zmq.PAIR)
@@ -135,7 +169,7 @@ class DirectRoute:
         if plane is None:
             self._ask()
             return False
-        plane.send((self._key, b"".join(pieces)))
+        plane.send((self._key, *split_parts(pieces)))
         return True
 
     def take(self, reply: Reply, body: memoryview) -> bool:
@@ -187,6 +221,6 @@ class DirectRoute:
         socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
         socket.setsockopt(zmq.SNDHWM, 16)
         socket.connect(offer.endpoint)
-        plane = SocketThread(context, socket, lambda frames: self._on_reply(frames[-1].buffer), name="direct")
+        plane = SocketThread(context, socket, lambda frames: self._on_reply(join_parts(frames)), name="direct")
         plane.start()
         return plane

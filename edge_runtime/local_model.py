@@ -9,6 +9,7 @@ import numpy as np
 from edge_runtime.artefact import Artefact
 from edge_runtime.offload import Estimate
 from edge_runtime.session import Session, open_session
+from edge_runtime.wire import FormatError
 
 _GRACE_S = 0.01  # an answer may be so late
 
@@ -36,6 +37,19 @@ class LocalModel:
     def shapes(self) -> list[tuple[int, ...]]:
         """Of its outputs."""
         return [spec.shape for spec in self._session.outputs]
+
+    def check_outputs(self, outputs: Sequence[np.ndarray]) -> None:
+        """Nothing when somebody else's outputs have the form of its own.
+
+        Raises:
+            FormatError: With both.
+        """
+        found = [output.shape for output in outputs]
+        if self.shapes != found:
+            raise FormatError(
+                f"Wanted outputs {self.shapes} as the local model gives, found {found} of the tail. "
+                "Deploy head, tail and fallback of the same network."
+            )
 
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run once, and learn how long it takes.

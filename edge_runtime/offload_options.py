@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from edge_runtime.artefact import Artefact
 from edge_runtime.offload import OffloadError
+from edge_runtime.tracing import Tracer
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class OffloadOptions:
     hedge_ms: float | None = None  # ask another worker as well when no answer came by then; the first answer counts
     direct_above_bytes: int = 256 << 10  # larger requests go over the direct data plane where the tail offers one
     shadow_share: float = 0.0  # of the tail's answers that are compared with the whole model here
+    tracer: Tracer | None = None  # marks a share of the requests; `tracer.finished(answer)` is the caller's to call
 
 
 def check_roles(head: Artefact | None, fallback: Artefact | None, key: str | None) -> None:

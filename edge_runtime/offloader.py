@@ -39,6 +39,7 @@ from edge_runtime.session import open_session
 from edge_runtime.tail_route import RouteOptions, TailRoute
 from edge_runtime.wire import (
     CODEC_RAW,
+    FLAG_TRACED,
     RAW_CODECS,
     REPLY_BYTES,
     Envelope,
@@ -61,8 +62,7 @@ __all__ = ["OffloadOptions", "Offloader"]
 
 log = logging.getLogger(__name__)
 _MAX_MARGIN_S = 0.01  # to wake up and start the fallback
-# A raw reply is never copied, so a packet's size bounds it.
-_REPLY_LIMITS = Limits(payload_bytes=64 << 20, tensor_bytes=64 << 20)
+_REPLY_LIMITS = Limits(payload_bytes=64 << 20, tensor_bytes=64 << 20)  # not copied: a packet's size bounds a reply
 
 
 class Offloader:
@@ -110,13 +110,16 @@ class Offloader:
         self.boot = os.urandom(8).hex()
         self._id_prefix, self._next_id = os.urandom(8), 0
         topics = Topics(self._options.tenant, device)
-        self._request_topic = topics.request(self.key, self.boot)
         subscriptions = ((topics.reply(self.boot), self._options.qos),)
         link_options = LinkOptions(subscriptions=subscriptions, nodelay=self._options.nodelay, on_lost=self._on_lost)
         self.link = MqttLink(broker_url, link_options, self._on_reply)
         route = RouteOptions(self._options.qos, self._options.hedge_ms, self._options.direct_above_bytes)
         self._route = TailRoute(
-            self.link, self._request_topic, self._cut_id, route, lambda payload: self._on_reply("", payload, 0)
+            self.link,
+            topics.request(self.key, self.boot),
+            self._cut_id,
+            route,
+            lambda data: self._on_reply("", data, 0),
         )
         self.link.start()
 
@@ -149,8 +152,8 @@ class Offloader:
             if attempt.leaving is not None and attempt.leaving.leaves:
                 return self._leave(attempt, None)
             return self._finish(attempt, self._encode(outputs, attempt), arrays)
-        except Exception:
-            self._count(failed=1)
+        except Exception as error:
+            self._fail(attempt, error)
             raise
 
     def infer_image(self, data: bytes, *arrays: np.ndarray, deadline_ms: float | None = None) -> Answer:
@@ -167,8 +170,8 @@ class Offloader:
             pieces = encode_image_file(data, cut_id=self._cut_id)
             attempt.serialise_ms = ms_since(begun)
             return self._finish(attempt, pieces, arrays)
-        except Exception:
-            self._count(failed=1)
+        except Exception as error:
+            self._fail(attempt, error)
             raise
 
     @property
@@ -214,7 +217,9 @@ class Offloader:
         budget_ms = self._options.deadline_ms if deadline_ms is None else deadline_ms
         if not math.isfinite(budget_ms):
             raise OffloadError(f"Wanted a finite deadline in ms, found {budget_ms}.")
-        return Attempt(now, now + budget_ms / 1000)
+        tracer = self._options.tracer
+        trace_id = os.urandom(16) if tracer is not None and tracer.wants() else None
+        return Attempt(now, now + budget_ms / 1000, trace_id=trace_id)
 
     def _run_head(self, arrays: Sequence[np.ndarray], attempt: Attempt) -> Sequence[np.ndarray]:
         """What is to be sent; the exit's answer goes into the attempt."""
@@ -241,7 +246,7 @@ class Offloader:
         try:
             answer = self._ask_tail(attempt, pieces)
         except (OffloadError, MqttError, WireError) as error:
-            if not arrays or not self._fallback_fits(attempt.deadline):
+            if not arrays or self._fallback is None or not self._fallback.fits(attempt.deadline - time.perf_counter()):
                 if attempt.leaving is None:
                     raise
                 return self._leave(attempt, error)
@@ -250,9 +255,6 @@ class Offloader:
             return answer
         self._count(remote=1)
         return answer
-
-    def _fallback_fits(self, deadline: float) -> bool:
-        return self._fallback is not None and self._fallback.fits(deadline - time.perf_counter())
 
     def _ask_tail(self, attempt: Attempt, pieces: list[bytes | memoryview]) -> Answer:
         now = time.perf_counter()
@@ -267,10 +269,11 @@ class Offloader:
         self.link.check_subscribed()  # an answer could not come
         ended = threading.Lock()
         ended.acquire()
-        ticket = self._open(attempt.deadline, ended, now)
+        ticket = self._open(attempt, ended, now)
         try:
             budget_ms = max(1, int(1000 * wait_s))
-            envelope = pack_envelope(Envelope(ticket.request_id, budget_ms))
+            flags = 0 if attempt.trace_id is None else FLAG_TRACED
+            envelope = pack_envelope(Envelope(ticket.request_id, budget_ms, flags))
             attempt.sent_at = time.perf_counter()
             request = (envelope, *pieces)
             attempt.bytes_sent, direct = self._route.send(request)
@@ -286,14 +289,15 @@ class Offloader:
             )
         return self._read_answer(ticket, attempt)
 
-    def _open(self, deadline: float, ended: threading.Lock, now: float) -> Ticket:
+    def _open(self, attempt: Attempt, ended: threading.Lock, now: float) -> Ticket:
         with self._lock:
             if not self._breaker.allow(now):
                 raise TailUnavailableError(
                     "Wanted the tail, found that the last requests went without an answer; it is asked again soon."
                 )
             self._next_id += 1
-            ticket = Ticket(self._id_prefix + self._next_id.to_bytes(8, "little"), deadline, ended.release)
+            request_id = attempt.trace_id or self._id_prefix + self._next_id.to_bytes(8, "little")
+            ticket = Ticket(request_id, attempt.deadline, ended.release)
             if not self._pending.add(ticket):
                 self._breaker.released()
                 raise TailUnavailableError(
@@ -335,8 +339,7 @@ class Offloader:
             text = bytes(ticket.body[:500]).decode("utf-8", "replace")
             raise TailError(f"Wanted an answer of the tail, found {reply.status.name.lower()}: {text}")
         begun = time.perf_counter()
-        frame = decode_frame(ticket.body, _REPLY_LIMITS)
-        outputs = decode_tensors(frame)
+        outputs = decode_tensors(frame := decode_frame(ticket.body, _REPLY_LIMITS))
         self._check_answer(frame.cut_id, outputs)
         uplink_s, downlink_s = self._divide(reply, attempt, len(ticket.body) + REPLY_BYTES)
         breakdown = attempt.breakdown(
@@ -347,7 +350,7 @@ class Offloader:
             downlink_ms=1000 * downlink_s,
             postprocess_ms=ms_since(begun),
         )
-        return Answer(outputs, "remote", breakdown, attempt.bytes_sent)
+        return Answer(outputs, "remote", breakdown, attempt.bytes_sent, trace_id=attempt.trace_id)
 
     def _divide(self, reply: Reply, attempt: Attempt, down_bytes: int) -> tuple[float, float]:
         """Seconds up and down."""
@@ -364,15 +367,8 @@ class Offloader:
         """The answer is of this cut, and of the form that the local model gives."""
         if cut_id != self._cut_id:
             raise FormatError(f"Wanted an answer of cut {self.key}, found one of {cut_id.hex()}. Restart the tail.")
-        if self._fallback is None:
-            return
-        wanted = self._fallback.shapes
-        found = [output.shape for output in outputs]
-        if wanted != found:
-            raise FormatError(
-                f"Wanted outputs {wanted} as the local model gives, found {found} of the tail. "
-                "Deploy head, tail and fallback of the same network."
-            )
+        if self._fallback is not None:
+            self._fallback.check_outputs(outputs)
 
     def _answer_locally(self, attempt: Attempt, arrays: Sequence[np.ndarray], why: Exception) -> Answer:
         if self._fallback is None:
@@ -382,7 +378,7 @@ class Offloader:
         local_ms = ms_since(begun)
         waited_ms = 1000 * (begun - attempt.sent_at) if attempt.sent_at else 0.0
         breakdown = attempt.breakdown(waited_ms=waited_ms, local_ms=local_ms)
-        return Answer(outputs, "local", breakdown, attempt.bytes_sent, str(why))
+        return Answer(outputs, "local", breakdown, attempt.bytes_sent, str(why), trace_id=attempt.trace_id)
 
     def _leave(self, attempt: Attempt, why: Exception | None) -> Answer:
         """The exit's answer: it is sure, or nobody else answered."""
@@ -390,7 +386,12 @@ class Offloader:
         waited_ms = ms_since(attempt.sent_at) if attempt.sent_at else 0.0
         self._count(local=1)
         stages, reason = attempt.breakdown(waited_ms=waited_ms), None if why is None else str(why)
-        return Answer([attempt.leaving.logits], "exit", stages, attempt.bytes_sent, reason)
+        return Answer([attempt.leaving.logits], "exit", stages, attempt.bytes_sent, reason, trace_id=attempt.trace_id)
+
+    def _fail(self, attempt: Attempt, error: Exception) -> None:
+        self._count(failed=1)
+        if attempt.trace_id is not None and self._options.tracer is not None:
+            self._options.tracer.failed(attempt.trace_id, time.perf_counter() - attempt.started, error)
 
     def _count(self, *, remote: int = 0, local: int = 0, failed: int = 0) -> None:
         with self._lock:

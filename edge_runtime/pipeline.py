@@ -71,6 +71,7 @@ class Pipeline:
         self._session: Session | None = None
         self._counters = Counters()
         self._shadow_share = options.shadow_share
+        self._tracer = options.tracer
         fallback = whole if head is None or whole is None or backs(head.manifest, whole) else None
         if plan is not None:
             heads = [*plan.heads, *([] if head is None else [head])]
@@ -109,7 +110,10 @@ class Pipeline:
             postprocess_ms=answer.breakdown.postprocess_ms + 1000 * (ended - answered),
             total_ms=1000 * (ended - begun),
         )
-        return Outcome(msgspec.structs.replace(answer, breakdown=breakdown), top, self._compare(answer, array))
+        answer = msgspec.structs.replace(answer, breakdown=breakdown)
+        if answer.trace_id is not None and self._tracer is not None:
+            self._tracer.finished(answer)
+        return Outcome(answer, top, self._compare(answer, array))
 
     def _infer(self, frame: Frame, array: np.ndarray) -> Answer:
         if self._offloader is None:

@@ -69,7 +69,7 @@ class DataPlane(Protocol):
 class Tracer(Protocol):
     """Notes what became of a traced request."""
 
-    def served(self, request: Request, model: str, times: Sequence[float]) -> None:
+    def served(self, trace_id: bytes, model: str, times: Sequence[float]) -> None:
         """A request was answered; `times` are when it was received, taken, decoded and ran (perf_counter)."""
 
 
@@ -340,7 +340,7 @@ class TailServer:
             self._statistics[id(model)].add(len(request.frame), queue_us, decode_us, tail_us)
         self._send(request, (pack_reply(reply), *pieces))
         if request.traced and self.tracer is not None:
-            self.tracer.served(request, model.name, (request.received, work.taken, work.decoded, ended))
+            self.tracer.served(request.request_id, model.name, (request.received, work.taken, work.decoded, ended))
 
     def _refuse(self, request: Request, status: Status, text: str) -> None:
         reply = Reply(request.request_id, status, queue_us=_us(time.perf_counter() - request.received))

@@ -61,6 +61,9 @@ class ServeOptions:
     shared: bool = True
     """Share the requests with other servers of the same model."""
 
+    traces: str | None = None
+    """Where spans of requests that devices trace go: otlp:http://host:4318/v1/traces, or file:PATH (worker processes)."""
+
     qos: int = 1
     """Largest QoS of requests; 0 with the embedded broker, which raises a request's QoS to this one."""
 
@@ -91,7 +94,8 @@ def serve(
     )
     if options.folder is None and not artefacts:
         raise ServeError("Wanted at least one tail or whole model to serve, found none. Give its folder or .zip.")
-    if options.processes or options.folder is not None or options.direct is not None:
+    in_processes = options.folder is not None or options.direct is not None or options.traces is not None
+    if options.processes or in_processes:
         _serve_in_processes(artefacts, broker, server, options, json=json)
     else:
         _serve_here(artefacts, broker, server, options, json=json)
@@ -123,6 +127,7 @@ def _serve_in_processes(
         threads=options.threads,
         batch=options.batch,
         direct_host=options.direct,
+        traces=options.traces,
     )
     with until_stopped(), TailService(order, max(1, options.processes)) as service:
         _announce(service.serving, broker, json=json)

@@ -14,11 +14,11 @@ import uvicorn
 
 from device_profiles.errors import EdgeError
 from edge_runtime.broker_url import is_loopback_host
+from edge_runtime.json_log import set_up_logging
 from orchestrator.dashboard.app import Dashboard
 from orchestrator.dashboard.collector import Collector
 from orchestrator.dashboard.home_assistant import Announcer
 from orchestrator.fleet.store import Store
-from orchestrator.json_log import set_up_logging
 
 
 class DashboardError(EdgeError):

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import delete
 
+from edge_runtime.json_log import set_up_logging
 from orchestrator.artefact_server import ArtefactServer
 from orchestrator.fleet.rollouts import FILES_KEY, FILES_SCOPE
 from orchestrator.fleet.store import Store, now_ms
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8081)
     parser.add_argument("--advertise", help="host name that devices use")
     parsed = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logging("files", logging.INFO)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from device_profiles.errors import EdgeError
+from edge_runtime.json_log import set_up_logging
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def run_program(start: Callable[[Program], None]) -> None:
     parser.add_argument("--folder", type=Path, default=Path())
     parser.add_argument("--owner", default="orchestrator-1", help="name in leases")
     parsed = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    set_up_logging(Path(sys.argv[0]).stem, logging.INFO)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         start(Program(parsed.store, parsed.broker, parsed.folder, parsed.owner))

@@ -10,7 +10,7 @@ import zmq
 from zmq.auth.thread import ThreadAuthenticator
 from zmq.utils import z85
 
-from edge_runtime.direct import MAX_MESSAGE_BYTES, SocketThread
+from edge_runtime.direct import MAX_MESSAGE_BYTES, SocketThread, join_parts, split_parts
 from edge_runtime.messages import Topics
 from edge_runtime.tail_messages import DirectOffer
 from edge_runtime.wire import FormatError
@@ -79,7 +79,7 @@ class DirectPlane:
 
     def send(self, peer: bytes, pieces: Sequence[bytes | memoryview]) -> None:
         """Answer whoever asked."""
-        self._plane.send((peer, b"".join(pieces)))
+        self._plane.send((peer, *split_parts(pieces)))
 
     def close(self) -> None:
         """Disconnect everybody."""
@@ -90,11 +90,11 @@ class DirectPlane:
         self._plane.close()
 
     def _received(self, frames: list[zmq.Frame]) -> None:
-        if len(frames) != 3 or len(frames[1]) != 8:
+        if len(frames) < 3 or len(frames[1]) != 8:
             raise FormatError(f"Wanted a key of 8 B and a request, found {len(frames) - 1} parts.")
         device = self._devices.get(str(frames[2].get("User-Id")).encode())
         if device is None:
             raise FormatError("Wanted a request of a device that was let in, found another one.")
         tenant, _, name = device.partition("/")
         topic = Topics(tenant, name).request(frames[1].bytes.hex(), _NO_BOOT)
-        self._accept(topic, frames[2].buffer, 0, frames[0].bytes)
+        self._accept(topic, join_parts(frames[2:]), 0, frames[0].bytes)

@@ -16,11 +16,12 @@ import msgspec
 
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import open_artefact
+from edge_runtime.json_log import set_up_logging
 from edge_runtime.messages import Topics, encode_control
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink, Packet
 from edge_runtime.process_memory import resident_bytes
 from edge_runtime.tail_messages import HOST_TENANT, TailBeat
-from orchestrator.json_log import set_up_logging
+from edge_runtime.trace_target import open_tracer
 from orchestrator.serving.served import ServeError, serve_artefact
 from orchestrator.tail_server import ServerOptions, TailServer
 
@@ -42,7 +43,7 @@ class WorkerOrder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     direct_host: str | None = None
     beat_s: float = 2.0
     drain_s: float = 10.0
-    traces: str | None = None
+    traces: str | None = None  # where spans of traced requests go (`edge_runtime.trace_target`)
 
 
 class WorkerReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +68,8 @@ class Worker:
         ]
         self.report = WorkerReport(serving=tuple((model.name, tuple(model.keys)) for model in models))
         self._server = TailServer(order.broker, models, order.server)
+        self._tracer = None if order.traces is None else open_tracer(order.traces, "headtail-tail")
+        self._server.tracer = self._tracer
         self._plane = self._open_plane(order.direct_host) if order.direct_host is not None else None
         self._topic = Topics(HOST_TENANT, order.name).up("tail")
         # Beats have a connection of their own: the server's belongs to requests.
@@ -88,6 +91,8 @@ class Worker:
                 self._server.drain(timeout_s=self._order.drain_s)
                 if self._plane is not None:
                     self._plane.close()
+                if self._tracer is not None:
+                    self._tracer.close()
                 self._beat()
 
     def stop(self) -> None:

@@ -29,11 +29,11 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(entry).decode()
 
 
-def set_up_logging(service: str) -> None:
-    """Log warnings and worse to standard error, as text or as the environment's HEADTAIL_LOG says."""
+def set_up_logging(service: str, level: int = logging.WARNING) -> None:
+    """Log this level and worse to standard error, as text or as the environment's HEADTAIL_LOG says."""
     handler = logging.StreamHandler()
     if os.environ.get("HEADTAIL_LOG") == "json":
         handler.setFormatter(JsonFormatter(service))
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,0 +1,46 @@
+"""Options of `edge-agent run` by which people see what a device does: logs, traces, comparisons."""
+
+import argparse
+import logging
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from edge_runtime.tracing import Tracer
+
+
+def add_observing(run: argparse.ArgumentParser) -> None:
+    """Add them to the command."""
+    run.add_argument(
+        "--shadow", type=float, default=0.0, metavar="SHARE", help="of the tail's answers to compare with --whole"
+    )
+    run.add_argument(
+        "--traces", metavar="TARGET", help="spans of requests: otlp:http://host:4318/v1/traces or file:PATH"
+    )
+    run.add_argument("--trace-share", type=float, default=0.01, metavar="SHARE", help="of the requests to trace")
+
+
+def set_up_logging_of(level: str) -> None:
+    """Log to standard error: text, or JSON where the environment says HEADTAIL_LOG=json."""
+    if os.environ.get("HEADTAIL_LOG") == "json":
+        from edge_runtime.json_log import set_up_logging
+
+        set_up_logging("edge-agent", logging.getLevelName(level.upper()))
+    else:
+        logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
+
+
+def open_tracer_of(arguments: argparse.Namespace) -> "Tracer | None":
+    """The tracer that was asked for.
+
+    Raises:
+        TraceTargetError: It cannot be opened.
+    """
+    if arguments.traces is None:
+        return None
+    from edge_runtime.trace_target import open_tracer
+
+    name = f"{arguments.tenant}/{arguments.device}"
+    return open_tracer(
+        arguments.traces, "edge-agent", share=arguments.trace_share, attributes={"service.instance.id": name}
+    )
