@@ -14,6 +14,7 @@ import msgspec
 from orchestrator.broker import BrokerOptions, MosquittoBroker, start_broker
 from orchestrator.fleet.errors import FleetError
 from orchestrator.fleet.fleet_file import FLEET_FILE, FleetFile
+from orchestrator.fleet.leash import Leash
 from orchestrator.fleet.registry import NewArtefact, register_artefact, register_version
 from orchestrator.fleet.services import SERVICES, Settings, command_of, is_installed
 from orchestrator.fleet.store import Store, default_url, now_ms
@@ -61,6 +62,7 @@ class Supervisor:
         opened = Store(self.store)
         self._running: list[_Running] = []
         self._broker = start_broker(options) if broker is None else None
+        self._leash = Leash()
         self.broker = broker or (self._broker.url if self._broker else "")
         settings = Settings(store=self.store, broker=self.broker, folder=folder)
         wanted = ports or {}
@@ -71,6 +73,7 @@ class Supervisor:
             if demo:
                 register_demo(opened)
                 self._start("devices", _demo_command(self.broker, folder, demo))
+            self._hold()
         except BaseException:
             self.close()
             raise
@@ -100,6 +103,7 @@ class Supervisor:
                     time.monotonic(),
                     one.starts + 1,
                 )
+        self._hold()
 
     def pid(self, name: str) -> int:
         """Process id of a service.
@@ -125,6 +129,7 @@ class Supervisor:
                 one.process.wait()
         if self._broker is not None:
             self._broker.close()
+        self._leash.close()
         (self._folder / FLEET_FILE).unlink(missing_ok=True)
 
     def __enter__(self) -> "Supervisor":
@@ -134,6 +139,11 @@ class Supervisor:
     def __exit__(self, *_: object) -> None:
         """Close."""
         self.close()
+
+    def _hold(self) -> None:
+        """What runs ends when this process is killed."""
+        pids = [one.process.pid for one in self._running if one.process.poll() is None]
+        self._leash.hold([*pids, *([self.broker_pid] if self.broker_pid is not None else [])])
 
     def _start(self, name: str, command: list[str]) -> None:
         self._running.append(_Running(name, command, self._spawn(name, command)))
