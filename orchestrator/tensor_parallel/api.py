@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from orchestrator.tensor_parallel.errors import PromptError
-from orchestrator.tensor_parallel.generation import Request
+from orchestrator.tensor_parallel.jobs import Request
 from orchestrator.tensor_parallel.sampling import SamplingOptions
 from orchestrator.tensor_parallel.text import Text
 

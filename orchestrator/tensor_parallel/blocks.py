@@ -31,6 +31,9 @@ class KvCache:
         """Store (k, n, d) keys and values at the segment's place; return all up to there, (k, T, d)."""
         cache = self._layers[layer][segment.slot]
         stop = segment.start + segment.count
+        if segment.moved:
+            moved = cache[:, :, segment.moved_from : segment.moved_from + segment.moved].clone()
+            cache[:, :, segment.start - segment.moved : segment.start] = moved
         cache[0, :, segment.start : stop] = keys
         cache[1, :, segment.start : stop] = values
         return cache[0, :, :stop], cache[1, :, :stop]
@@ -57,10 +60,30 @@ class Rotary:
 
     def table(self, segments: Sequence[Segment]) -> tuple[Tensor, Tensor]:
         """Cosine and sine for the tokens of a step, (n, 1, d) each."""
-        positions = torch.cat([torch.arange(s.start, s.start + s.count) for s in segments]).float()
+        positions = torch.cat([_positions(segment) for segment in segments]).float()
         angles = positions[:, None] * self._frequency  # (n, d / 2)
         angles = torch.cat((angles, angles), dim=-1)[:, None]  # (n, 1, d)
         return angles.cos(), angles.sin()
+
+
+def _positions(segment: Segment) -> Tensor:
+    """Positions of a segment's tokens, (n,): those of a branch follow the tokens before the fork."""
+    places = torch.arange(segment.start, segment.start + segment.count)
+    if segment.branches == 1:
+        return places
+    drafted = places - segment.fork
+    return torch.where(drafted < 0, places, segment.fork + drafted % segment.depth)
+
+
+def _hidden(segment: Segment, length: int) -> Tensor:
+    """What a segment's tokens do not see of a cache of T places, (n, T): later tokens, and other branches."""
+    places = torch.arange(length)
+    own = places[segment.start : segment.start + segment.count]
+    ahead = places[None] > own[:, None]
+    if segment.branches == 1:
+        return ahead
+    branch = torch.div(places - segment.fork, segment.depth, rounding_mode="floor")  # below 0: no branch
+    return ahead | ((branch[None] >= 0) & (branch[None] != branch[own][:, None]))
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
@@ -119,9 +142,7 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) -> Tensor
     grouped = q.view(count, kv_heads, heads // kv_heads, size).permute(1, 2, 0, 3)  # (k, g, n, d)
     scores = grouped.reshape(kv_heads, -1, size) @ keys.transpose(1, 2) / math.sqrt(size)  # (k, g n, T)
     if count > 1:
-        position = torch.arange(segment.start, segment.start + count)
-        ahead = torch.arange(length)[None] > position[:, None]  # (n, T)
-        scores = scores.view(kv_heads, -1, count, length).masked_fill(ahead, -torch.inf)
+        scores = scores.view(kv_heads, -1, count, length).masked_fill(_hidden(segment, length), -torch.inf)
     mixed = torch.softmax(scores.view(kv_heads, -1, length), dim=-1) @ values  # (k, g n, d)
     return mixed.view(kv_heads, -1, count, size).permute(2, 0, 1, 3).reshape(count, heads, size)
 

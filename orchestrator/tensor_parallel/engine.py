@@ -37,12 +37,21 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class Piece:
-    """Tokens of one sequence for a step: they take positions start.. of the slot."""
+    """Tokens of one sequence for a step: they take places start.. of the slot. The rest is as in `Segment`."""
 
     slot: int
     start: int
     tokens: tuple[int, ...]
     wanted: int  # logits of the last so many
+    branches: int = 1
+    depth: int = 0
+    moved_from: int = 0
+    moved: int = 0
+
+    @property
+    def segment(self) -> Segment:
+        """What the ranks are told."""
+        return Segment(self.slot, self.start, len(self.tokens), self.branches, self.depth, self.moved_from, self.moved)
 
 
 @dataclass
@@ -99,7 +108,7 @@ class Engine:
         """
         began = time.perf_counter()
         runner, waited, communicated = self.runner, self.runner.window.times.wait_s, self.runner.communicated_s
-        segments = tuple(Segment(piece.slot, piece.start, len(piece.tokens)) for piece in pieces)
+        segments = tuple(piece.segment for piece in pieces)
         with torch.inference_mode():
             x = runner.embed([token for piece in pieces for token in piece.tokens])
             self._send_step(segments, x)

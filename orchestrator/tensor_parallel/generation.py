@@ -9,91 +9,20 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.engine import Engine, Piece
 from orchestrator.tensor_parallel.errors import CancelledError, PeerError, PromptError
-from orchestrator.tensor_parallel.lookup import accepted, guess
-from orchestrator.tensor_parallel.sampling import SamplingOptions, choose
-from orchestrator.tensor_parallel.text import Text, TextStream
+from orchestrator.tensor_parallel.jobs import Counters, Event, Job, Request
+from orchestrator.tensor_parallel.lookup import Guess, guess
+from orchestrator.tensor_parallel.protocol import MAX_BRANCHES
+from orchestrator.tensor_parallel.sampling import choose
+from orchestrator.tensor_parallel.text import Text
 
 log = logging.getLogger(__name__)
 
 _RESTARTS_IN_A_ROW = 5
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a client wants."""
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    sampling: SamplingOptions = field(default_factory=SamplingOptions)
-    stops: tuple[str, ...] = ()
-    ignore_end: bool = False
-    lookup: int = 0  # tokens to guess by prompt lookup; greedy requests only
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happened to a request: a piece of text, then once either its end or an error."""
-
-    text: str = ""
-    tokens: tuple[int, ...] = ()
-    finish: Literal["stop", "length"] | None = None
-    error: EdgeError | None = None
-
-    @property
-    def last(self) -> bool:
-        """Whether nothing follows."""
-        return self.finish is not None or self.error is not None
-
-
-@dataclass
-class Counters:
-    """Since the start."""
-
-    requests: int = 0
-    failed: int = 0
-    prompt_tokens: int = 0
-    reused_tokens: int = 0  # of prompts, found in a slot's cache
-    generated_tokens: int = 0
-    guessed_tokens: int = 0
-    accepted_tokens: int = 0
-    steps: int = 0
-    step_s: float = 0.0
-    communicated_s: float = 0.0
-    restarts: int = 0
-    last_restart_s: float = 0.0
-
-
-class Job:
-    """A submitted request. `cancel` may be called by any thread."""
-
-    def __init__(self, request: Request, on_event: Callable[[Event], None], text: Text | None) -> None:
-        self.request, self.on_event = request, on_event
-        self.tokens = list(request.prompt)
-        self.cached = 0
-        self.slot = -1
-        self.cancelled = False
-        self.guessed: tuple[int, ...] = ()
-        self.random = torch.Generator()
-        seed = request.sampling.seed
-        self.random.seed() if seed is None else self.random.manual_seed(seed)
-        self.stream = None if text is None else TextStream(text, request.stops)
-
-    @property
-    def generated(self) -> int:
-        """Tokens so far."""
-        return len(self.tokens) - len(self.request.prompt)
-
-    def cancel(self) -> None:
-        """End it before the next step."""
-        self.cancelled = True
 
 
 class Generator:
@@ -211,7 +140,7 @@ class Generator:
             if piece.wanted:
                 self._take(job, rows)
             if job in self._active:
-                self._slots[job.slot] = job.tokens[: job.cached]
+                self._slots[job.slot] = job.tokens[: job.settled]
 
     def _plan(self) -> list[tuple[Job, Piece]]:
         """Sequences that decode first, then prompts as far as the step's tokens go."""
@@ -222,28 +151,58 @@ class Generator:
             if not pending:
                 continue
             complete = job.cached + len(pending) == len(job.tokens)
-            job.guessed = ()
-            if complete and job.request.lookup and job.request.sampling.greedy:
-                room = min(budget - len(pending), settings.context - len(job.tokens) - 1, job.request.lookup)
-                job.guessed = guess(job.tokens, count=room) if room > 0 else ()
-            tokens = (*pending, *job.guessed)
-            work.append((job, Piece(job.slot, job.cached, tokens, 1 + len(job.guessed) if complete else 0)))
-            budget -= len(tokens)
+            job.guesses = self._guess(job, budget - len(pending)) if complete else ()
+            guessed = [token for one in job.guesses for token in one]
+            branches, depth = max(1, len(job.guesses)), len(job.guesses[0]) if job.guesses else 0
+            piece = Piece(
+                job.slot,
+                job.cached,
+                (*pending, *guessed),
+                1 + len(guessed) if complete else 0,
+                branches,
+                depth,
+                job.moved_from,
+                job.moved,
+            )
+            job.moved_from = job.moved = 0
+            work.append((job, piece))
+            budget -= len(piece.tokens)
         return work
 
+    def _guess(self, job: Job, budget: int) -> tuple[Guess, ...]:
+        """Guesses that fit into the step and the context, and go no further than the request."""
+        if not job.request.lookup:
+            return ()
+        left = job.request.max_tokens - job.generated - 1
+        room = min(budget, self._engine.settings.context - len(job.tokens))
+        count = min(left, room, job.pace.now)
+        if count <= 0:
+            return ()
+        found = guess(job.tokens, count=count, branches=min(job.request.drafts, MAX_BRANCHES))
+        return found[: room // len(found[0])] if found else ()
+
     def _take(self, job: Job, rows: Any) -> None:  # noqa: ANN401 - logits, (1 + guessed, vocabulary)
-        """Choose a token for each row until one is not what was guessed."""
-        guessed, options = job.guessed, job.request.sampling
-        base = len(job.tokens)
+        """Choose a token behind what is certain, and on along the guesses that say the same."""
+        options, guesses = job.request.sampling, job.guesses
+        base, depth = len(job.tokens), len(guesses[0]) if guesses else 0
         chosen: list[int] = []
-        for place in range(rows.shape[0]):
-            chosen.append(choose(rows[place], options, job.tokens + chosen, job.random))
-            if place < len(guessed) and guessed[place] != chosen[-1]:
+        branch, right = -1, list(range(len(guesses)))
+        row = 0
+        while True:
+            place = len(chosen)
+            chosen.append(choose(rows[row], options, job.tokens + chosen, job.random))
+            right = [one for one in right if place < depth and guesses[one][place] == chosen[-1]]
+            if not right:
                 break
-        agreed = accepted(guessed, chosen)
-        self.counters.guessed_tokens += len(guessed)
+            branch = right[0]
+            row = 1 + branch * depth + place
+        agreed = len(chosen) - 1
+        self.counters.guessed_tokens += depth
         self.counters.accepted_tokens += agreed
+        job.pace.note(depth, agreed)
         job.cached = base + agreed  # what was guessed wrong is written over
+        if branch > 0:
+            job.moved_from, job.moved = base + branch * depth, agreed
         for token in chosen:
             if self._emit(job, token):
                 return
@@ -266,7 +225,7 @@ class Generator:
 
     def _finish(self, job: Job, event: Event) -> None:
         if job in self._active:
-            self._slots[job.slot] = job.tokens[: min(job.cached, len(job.tokens))]
+            self._slots[job.slot] = job.tokens[: job.settled]
             self._active.remove(job)
         self.counters.failed += event.error is not None
         job.on_event(event)
@@ -280,7 +239,7 @@ class Generator:
         began = time.perf_counter()
         self._slots = [[] for _ in self._slots]
         for job in self._active:
-            job.cached = 0
+            job.forget()
         for attempt in range(_RESTARTS_IN_A_ROW):
             try:
                 self._engine.restart()

@@ -19,7 +19,8 @@ HEADER = struct.Struct("<4sBBHIII")
 MAGIC = b"HTLM"
 CONTROL_LIMIT = 8 << 20
 CHUNK_BYTES = 1 << 20
-_SEGMENT = struct.Struct("<III")
+MAX_BRANCHES = 8  # drafts of one sequence in a step
+_SEGMENT = struct.Struct("<IIIIIII")
 _COUNT = struct.Struct("<I")
 
 
@@ -62,17 +63,51 @@ def unpack_header(data: bytes | bytearray, peer: str) -> Header:
 
 @dataclass(frozen=True)
 class Segment:
-    """Tokens of one sequence in a step: they go to positions start .. start + count of the slot's cache."""
+    """Tokens of one sequence in a step: they go to places start .. start + count of the slot's cache.
+
+    The last `branches * depth` tokens may be drafts: alternatives to each other, each of `depth` tokens, all at the
+    positions behind the tokens before them. The one that was accepted in the step before lies where it was computed;
+    its `moved` keys and values from place `moved_from` on are first moved to where they belong, in front of `start`.
+    """
 
     slot: int
     start: int
     count: int
+    branches: int = 1
+    depth: int = 0
+    moved_from: int = 0
+    moved: int = 0
+
+    @property
+    def fork(self) -> int:
+        """Place behind the tokens that are certain."""
+        return self.start + self.count - self.branches * self.depth
+
+    def is_inside(self, *, slots: int, context: int) -> bool:
+        """Whether everything it names lies in a cache of this size."""
+        return (
+            self.slot < slots
+            and self.count > 0
+            and self.start + self.count <= context
+            and 0 < self.branches <= MAX_BRANCHES
+            and self.branches * self.depth < self.count
+            and self.moved <= self.start
+            and self.moved_from + self.moved <= context
+        )
 
 
 def pack_segments(segments: tuple[Segment, ...]) -> bytes:
     """The front of a STEP message."""
-    packed = [_SEGMENT.pack(one.slot, one.start, one.count) for one in segments]
+    packed = [
+        _SEGMENT.pack(one.slot, one.start, one.count, one.branches, one.depth, one.moved_from, one.moved)
+        for one in segments
+    ]
     return _COUNT.pack(len(segments)) + b"".join(packed)
+
+
+def segments_limit(slots: int) -> int:
+    """The most bytes that the segments of a step take."""
+    return _COUNT.size + _SEGMENT.size * slots
 
 
 def unpack_segments(data: bytes | bytearray, *, slots: int, context: int, peer: str) -> tuple[tuple[Segment, ...], int]:
@@ -89,7 +124,7 @@ def unpack_segments(data: bytes | bytearray, *, slots: int, context: int, peer: 
         raise PeerError(f"Wanted 1 to {slots} segments, found {count} in {len(data)} B from {peer}.")
     segments = tuple(Segment(*_SEGMENT.unpack_from(data, _COUNT.size + i * _SEGMENT.size)) for i in range(count))
     for one in segments:
-        if one.slot >= slots or not one.count or one.start + one.count > context:
+        if not one.is_inside(slots=slots, context=context):
             raise PeerError(f"Wanted a place in {slots} x {context} cached tokens, found {one} from {peer}.")
     return segments, stop
 

@@ -21,7 +21,8 @@ from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.api import Answer, ChatRequest, CompletionRequest, error_body, parse, to_request
 from orchestrator.tensor_parallel.engine import Engine
 from orchestrator.tensor_parallel.errors import MemoryLimitError, NodesLostError, PeerError, PromptError
-from orchestrator.tensor_parallel.generation import Event, Generator, Job
+from orchestrator.tensor_parallel.generation import Generator
+from orchestrator.tensor_parallel.jobs import Event, Job
 from orchestrator.tensor_parallel.memory import resident_now, resident_peak
 from orchestrator.tensor_parallel.text import Text
 

@@ -30,6 +30,7 @@ from orchestrator.tensor_parallel.protocol import (
     Ready,
     Refused,
     decode_control,
+    segments_limit,
     unpack_segments,
 )
 from orchestrator.tensor_parallel.rank_runner import RankRunner, RankTask
@@ -236,7 +237,7 @@ class Worker:
     def _steps(self, master: Link, runner: RankRunner, collective: Collective) -> None:
         """Compute step after step; ends with a PeerError when the master leaves."""
         settings, hidden = runner.task.settings, runner.config.hidden
-        limit = 4 + 12 * settings.slots + 4 * settings.step_tokens * hidden
+        limit = segments_limit(settings.slots) + 4 * settings.step_tokens * hidden
         while True:
             body = self._wait(master, Kind.STEP, limit, newer=True)
             segments, used = unpack_segments(body, slots=settings.slots, context=settings.context, peer=master.peer)

@@ -1,4 +1,5 @@
 import contextlib
+import itertools
 import threading
 
 import pytest
@@ -7,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.tensor_parallel.errors import CancelledError, NodesLostError, PromptError
-from orchestrator.tensor_parallel.generation import Generator, Request, generate
-from orchestrator.tensor_parallel.lookup import accepted, guess
+from orchestrator.tensor_parallel.generation import Generator, generate
+from orchestrator.tensor_parallel.jobs import Request
+from orchestrator.tensor_parallel.lookup import Pace, guess
 from orchestrator.tensor_parallel.sampling import SamplingOptions, choose, probabilities
 
 PROMPTS = [
@@ -63,6 +65,40 @@ def test_prompt_lookup_gives_the_same_tokens_in_fewer_steps(generator, tiny):
     assert generate(generator, request(prompt, 40, lookup=6)) == plain == greedy(tiny.model, prompt, 40)
     assert generator.counters.accepted_tokens > 0
     assert generator.counters.steps - steps < steps
+
+
+@pytest.mark.parametrize("sampling", [SamplingOptions(), SamplingOptions(temperature=0.9, seed=3)])
+@pytest.mark.parametrize("collective", ["mesh", "star"])
+def test_several_guesses_checked_at_once_change_no_token(sampling, collective, cluster, tiny, monkeypatch):
+    running = cluster(tiny.folder, ranks=2, collective=collective)
+    generator = Generator(running.engine, None)
+    plain = generate(generator, request(PROMPTS[0], 30, sampling=sampling))
+    steps = generator.counters.steps
+    turn = itertools.count()
+
+    def contrived(tokens, *, count, branches):
+        """Right for a while in one of three branches, each time another, and wrong in the rest."""
+        done = len(tokens) - len(PROMPTS[0])
+        right = [*plain[done : done + min(count, 4)]]
+        number = next(turn)
+        right[2:] = [(token + number % 2) % 256 for token in right[2:]]
+        wrong = [[(token + 1 + i) % 256 for token in right] for i in range(2)]
+        wrong.insert(number % 3, right)
+        return tuple(tuple(one) for one in wrong)
+
+    monkeypatch.setattr("orchestrator.tensor_parallel.generation.guess", contrived)
+    try:
+        found = generate(generator, request(PROMPTS[0], 30, sampling=sampling, lookup=4, drafts=3))
+        assert found == plain
+        assert generator.counters.steps - steps < 20
+        assert generator.counters.accepted_tokens > 10
+        assert generate(generator, request([*PROMPTS[0], *found], 5, sampling=sampling)) == generate(
+            generator, request([*PROMPTS[0], *found], 5, sampling=sampling)
+        )
+        longer = [*PROMPTS[0], *found[:20]]  # what it reuses of the cache was put in its place
+        assert generate(generator, request(longer, 5)) == greedy(tiny.model, longer, 5)
+    finally:
+        generator.close()
 
 
 def test_a_second_turn_reuses_the_cache_of_the_first(generator, tiny):
@@ -148,20 +184,29 @@ def test_losing_more_than_the_spares_is_a_named_error_and_a_later_request_asks_a
         generator.close()
 
 
-@given(tokens=st.lists(st.integers(0, 5), min_size=0, max_size=40), count=st.integers(1, 6))
-def test_a_guess_is_what_followed_the_same_tokens_before(tokens, count):
-    found = guess(tokens, count=count)
-    assert len(found) <= count
-    if found:
-        places = [i for i in range(1, len(tokens)) if tokens[i - 1] == tokens[-1]]
-        assert any(tuple(tokens[i : i + len(found)]) == found for i in places)
+@given(tokens=st.lists(st.integers(0, 5), min_size=0, max_size=40), count=st.integers(1, 6), branches=st.integers(1, 3))
+def test_guesses_are_what_followed_the_same_tokens_before(tokens, count, branches):
+    found = guess(tokens, count=count, branches=branches)
+    assert len(found) <= branches
+    assert len({one[0] for one in found}) == len(found)
+    assert len({len(one) for one in found}) <= 1
+    places = [i for i in range(1, len(tokens)) if tokens[i - 1] == tokens[-1]]
+    for one in found:
+        assert 0 < len(one) <= count
+        assert any(tuple(tokens[i : i + len(one)]) == one for i in places)
+    if branches == 1 and places:
+        assert found
 
 
-@given(guessed=st.lists(st.integers(0, 2), max_size=6), chosen=st.lists(st.integers(0, 2), min_size=7, max_size=7))
-def test_guesses_are_accepted_up_to_the_first_difference(guessed, chosen):
-    count = accepted(guessed, chosen)
-    assert guessed[:count] == chosen[:count]
-    assert count == len(guessed) or guessed[count] != chosen[count]
+def test_the_pace_follows_how_often_guesses_are_right():
+    pace = Pace(8)
+    pace.note(8, 0)
+    assert pace.now == 1
+    for guessed in (1, 2, 4, 8):
+        pace.note(guessed, guessed)
+    assert pace.now == 8
+    pace.note(8, 3)
+    assert pace.now == 4
 
 
 @given(seed=st.integers(0, 1000), top_k=st.integers(0, 8), top_p=st.floats(0.05, 1), min_p=st.floats(0, 0.9))
