@@ -140,13 +140,26 @@ class ToyEngine(Engine):
         self.config: Any = type("Config", (), {"vocabulary": vocabulary})
         self.cluster: Any = _ToyCluster()
 
+    running = True
+
+    def check(self) -> None:
+        """Always there."""
+
     def step(self, pieces: Sequence[Piece]) -> list[Any]:
         """The rows of the last tokens."""
         return [self.table[list(piece.tokens[len(piece.tokens) - piece.wanted :])] for piece in pieces]
 
 
-def chi_square(sampling: SamplingOptions, *, drafts: int) -> tuple[float, float]:
+def chi_square(
+    sampling: SamplingOptions, *, drafts: int, tokens: int = TOY_TOKENS, against: SamplingOptions | None = None
+) -> tuple[float, float]:
     """Draw a long text with guesses and compare every transition's count with the chain's probabilities.
+
+    Args:
+        sampling: How tokens are drawn.
+        drafts: Guesses that are checked together.
+        tokens: How many.
+        against: What the probabilities are computed with; `sampling` when not given.
 
     Returns:
         The p-value (transitions expected less than 5 times are put together), and the share of guesses that were right.
@@ -155,7 +168,7 @@ def chi_square(sampling: SamplingOptions, *, drafts: int) -> tuple[float, float]
     engine = ToyEngine(TOY_VOCABULARY, RunSettings(slots=4, context=per_text + 8, step_tokens=256))
     generator = Generator(engine, None)
     counts = torch.zeros((TOY_VOCABULARY, TOY_VOCABULARY), dtype=torch.float64)
-    for number in range(TOY_TOKENS // per_text):
+    for number in range(tokens // per_text):
         options = SamplingOptions(temperature=sampling.temperature, seed=(sampling.seed or 0) + number)
         text = [
             0,
@@ -166,7 +179,7 @@ def chi_square(sampling: SamplingOptions, *, drafts: int) -> tuple[float, float]
     generator.close()
     statistic, freedom = 0.0, 0
     for before in range(TOY_VOCABULARY):
-        expected = probabilities(engine.table[before].double(), sampling) * counts[before].sum()
+        expected = probabilities(engine.table[before].double(), against or sampling) * counts[before].sum()
         often = expected >= 5
         cells = torch.cat((expected[often], expected[~often].sum()[None]))
         found = torch.cat((counts[before][often], counts[before][~often].sum()[None]))

@@ -140,6 +140,9 @@ def _add_llm_worker(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     )
     worker.add_argument("--memory-limit", metavar="SIZE", help="as in 512MB; kept, or refused with what would work")
     worker.add_argument("--threads", type=int, help="of torch")
+    worker.add_argument(
+        "--release-s", type=float, default=30.0, help="weights are kept so long for a master that comes back"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -352,6 +355,7 @@ def _llm_worker(arguments: argparse.Namespace) -> int:
         store=arguments.store,
         memory_limit=arguments.memory_limit,
         threads=arguments.threads,
+        release_s=arguments.release_s,
     )
     return 0
 

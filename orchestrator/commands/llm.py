@@ -155,6 +155,8 @@ def serve(
     context: int = 2048,
     slots: int = 4,
     lookup: int = 8,
+    drafts: int = 2,
+    queue: int = 64,
     collective: str = "auto",
     paper: bool = False,
     window: int = 2,
@@ -174,7 +176,9 @@ def serve(
         memory_limit: Of the master, as in 512MB; the nodes file's when not given.
         context: Tokens of the cache of each slot.
         slots: Requests that share each step.
-        lookup: Tokens guessed at a time by prompt lookup, for greedy requests; 0 guesses none.
+        lookup: Most tokens guessed at a time by prompt lookup; 0 guesses none. The text is the same.
+        drafts: Guesses that are checked in one pass.
+        queue: Requests that may wait for a slot; more are refused.
         collective: mesh, star, gloo (neither encrypted nor authenticated), or auto (mesh).
         paper: As published: star with the master reading workers in turn, everything loaded again for each token.
         window: Buffers for weights that do not stay in memory.
@@ -194,6 +198,8 @@ def serve(
         port=port,
         api_key=api_key or os.environ.get("HEADTAIL_API_KEY"),
         lookup=0 if paper else lookup,
+        drafts=drafts,
+        queue=queue,
         allow_missing=allow_missing,
         threads=threads,
     )

@@ -121,6 +121,10 @@ class Children:
                 found.append((name, 1024 * int(status.split("VmHWM:")[1].split()[0])))
         return found
 
+    def pid(self, name: str) -> int:
+        """The process id of what runs under a name."""
+        return next(child.pid for known, child in self._running if known == name)
+
     def stop(self, name: str, *, kill: bool = False) -> None:
         """End a process and its children: politely, or with SIGKILL."""
         for entry in self._running.copy():

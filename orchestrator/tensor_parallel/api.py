@@ -97,8 +97,16 @@ def parse(body: bytes, kind: type[ChatRequest] | type[CompletionRequest]) -> Cha
     return asked
 
 
-def to_request(asked: ChatRequest | CompletionRequest, text: Text, *, lookup: int, context: int) -> Request:
+def to_request(
+    asked: ChatRequest | CompletionRequest, text: Text, *, guessing: tuple[int, int], context: int
+) -> Request:
     """What the generator runs. Temperature is 1 where a client names none, as in the original.
+
+    Args:
+        asked: The request.
+        text: The model's.
+        guessing: Tokens that are guessed at a time, and guesses that are checked together.
+        context: Most tokens of prompt and answer.
 
     Raises:
         PromptError: Messages that the template does not take, or too many stop strings.
@@ -125,7 +133,8 @@ def to_request(asked: ChatRequest | CompletionRequest, text: Text, *, lookup: in
         max_tokens=DEFAULT_TOKENS if limit is None else limit,
         sampling=sampling,
         stops=tuple(stops),
-        lookup=lookup,
+        lookup=guessing[0],
+        drafts=guessing[1],
     )
 
 

@@ -1,11 +1,13 @@
 """The master's view of its nodes: who answers, what each computes, and an epoch of connections over which they do."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from device_profiles.errors import EdgeError
 from edge_runtime.broker_url import is_loopback_host
 from orchestrator.tensor_parallel.collectives import Collective, MeshCollective, StarCollective
 from orchestrator.tensor_parallel.dial import answers, dial
@@ -106,26 +108,32 @@ class Cluster:
         Raises:
             PeerError: With `require_all`, the first node that failed.
             NodesLostError: Those that are left do not hold the whole model.
-            MemoryLimitError: A node cannot keep its limit.
-            ShardError: A node's weights are damaged.
+            MemoryLimitError: A node cannot keep its limit, and the others do not suffice.
+            ShardError: A node's weights are damaged, and the others do not suffice.
         """
         dead: set[int] = set()
+        refused: EdgeError | None = None
         while True:
             self._number = (self._number + 1) & 0xFFFFFFFF
             links = self._dial_all(dead, require_all=require_all)
             self.alive = {0, *links}
-            try:
-                return self._assign(links)
-            except _NodeError as failed:
-                if require_all:
-                    _close(links)
+            with contextlib.ExitStack() as undo:
+                undo.callback(_close, links)
+                try:
+                    epoch = self._assign(links)
+                except _NodeError as failed:
+                    if require_all:
+                        raise failed.cause from failed
+                    log.warning("node %s is left out: %s", self.nodes[failed.rank].name, failed)
+                    dead.add(failed.rank)
+                    refused = refused or (None if isinstance(failed.cause, PeerError) else failed.cause)
+                    continue
+                except NodesLostError as lost:
+                    if refused is not None:  # a node is there and could not: that is what is wrong
+                        raise refused from lost
                     raise
-                log.warning("node %s left while starting: %s", self.nodes[failed.rank].name, failed)
-                dead.add(failed.rank)
-            except BaseException:
-                _close(links)
-                raise
-            _close(links)
+                undo.pop_all()
+                return epoch
 
     def came_back(self) -> bool:
         """Whether a node that is not part of the epoch answers now."""
@@ -252,15 +260,15 @@ class Cluster:
 
 
 class _NodeError(PeerError):
-    """A node failed while an epoch began."""
+    """A node failed, or refused, while an epoch began."""
 
-    def __init__(self, rank: int, cause: PeerError) -> None:
+    def __init__(self, rank: int, cause: EdgeError) -> None:
         super().__init__(str(cause))
-        self.rank = rank
+        self.rank, self.cause = rank, cause
 
 
 class _blaming:
-    """Name the rank behind a PeerError."""
+    """Name the rank behind what a peer did or said."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
@@ -270,11 +278,11 @@ class _blaming:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         """Chain what is a peer's fault."""
-        if isinstance(error, PeerError):
+        if isinstance(error, PeerError | MemoryLimitError | ShardError):
             raise _NodeError(self._rank, error) from error
 
 
-def _refusal(peer: str, refused: Refused) -> Exception:
+def _refusal(peer: str, refused: Refused) -> EdgeError:
     kind = _REFUSALS.get(refused.kind)
     return PeerError(f"{peer} refused: {refused.message}") if kind is None else kind(f"{peer}: {refused.message}")
 

@@ -14,7 +14,7 @@ from orchestrator.tensor_parallel.cluster import Cluster, Epoch, Progress
 from orchestrator.tensor_parallel.errors import PeerError
 from orchestrator.tensor_parallel.memory import resident_now
 from orchestrator.tensor_parallel.nodes import Node, parse_size
-from orchestrator.tensor_parallel.peer_link import move
+from orchestrator.tensor_parallel.peer_link import move, send
 from orchestrator.tensor_parallel.protocol import Kind, RunSettings, Segment, pack_segments
 from orchestrator.tensor_parallel.rank_runner import RankRunner, RankTask
 from orchestrator.tensor_parallel.secure import Keys
@@ -140,6 +140,33 @@ class Engine:
         self.restarts += 1
         self._end_epoch()
         self._begin()
+
+    @property
+    def running(self) -> bool:
+        """Whether there is an epoch."""
+        return self._epoch is not None
+
+    def check(self) -> None:
+        """See between steps that every worker is there; when one is not, the epoch ends (`restart` begins another).
+
+        Raises:
+            PeerError: The first that does not answer.
+        """
+        if self._epoch is None:
+            return
+        links = self._epoch.links
+        try:
+            for rank, link in links.items():
+                link.begin_receive(Kind.PROBE, sequence=None, limit=0)
+                try:
+                    send(link, Kind.PROBE, b"", timeout_s=self.settings.deadline_s)
+                    move([], [link], timeout_s=self.settings.deadline_s)
+                except PeerError:
+                    self.cluster.alive.discard(rank)
+                    raise
+        except PeerError:
+            self._end_epoch()
+            raise
 
     def close(self) -> None:
         """Leave the cluster and give memory back."""

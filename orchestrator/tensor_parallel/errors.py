@@ -39,5 +39,9 @@ class PromptError(EdgeError):
     """A request cannot be run: too long for the context, or with values out of range."""
 
 
+class BusyError(EdgeError):
+    """More requests wait than the server keeps; a later one may succeed."""
+
+
 class CancelledError(EdgeError):
     """The request was cancelled by its client."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.engine import Engine, Piece
-from orchestrator.tensor_parallel.errors import CancelledError, PeerError, PromptError
+from orchestrator.tensor_parallel.errors import BusyError, CancelledError, PeerError, PromptError
 from orchestrator.tensor_parallel.jobs import Counters, Event, Job, Request
 from orchestrator.tensor_parallel.lookup import Guess, guess
 from orchestrator.tensor_parallel.protocol import MAX_BRANCHES
@@ -23,6 +23,9 @@ from orchestrator.tensor_parallel.text import Text
 log = logging.getLogger(__name__)
 
 _RESTARTS_IN_A_ROW = 5
+_HEARTBEAT_S = 5.0  # between looks at whether every node is there, while there is nothing to do
+_LOOK_S = 2.0  # between looks for lost nodes, while requests run
+_PATIENCE_S = 30.0  # until a node that answered and then failed is tried again
 
 
 class Generator:
@@ -31,10 +34,12 @@ class Generator:
     Args:
         engine: Used by that thread alone.
         text: For streamed text and end tokens; null gives tokens only.
+        queue: Requests that may wait for a slot.
     """
 
-    def __init__(self, engine: Engine, text: Text | None) -> None:
-        self._engine, self._text = engine, text
+    def __init__(self, engine: Engine, text: Text | None, *, queue: int = 64) -> None:
+        self._engine, self._text, self._queue = engine, text, queue
+        self._look_after = 0.0  # monotonic
         self.counters = Counters()
         self._changed = threading.Condition()
         self._waiting: collections.deque[Job] = collections.deque()
@@ -50,6 +55,7 @@ class Generator:
 
         Raises:
             PromptError: It cannot run: empty, too long for the context, or values out of range.
+            BusyError: Too many wait already.
         """
         request.sampling.check()
         context = self._engine.settings.context
@@ -65,6 +71,11 @@ class Generator:
             raise PromptError(f"Wanted tokens from 0 and below {vocabulary}, found others in the prompt.")
         job = Job(request, on_event, self._text)
         with self._changed:
+            if len(self._waiting) >= self._queue:
+                raise BusyError(
+                    f"Wanted a place in the queue, found {self._queue} requests waiting for {len(self._slots)} slots. "
+                    "Try again later, or serve with more --slots or a longer --queue."
+                )
             self._waiting.append(job)
             self._changed.notify_all()
         return job
@@ -89,11 +100,15 @@ class Generator:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._waiting or self._active or self._closed):
-                    self._changed.wait()
+                if not (self._waiting or self._active or self._closed):
+                    self._changed.wait(_HEARTBEAT_S)
                 if self._closed:
                     break
+                idle = not (self._waiting or self._active)
             try:
+                if idle:
+                    self._look_around()
+                    continue
                 self._admit()
                 self._turn()
             except EdgeError as error:
@@ -105,9 +120,12 @@ class Generator:
 
     def _admit(self) -> None:
         """Give waiting requests a slot, that with the longest common beginning first; let lost nodes in again."""
-        if not self._active and self._waiting and (self._broken or self._engine.cluster.came_back()):
-            self._restart()
-            self._broken = False
+        if self._waiting and len(self._active) < len(self._slots):
+            if self._broken or not self._engine.running:
+                self._restart()
+                self._broken = False
+            elif self._returned():
+                self._restart()
         free = [slot for slot in range(len(self._slots)) if slot not in {job.slot for job in self._active}]
         while free and self._waiting:
             job = self._waiting.popleft()
@@ -118,6 +136,22 @@ class Generator:
             self.counters.prompt_tokens += len(job.tokens)
             self.counters.reused_tokens += job.cached
             self._active.append(job)
+
+    def _returned(self) -> bool:
+        """Whether a lost node answers again, looked for now and then: it costs a connection."""
+        now = time.monotonic()
+        if now < self._look_after:
+            return False
+        came = self._engine.cluster.came_back()
+        self._look_after = now + (_PATIENCE_S if came else _LOOK_S if self._active else 0.0)
+        return came
+
+    def _look_around(self) -> None:
+        """A heartbeat: a node that is lost meanwhile is known before the next request, which begins without it."""
+        try:
+            self._engine.check()
+        except PeerError as error:
+            log.warning("a node is lost while nothing runs: %s", error)
 
     def _turn(self) -> None:
         """One step for everybody."""
@@ -248,6 +282,8 @@ class Generator:
                 if attempt == _RESTARTS_IN_A_ROW - 1:
                     raise
                 log.warning("restart failed: %s", error)
+        if len(self._engine.cluster.alive) == len(self._engine.cluster.nodes):
+            self._look_after = 0.0
         self.counters.restarts += 1
         self.counters.last_restart_s = time.perf_counter() - began
 

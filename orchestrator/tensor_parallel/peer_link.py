@@ -47,6 +47,7 @@ class Link:
         self._body: memoryview = memoryview(b"")
         self._filled = 0
         self._expect: tuple[Kind, int | None, int] = (Kind.CONTROL, None, CONTROL_LIMIT)
+        self._or_probe = False
 
     def fileno(self) -> int:
         """For poll."""
@@ -81,10 +82,15 @@ class Link:
             raise PeerError(f"Wanted to send to {self.peer}, found {error}.") from error
         return True
 
-    def begin_receive(self, kind: Kind, *, sequence: int | None, limit: int) -> None:
-        """Say which message comes next: its kind, its number (null: any), and the most bytes it may have."""
-        self._expect = (kind, sequence, limit)
+    def begin_receive(self, kind: Kind, *, sequence: int | None, limit: int, or_probe: bool = False) -> None:
+        """Say which message comes next: its kind, its number (null: any), the most bytes, and whether it may be a probe."""
+        self._expect, self._or_probe = (kind, sequence, limit), or_probe
         self._header, self._filled = None, 0
+
+    @property
+    def is_probed(self) -> bool:
+        """Whether what came is a probe instead of the expected message."""
+        return self._header is not None and self._header.kind is Kind.PROBE
 
     def fill(self) -> bool:
         """Receive what is there; true when the message is complete.
@@ -128,6 +134,8 @@ class Link:
         kind, sequence, limit = self._expect
         if self.epoch < 0:
             self.epoch = header.epoch
+        if self._or_probe and header.kind is Kind.PROBE and header.epoch == self.epoch and header.length == 0:
+            return header
         if header.kind is Kind.CONTROL and kind is not Kind.CONTROL and header.length <= CONTROL_LIMIT:
             raise PeerError(f"Wanted {kind.name} from {self.peer}, found a control message: it gave up.")
         if header.kind is not kind or header.epoch != self.epoch or header.length > limit:

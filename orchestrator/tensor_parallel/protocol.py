@@ -31,7 +31,7 @@ class Kind(IntEnum):
     WEIGHTS = 2  # bytes of a rank's file
     STEP = 3  # segments and embeddings: begin a step
     PARTIAL = 4  # a partial sum, or in a star its total
-    PROBE = 5  # sent back as it came: measures the link
+    PROBE = 5  # empty, between steps; a worker sends it back: both are there
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.api import Answer, ChatRequest, CompletionRequest, error_body, parse, to_request
 from orchestrator.tensor_parallel.engine import Engine
-from orchestrator.tensor_parallel.errors import MemoryLimitError, NodesLostError, PeerError, PromptError
+from orchestrator.tensor_parallel.errors import BusyError, MemoryLimitError, NodesLostError, PeerError, PromptError
 from orchestrator.tensor_parallel.generation import Generator
 from orchestrator.tensor_parallel.jobs import Event, Job
 from orchestrator.tensor_parallel.memory import resident_now, resident_peak
@@ -37,6 +37,7 @@ class Service:
     generator: Generator
     text: Text
     lookup: int = 0
+    drafts: int = 1
     api_key: str | None = None
 
     @property
@@ -81,6 +82,8 @@ def _error(status: int, message: str, code: str) -> Response:
 def _from(error: EdgeError) -> Response:
     if isinstance(error, PromptError):
         return _error(400, str(error), "PromptError")
+    if isinstance(error, BusyError):
+        return _error(429, str(error), "BusyError")
     unavailable = isinstance(error, NodesLostError | PeerError | MemoryLimitError)
     return _error(503 if unavailable else 500, str(error), type(error).__name__)
 
@@ -89,7 +92,9 @@ async def _complete(request: Request, *, service: Service, kind: Literal["chat",
     try:
         body = await _body(request)
         asked = parse(body, ChatRequest if kind == "chat" else CompletionRequest)
-        wanted = to_request(asked, service.text, lookup=service.lookup, context=service.engine.settings.context)
+        wanted = to_request(
+            asked, service.text, guessing=(service.lookup, service.drafts), context=service.engine.settings.context
+        )
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 

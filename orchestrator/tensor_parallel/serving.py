@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import msgspec
 import torch
 import uvicorn
 
@@ -36,6 +37,8 @@ class ServeOptions:
     port: int = 8000
     api_key: str | None = None
     lookup: int = 8
+    drafts: int = 2
+    queue: int = 64
     allow_missing: bool = False
     threads: int | None = None
 
@@ -49,16 +52,20 @@ def service(options: ServeOptions, *, progress: Progress | None = None) -> Itera
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    text = Text(options.shards)
-    verify_file(options.shards / "rank0.bin", read_index(options.shards, 0, read_set(options.shards)))
+    text, shard_set = Text(options.shards), read_set(options.shards)
+    verify_file(options.shards / "rank0.bin", read_index(options.shards, 0, shard_set))
+    context = min(options.settings.context, shard_set.config.context)  # beyond it the model was never trained
+    settings = msgspec.structs.replace(options.settings, context=context)
     engine = Engine(
-        EngineOptions(options.shards, options.nodes, options.key_file, options.settings, options.allow_missing),
+        EngineOptions(options.shards, options.nodes, options.key_file, settings, options.allow_missing),
         progress=progress,
     )
     try:
-        generator = Generator(engine, text)
+        generator = Generator(engine, text, queue=options.queue)
         try:
-            yield Service(engine, generator, text, lookup=options.lookup, api_key=options.api_key)
+            yield Service(
+                engine, generator, text, lookup=options.lookup, drafts=options.drafts, api_key=options.api_key
+            )
         finally:
             generator.close()
     finally:
@@ -91,7 +98,15 @@ def _listen(host: str, port: int) -> socket.socket:
         raise PeerError(f"Wanted to answer at {host}:{port}, found {error}. Choose another --port.") from error
 
 
-def run_worker(*, listen: str, key_file: Path, store: Path, memory_limit: str | None, threads: int | None) -> None:
+def run_worker(
+    *,
+    listen: str,
+    key_file: Path,
+    store: Path,
+    memory_limit: str | None,
+    threads: int | None,
+    release_s: float = 30.0,
+) -> None:
     """Be one rank until Ctrl-C or SIGTERM.
 
     Args:
@@ -100,6 +115,7 @@ def run_worker(*, listen: str, key_file: Path, store: Path, memory_limit: str | 
         store: Where weights are kept; a copy of the shard set may stand there.
         memory_limit: As in 512MB; the nodes file may give a lower one.
         threads: Of torch.
+        release_s: Weights are kept so long for a master that comes back.
 
     Raises:
         EdgeError: The key file, the address or the limit is not valid.
@@ -111,7 +127,7 @@ def run_worker(*, listen: str, key_file: Path, store: Path, memory_limit: str | 
         torch.set_num_threads(threads)
     limit = None if memory_limit is None else parse_size(memory_limit)
     store.mkdir(parents=True, exist_ok=True)
-    worker = Worker(WorkerOptions(host.strip("[]"), int(port), key_file, store, limit))
+    worker = Worker(WorkerOptions(host.strip("[]"), int(port), key_file, store, limit, release_s))
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         worker.stop()

@@ -88,7 +88,10 @@ class TextStream:
     def __init__(self, text: Text, stops: Sequence[str]) -> None:
         self._text, self._stops = text, [stop for stop in stops if stop]
         self._tokens: list[int] = []
-        self._given = ""
+        self._from = self._read = (
+            0  # tokens before `_read` are in the text; those from `_from` on are their surroundings
+        )
+        self._held_back = ""  # may begin a stop string
         self.stopped = False
 
     def add(self, token: int) -> str:
@@ -101,20 +104,23 @@ class TextStream:
         return "" if self.stopped else self._advance(final=True)
 
     def _advance(self, *, final: bool) -> str:
-        decoded = self._text.decode(self._tokens)
-        if not final and decoded.endswith("\ufffd"):
-            return ""  # the middle of a character
-        fresh = decoded[len(self._given) :]
-        hits = [
-            at for at in (decoded.find(stop, max(0, len(self._given) - len(stop))) for stop in self._stops) if at >= 0
-        ]
+        fresh = self._held_back + self._decoded(final=final)
+        hits = [at for at in (fresh.find(stop) for stop in self._stops) if at >= 0]
         if hits:
             self.stopped = True
-            return decoded[len(self._given) : max(min(hits), len(self._given))]
-        if not final:
-            fresh = fresh[: len(fresh) - self._held(fresh)]
-        self._given += fresh
-        return fresh
+            return fresh[: min(hits)]
+        held = 0 if final else self._held(fresh)
+        self._held_back = fresh[len(fresh) - held :]
+        return fresh[: len(fresh) - held]
+
+    def _decoded(self, *, final: bool) -> str:
+        """Text of the tokens that are not read yet; none in the middle of a character. Cost does not grow with the text."""
+        known = self._text.decode(self._tokens[self._from : self._read])
+        whole = self._text.decode(self._tokens[self._from :])
+        if not final and whole.endswith("\ufffd"):
+            return ""
+        self._from, self._read = self._read, len(self._tokens)
+        return whole[len(known) :]
 
     def _held(self, fresh: str) -> int:
         """Characters at the end that may begin a stop string."""

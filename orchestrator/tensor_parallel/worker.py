@@ -18,7 +18,7 @@ from orchestrator.tensor_parallel.collectives import Collective, MeshCollective,
 from orchestrator.tensor_parallel.dial import Listener, dial
 from orchestrator.tensor_parallel.errors import PeerError, ShardError
 from orchestrator.tensor_parallel.memory import resident_now, resident_peak
-from orchestrator.tensor_parallel.peer_link import Link, move, receive, receive_control, send_control
+from orchestrator.tensor_parallel.peer_link import Link, move, receive, receive_control, send, send_control
 from orchestrator.tensor_parallel.protocol import (
     CHUNK_BYTES,
     CONTROL_LIMIT,
@@ -240,6 +240,9 @@ class Worker:
         limit = segments_limit(settings.slots) + 4 * settings.step_tokens * hidden
         while True:
             body = self._wait(master, Kind.STEP, limit, newer=True)
+            if master.is_probed:
+                send(master, Kind.PROBE, b"", timeout_s=settings.deadline_s)
+                continue
             segments, used = unpack_segments(body, slots=settings.slots, context=settings.context, peer=master.peer)
             count = sum(segment.count for segment in segments)
             if len(body) - used != 4 * count * hidden or count > settings.step_tokens:
@@ -251,7 +254,7 @@ class Worker:
 
     def _wait(self, master: Link, kind: Kind, limit: int, *, newer: bool = False) -> bytearray:
         """Wait for the master, without a deadline; also look for the order to end and, between steps, for another master."""
-        master.begin_receive(kind, sequence=None, limit=limit)
+        master.begin_receive(kind, sequence=None, limit=limit, or_probe=newer)
         poll = select.poll()
         poll.register(master.fileno(), select.POLLIN)
         if newer:  # before Connect, whoever dials is a peer of this epoch and stays in the backlog

@@ -7,10 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.tensor_parallel.errors import CancelledError, NodesLostError, PromptError
+from benchmarks.bench_llm_serving import ToyEngine, chi_square
+from orchestrator.tensor_parallel.errors import BusyError, CancelledError, NodesLostError, PromptError
 from orchestrator.tensor_parallel.generation import Generator, generate
 from orchestrator.tensor_parallel.jobs import Request
 from orchestrator.tensor_parallel.lookup import Pace, guess
+from orchestrator.tensor_parallel.protocol import RunSettings
 from orchestrator.tensor_parallel.sampling import SamplingOptions, choose, probabilities
 
 PROMPTS = [
@@ -99,6 +101,22 @@ def test_several_guesses_checked_at_once_change_no_token(sampling, collective, c
         assert generate(generator, request(longer, 5)) == greedy(tiny.model, longer, 5)
     finally:
         generator.close()
+
+
+def test_sampling_with_guesses_keeps_the_distribution():
+    warm = SamplingOptions(temperature=0.7, seed=1)
+    kept, right = chi_square(warm, drafts=3, tokens=4000)
+    assert kept > 0.01
+    assert right > 0.2
+    other, _ = chi_square(warm, drafts=3, tokens=4000, against=SamplingOptions(temperature=0.8))
+    assert other < 1e-6  # the test sees a distribution that is not kept
+
+
+def test_requests_beyond_the_queue_are_refused():
+    generator = Generator(ToyEngine(50, RunSettings(slots=1)), None, queue=0)
+    with pytest.raises(BusyError, match="--queue"):
+        generator.submit(request([1, 2, 3]), print)
+    generator.close()
 
 
 def test_a_second_turn_reuses_the_cache_of_the_first(generator, tiny):
