@@ -1,5 +1,6 @@
 """`headtail tail serve`: answer the requests of heads over MQTT."""
 
+import contextlib
 import sys
 import threading
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from edge_runtime.artefact import open_artefact
 from edge_runtime.broker_url import hide_password
 from orchestrator.commands.output import print_json
 from orchestrator.commands.serving import until_stopped
+from orchestrator.serving.fleet_tails import FleetTails
 from orchestrator.serving.served import ServeError, serve_artefact
 from orchestrator.serving.service import TailService
 from orchestrator.serving.worker import WorkerOrder
@@ -30,6 +32,9 @@ class ServeOptions:
 
     folder: Path | None = None
     """Serve every artefact in this folder, and follow its changes without losing a request (worker processes)."""
+
+    registry: str | None = None
+    """Serve the tails of a fleet's versions, old and new while a rollout moves devices: URL of its database, or its folder."""
 
     workers: int = 1
     """Threads of each process that run models; one model runs one request or batch at a time."""
@@ -92,9 +97,9 @@ def serve(
         device_rate=options.device_rate / max(1, options.processes),
         device_burst=options.device_burst,
     )
-    if options.folder is None and not artefacts:
+    if options.folder is None and options.registry is None and not artefacts:
         raise ServeError("Wanted at least one tail or whole model to serve, found none. Give its folder or .zip.")
-    in_processes = options.folder is not None or options.direct is not None or options.traces is not None
+    in_processes = (options.folder, options.registry, options.direct, options.traces) != (None, None, None, None)
     if options.processes or in_processes:
         _serve_in_processes(artefacts, broker, server, options, json=json)
     else:
@@ -118,7 +123,8 @@ def _serve_here(
 def _serve_in_processes(
     artefacts: tuple[Path, ...], broker: str, server: ServerOptions, options: ServeOptions, *, json: bool
 ) -> None:
-    found = _scan(artefacts, options.folder)
+    tails = FleetTails(options.registry) if options.registry is not None else None
+    found = _scan(artefacts, options.folder, tails)
     order = WorkerOrder(
         name="tail",
         broker=broker,
@@ -129,18 +135,26 @@ def _serve_in_processes(
         direct_host=options.direct,
         traces=options.traces,
     )
-    with until_stopped(), TailService(order, max(1, options.processes)) as service:
+    with until_stopped(), contextlib.ExitStack() as stack:
+        service = stack.enter_context(TailService(order, max(1, options.processes)))
+        if tails is not None:
+            stack.callback(tails.close)
+            tails.announce(service.serving)
         _announce(service.serving, broker, json=json)
         stopped = threading.Event()
         while not stopped.wait(_RESCAN_S):
-            if (now := _scan(artefacts, options.folder)) != found:
+            if (now := _scan(artefacts, options.folder, tails)) != found:
                 _follow(service, now, broker, json=json)
                 found = now
+            if tails is not None:
+                tails.announce(service.serving)
 
 
-def _scan(artefacts: tuple[Path, ...], folder: Path | None) -> tuple[str, ...]:
+def _scan(artefacts: tuple[Path, ...], folder: Path | None, tails: FleetTails | None) -> tuple[str, ...]:
     """The artefacts to serve now; what lies in the folder counts once its manifest or .zip is there."""
     given = [str(path) for path in artefacts]
+    if tails is not None:
+        given += map(str, tails.wanted())
     if folder is None:
         return tuple(given)
     if not folder.is_dir():

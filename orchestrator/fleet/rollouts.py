@@ -1,6 +1,7 @@
 """Rollouts in the database: make one, give it an order, move it on. The decisions are those of `state.py`."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -14,6 +15,7 @@ from orchestrator.fleet.errors import ConflictError, UnknownError
 from orchestrator.fleet.jobs import UPDATE, Lease, NewJob, RetryPolicy
 from orchestrator.fleet.queries import DeviceView, list_devices, load_rollout, resolve
 from orchestrator.fleet.registry import change_desired
+from orchestrator.fleet.served_tails import tail_is_served
 from orchestrator.fleet.state import (
     ENDED,
     Action,
@@ -35,6 +37,7 @@ from orchestrator.fleet.state import (
 )
 from orchestrator.fleet.tables import ArtefactRow, ConfigKey, DesiredState, Job, RolloutRow, TargetRow, Version
 
+log = logging.getLogger(__name__)
 _ENDS = {"succeeded": "succeeded", "failed": "failed", "expired": "failed", "cancelled": "failed"}
 FILES_SCOPE, FILES_KEY = "fleet", "files_url"  # where devices fetch artefacts: set by `headtail fleet up`
 
@@ -98,11 +101,20 @@ def advance(session: Session, rollout_id: str, *, now_ms: int) -> RolloutState:
     _lock(session, rollout_id)
     before = load_rollout(session, rollout_id)
     state = apply_all(before, _news(session, before, now_ms))
-    while actions := plan(state, now_ms):
+    while actions := _possible(session, state, plan(state, now_ms), now_ms):
         _carry_out_all(session, state, actions, now_ms)
         state = apply_all(state, [event_of(action, now_ms) for action in actions])
     _save(session, state, before, now_ms)
     return state
+
+
+def _possible(session: Session, state: RolloutState, actions: list[Action], now_ms: int) -> list[Action]:
+    """The actions, without those that would have devices ask for a tail that is not there yet."""
+    updates = [action for action in actions if isinstance(action, Update)]
+    if not updates or tail_is_served(session, state.rollout.spec.version, now_ms=now_ms):
+        return actions
+    log.info("rollout %s waits until the tail of %s is served", state.rollout.id, state.rollout.spec.version)
+    return [action for action in actions if not isinstance(action, Update)]
 
 
 def active_rollouts(session: Session) -> list[str]:
