@@ -62,7 +62,8 @@ class FactorisedPrior(nn.Module):
         """
         values = self._by_channel(y)
         values = values + torch.empty_like(values).uniform_(-0.5, 0.5)
-        return self._restore(values, y), self._bits(values)
+        bits = self._bits(values)  # first: three gradients meet in `values`, and their order decides its last bits
+        return self._restore(values, y), bits
 
     def rounded(self, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Rounded latents (without a gradient), and their cost under the prior; shapes as in `noisy`."""
@@ -88,8 +89,8 @@ class FactorisedPrior(nn.Module):
             self.quantiles[:, :, 1:2] = (low + high) / 2
 
     def _bits(self, values: torch.Tensor) -> torch.Tensor:
-        upper = self._cumulative(values + 0.5, fixed=False)
         lower = self._cumulative(values - 0.5, fixed=False)
+        upper = self._cumulative(values + 0.5, fixed=False)
         likelihood = torch.sigmoid(upper) - torch.sigmoid(lower)
         return -torch.log2(lower_bound(likelihood, _LIKELIHOOD_BOUND)).sum()
 

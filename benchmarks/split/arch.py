@@ -65,7 +65,7 @@ def _build(folder: Path, machine: str) -> Path:
     library = folder / f"coder-{machine}.so"
     compiler = "cc" if machine == "x86" else "aarch64-linux-gnu-gcc"
     sources = [str(ROOT / "edge_runtime" / "csrc" / one) for one in ("ht_entropy.c", "ht_frame.c")]
-    command = [compiler, "-std=c99", "-O3", "-fPIC", "-shared", *sources, "-o", str(library)]
+    command = [compiler, "-std=c99", "-O3", "-fPIC", "-shared", "-DHT_ENTROPY_WIDE", *sources, "-o", str(library)]
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:

@@ -80,7 +80,17 @@ def native_coder() -> NativeCoder:
         return found
     folder = Path(tempfile.mkdtemp(prefix="codec-"))
     sources = [str(path) for path in sorted((ROOT / "edge_runtime" / "csrc").glob("*.c"))]
-    command = ["cc", "-std=c99", "-O3", "-fPIC", "-shared", *sources, "-o", str(folder / "coder.so")]
+    command = [
+        "cc",
+        "-std=c99",
+        "-O3",
+        "-fPIC",
+        "-shared",
+        "-DHT_ENTROPY_WIDE",
+        *sources,
+        "-o",
+        str(folder / "coder.so"),
+    ]
     subprocess.run(command, check=True)
     return NativeCoder(folder / "coder.so")
 

@@ -47,9 +47,7 @@ def rows() -> Iterator[dict[str, Any]]:
     what = "the same of our training against itself from weights that differ in their last bit: largest of any term"
     yield {"id": "es_steps.last_bit", "what": what, "value": float(own.max()), "unit": "", "direction": "info"}
     together = int((np.append(by_step.max(1), np.inf) > STEPS_BAR).argmax())
-    what = (
-        f"of {STEPS} training steps before any term differs by more than {STEPS_BAR:g} (rounding, which Adam amplifies)"
-    )
+    what = f"of {STEPS} training steps before any term differs by more than {STEPS_BAR:g}"
     yield {"id": "es_steps.together", "what": what, "value": together, "unit": "steps", "direction": "info", **peer}
 
 

@@ -87,7 +87,7 @@ def build(binary: Path) -> None:
         RowError: clang or its runtime library is missing, or the target does not compile.
     """
     command = [
-        "clang", "-g", "-O2", _SANITIZERS, "-fno-sanitize-recover=undefined", f"-I{SOURCES}", str(TARGET),
+        "clang", "-g", "-O2", "-DHT_ENTROPY_WIDE", _SANITIZERS, "-fno-sanitize-recover=undefined", f"-I{SOURCES}", str(TARGET),
         str(SOURCES / "ht_entropy.c"), "-o", str(binary),
     ]  # fmt: skip
     try:

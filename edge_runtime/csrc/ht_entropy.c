@@ -198,6 +198,8 @@ static ht_status store(const ht_layer *layer, const uint8_t *values, uint8_t *ou
   return HT_OK;
 }
 
+typedef void (*coded_channel)(encoder *, const ht_layer *, uint32_t, const uint8_t *, const uint8_t *);
+
 static size_t finish(encoder *coder, const uint8_t *end) {
   uint32_t lane;
   for (lane = coder->lanes; lane-- > 0u;) {
@@ -212,8 +214,8 @@ static size_t finish(encoder *coder, const uint8_t *end) {
   return (size_t)(end - coder->at);
 }
 
-ht_status ht_entropy_encode(const ht_tables *tables, const ht_layer *layer, const uint8_t *values, uint8_t *scratch,
-                            uint8_t *out, size_t capacity, size_t *size) {
+static ht_status encode_layer(const ht_tables *tables, const ht_layer *layer, const uint8_t *values, uint8_t *scratch,
+                              uint8_t *out, size_t capacity, size_t *size, coded_channel coded) {
   const uint8_t *index = NULL;
   encoder coder;
   uint32_t channel, symbols, blocks;
@@ -242,7 +244,7 @@ ht_status ht_entropy_encode(const ht_tables *tables, const ht_layer *layer, cons
   }
   for (channel = layer->channels; channel-- > 0u && coder.full == 0;) {
     index = blocks != 0u ? scratch + (size_t)channel * blocks : NULL;
-    encode_channel(&coder, layer, channel, values + (size_t)channel * layer->channel_step, index);
+    coded(&coder, layer, channel, values + (size_t)channel * layer->channel_step, index);
   }
   if (blocks != 0u && coder.full == 0) {
     encode_index(&coder, scratch, blocks * layer->channels);
@@ -404,6 +406,8 @@ static ht_status check_end(const decoder *coder) {
   return (coder->mode == MODE_ESCAPES) == (coder->escapes != 0) ? HT_OK : HT_CORRUPT;
 }
 
+typedef ht_status (*decoded_channel)(decoder *, const ht_layer *, uint32_t, const uint8_t *, uint8_t *);
+
 static ht_status open_coded(decoder *coder, const ht_layer *layer, const uint8_t *data, size_t size) {
   uint32_t lane;
   coder->mode = data[0];
@@ -427,8 +431,8 @@ static ht_status open_coded(decoder *coder, const ht_layer *layer, const uint8_t
   return HT_OK;
 }
 
-ht_status ht_entropy_decode(const ht_tables *tables, const ht_layer *layer, const uint8_t *data, size_t size,
-                            uint8_t *scratch, uint8_t *values) {
+static ht_status decode_layer(const ht_tables *tables, const ht_layer *layer, const uint8_t *data, size_t size,
+                              uint8_t *scratch, uint8_t *values, decoded_channel decoded) {
   const uint8_t *index = NULL;
   decoder coder;
   uint32_t channel, blocks;
@@ -450,7 +454,45 @@ ht_status ht_entropy_decode(const ht_tables *tables, const ht_layer *layer, cons
   }
   for (channel = 0; status == HT_OK && channel < layer->channels; channel++) {
     index = blocks != 0u ? scratch + (size_t)channel * blocks : NULL;
-    status = decode_channel(&coder, layer, channel, index, values + (size_t)channel * layer->channel_step);
+    status = decoded(&coder, layer, channel, index, values + (size_t)channel * layer->channel_step);
   }
   return status == HT_OK ? check_end(&coder) : status;
 }
+
+/* ---- which loops run ---- */
+
+#ifdef HT_ENTROPY_WIDE
+#include "ht_entropy_wide.h"
+
+ht_status ht_entropy_encode(const ht_tables *tables, const ht_layer *layer, const uint8_t *values, uint8_t *scratch,
+                            uint8_t *out, size_t capacity, size_t *size) {
+  const int wide = layer->position_step == 1u && wide_processor();
+  return encode_layer(tables, layer, values, scratch, out, capacity, size, wide ? encode_channel_wide : encode_channel);
+}
+
+ht_status ht_entropy_decode(const ht_tables *tables, const ht_layer *layer, const uint8_t *data, size_t size,
+                            uint8_t *scratch, uint8_t *values) {
+  const int wide = wide_processor();
+  return decode_layer(tables, layer, data, size, scratch, values, wide ? decode_channel_wide : decode_channel);
+}
+
+ht_status ht_entropy_encode_portable(const ht_tables *tables, const ht_layer *layer, const uint8_t *values,
+                                     uint8_t *scratch, uint8_t *out, size_t capacity, size_t *size) {
+  return encode_layer(tables, layer, values, scratch, out, capacity, size, encode_channel);
+}
+
+ht_status ht_entropy_decode_portable(const ht_tables *tables, const ht_layer *layer, const uint8_t *data, size_t size,
+                                     uint8_t *scratch, uint8_t *values) {
+  return decode_layer(tables, layer, data, size, scratch, values, decode_channel);
+}
+#else
+ht_status ht_entropy_encode(const ht_tables *tables, const ht_layer *layer, const uint8_t *values, uint8_t *scratch,
+                            uint8_t *out, size_t capacity, size_t *size) {
+  return encode_layer(tables, layer, values, scratch, out, capacity, size, encode_channel);
+}
+
+ht_status ht_entropy_decode(const ht_tables *tables, const ht_layer *layer, const uint8_t *data, size_t size,
+                            uint8_t *scratch, uint8_t *values) {
+  return decode_layer(tables, layer, data, size, scratch, values, decode_channel);
+}
+#endif

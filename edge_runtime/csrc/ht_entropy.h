@@ -9,6 +9,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#if defined(HT_ENTROPY_WIDE) && !(defined(__x86_64__) && defined(__GNUC__))
+#undef HT_ENTROPY_WIDE
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -66,6 +70,14 @@ ht_status ht_entropy_encode(const ht_tables *tables, const ht_layer *layer, cons
 /* Decode one layer that fills data[0..size) exactly. Writes only the layer's values, also when it fails. */
 ht_status ht_entropy_decode(const ht_tables *tables, const ht_layer *layer, const uint8_t *data, size_t size,
                             uint8_t *scratch, uint8_t *values);
+
+#ifdef HT_ENTROPY_WIDE
+/* The same without AVX-512, for comparison; the functions above choose by what the processor has. */
+ht_status ht_entropy_encode_portable(const ht_tables *tables, const ht_layer *layer, const uint8_t *values,
+                                     uint8_t *scratch, uint8_t *out, size_t capacity, size_t *size);
+ht_status ht_entropy_decode_portable(const ht_tables *tables, const ht_layer *layer, const uint8_t *data, size_t size,
+                                     uint8_t *scratch, uint8_t *values);
+#endif
 
 #ifdef __cplusplus
 }

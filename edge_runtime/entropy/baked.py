@@ -22,6 +22,14 @@ U64 = npt.NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
+class Walk:
+    """One table as the NumPy decoder's loop reads it: plain Python values, which it fetches faster than array items."""
+
+    symbol: bytes  # of each of the 4096 slots
+    spans: tuple[tuple[int, int], ...]  # 4096 - frequency, and first slot, of each symbol
+
+
+@dataclass(frozen=True)
 class Baked:
     """Arrays over all tables; entry `offset[t] + symbol`, the escape at symbol `count[t]`."""
 
@@ -30,9 +38,10 @@ class Baked:
     reciprocal: U64  # ceil(2^44 / frequency)
     cost: U16  # 1/256 bit
     slot: U32  # (tables, 4096): frequency | (slot - first) << 12 | symbol << 24
-    slot_frequency: I64  # (tables, 4096), the fields of `slot` as the NumPy decoder wants them
-    slot_bias: I64
-    slot_symbol: U8
+    walks: tuple["Walk", ...]  # of each table
+    steps: tuple[
+        tuple[int, int, int, int], ...
+    ]  # of each entry, then of the 256 raw codes, then the one that does nothing
     offset: U16
     low: U8
     count: U8
@@ -46,7 +55,7 @@ class Baked:
 
 @lru_cache(maxsize=16)
 def bake(tables: TableSet) -> Baked:
-    """The arrays of a set: 84 KiB for each table, kept for the sets used last."""
+    """The arrays of a set: 20 KiB and a little for each table, kept for the sets used last."""
     frequency = np.concatenate([np.array(table.frequencies, np.uint32) for table in tables.tables])
     sizes = np.array([table.count + 1 for table in tables.tables])
     first = np.concatenate([_first(table) for table in tables.tables])
@@ -60,9 +69,8 @@ def bake(tables: TableSet) -> Baked:
         reciprocal=(np.uint64(1 << RECIPROCAL_SHIFT) + wide - np.uint64(1)) // wide,
         cost=cost,
         slot=slot,
-        slot_frequency=(slot & 0xFFF).astype(np.int64),
-        slot_bias=(slot >> 12 & 0xFFF).astype(np.int64),
-        slot_symbol=(slot >> 24).astype(np.uint8),
+        steps=_steps(frequency.tolist(), first.tolist()),
+        walks=tuple(_walk(table, row) for table, row in zip(tables.tables, slot, strict=True)),
         offset=(np.cumsum(sizes) - sizes).astype(np.uint16),
         low=np.array([table.low for table in tables.tables], np.uint8),
         count=np.array([table.count for table in tables.tables], np.uint8),
@@ -77,6 +85,18 @@ def symbol_cost(frequency: int) -> int:
 def _first(table: Table) -> U32:
     frequencies = np.array(table.frequencies, np.uint32)
     return (np.cumsum(frequencies) - frequencies).astype(np.uint32)
+
+
+def _walk(table: Table, slots: U32) -> Walk:
+    spans = zip((SCALE - value for value in table.frequencies), _first(table).tolist(), strict=True)
+    return Walk((slots >> 24).astype(np.uint8).tobytes(), tuple(spans))
+
+
+def _steps(frequencies: list[int], firsts: list[int]) -> tuple[tuple[int, int, int, int], ...]:
+    """Limit of the state, frequency, 4096 - frequency and first slot, as the NumPy encoder's loop reads them."""
+    raw = SCALE >> RAW_BITS
+    pairs = [*zip(frequencies, firsts, strict=True), *((raw, code * raw) for code in range(1 << RAW_BITS)), (SCALE, 0)]
+    return tuple((frequency << 20, frequency, SCALE - frequency, first) for frequency, first in pairs)
 
 
 def _slots(table: Table) -> U32:

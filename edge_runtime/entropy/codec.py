@@ -1,5 +1,6 @@
 """Tensors to layers and back with one table set; plugs into the wire frame as codec 1."""
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,7 +15,9 @@ from edge_runtime.entropy.reference import Layout
 from edge_runtime.entropy.tables import LayerPlan, TableSet, TensorPlan
 
 MAX_SYMBOLS = (1 << 31) - 1
-_FLIP = {"int8": 0x80, "uint8": 0}
+_FLIP = {"int8": np.uint8(0x80), "uint8": np.uint8(0)}
+_FLIP_OF_KIND = {np.dtype(name).char: flip for name, flip in _FLIP.items()}  # a dtype's name is made anew on every look
+_NAME_OF_KIND = {np.dtype(name).char: name for name in _FLIP}
 
 
 class Head(Protocol):
@@ -54,7 +57,7 @@ class EntropyCodec:
         layers: list[bytes | memoryview] = []
         for layer in self.tables.layers:
             plan, array = self.tables.tensors[layer.tensor], arrays[layer.tensor]
-            self._check(plan, array.dtype.name, array.shape)
+            self._check(plan, _NAME_OF_KIND.get(array.dtype.char) or array.dtype.name, array.shape)
             codes = _to_codes(array, plan)[layer.start : layer.stop]
             layers.append(self._encode(self._layout(plan, layer, codes.shape[1]), codes))
         return layers
@@ -74,7 +77,7 @@ class EntropyCodec:
         codes = []
         for plan, head in zip(self.tables.tensors, heads, strict=True):
             self._check(plan, head.dtype, head.shape)
-            codes.append(np.full((plan.channels, int(np.prod(head.shape)) // plan.channels), plan.fill, np.uint8))
+            codes.append(np.full((plan.channels, math.prod(head.shape) // plan.channels), plan.fill, np.uint8))
         for layer, data in zip(self.tables.layers, layers, strict=False):
             layout = self._layout(self.tables.tensors[layer.tensor], layer, codes[layer.tensor].shape[1])
             codes[layer.tensor][layer.start : layer.stop] = self._decode(layout, data)
@@ -100,13 +103,12 @@ class EntropyCodec:
 
     def _check(self, plan: TensorPlan, dtype: str, shape: tuple[int, ...]) -> None:
         axis = -1 if plan.channel_axis else 1
-        symbols = int(np.prod(shape, dtype=np.float64))
         if (
             dtype not in _FLIP
             or len(shape) < 2
             or shape[0] != 1
             or shape[axis] != plan.channels
-            or not 0 < symbols <= MAX_SYMBOLS
+            or not 0 < math.prod(shape) <= MAX_SYMBOLS
         ):
             raise EntropyShapeError(
                 f"Wanted int8 or uint8 with batch 1 and {plan.channels} channels on axis {axis}, found {dtype} {shape}. "
@@ -132,10 +134,11 @@ def to_codes(array: npt.NDArray[np.generic], *, channel_axis: int = 0) -> U8:
     Raises:
         EntropyShapeError: Another dtype or no batch of 1.
     """
-    if array.dtype.name not in _FLIP or array.ndim < 2 or array.shape[0] != 1:
+    flip = _FLIP_OF_KIND.get(array.dtype.char)
+    if flip is None or array.ndim < 2 or array.shape[0] != 1:
         raise EntropyShapeError(f"Wanted int8 or uint8 with batch 1, found {array.dtype} {array.shape}.")
     flat = array[0].reshape(-1, array.shape[-1]).T if channel_axis else array[0].reshape(array.shape[1], -1)
-    codes: U8 = flat.view(np.uint8) ^ np.uint8(_FLIP[array.dtype.name])
+    codes: U8 = flat.view(np.uint8) ^ flip
     return codes
 
 
@@ -144,7 +147,7 @@ def _to_codes(array: npt.NDArray[np.generic], plan: TensorPlan) -> U8:
 
 
 def _from_codes(codes: U8, plan: TensorPlan, head: Head) -> npt.NDArray[np.generic]:
-    values = codes ^ np.uint8(_FLIP[head.dtype])
+    values = codes ^ _FLIP[head.dtype]
     flat = values.T if plan.channel_axis else values
     array: npt.NDArray[np.generic] = np.ascontiguousarray(flat).view(head.dtype).reshape(head.shape)
     return array

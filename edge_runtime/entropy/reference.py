@@ -18,7 +18,7 @@ SYMBOLS_PER_LANE = 1024
 MODE_STORED, MODE_CODED, MODE_ESCAPES = 0, 1, 2
 _LOWER = 1 << 16
 _RAW = 16  # frequency of each raw code behind an escape
-_SLOT_MASK, _PRECISION = np.array(SCALE - 1), np.array(PRECISION)  # arrays: NumPy converts a number on every call
+_SLOT_MASK = SCALE - 1
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Layout:
 def encode(baked: Baked, layout: Layout, codes: U8) -> bytes:
     """Code (channels, positions) uint8 codes as one layer of at most `symbols` + 1 bytes."""
     index = _choose(baked, layout, codes) if layout.blocks else None
-    frequency, first, escapes = _rows(baked, layout, codes, index)
-    state, words = _push(frequency, first, layout.lanes)
+    rows, escapes = _rows(baked, layout, codes, index)
+    states, words = _push(baked, rows)
     mode = MODE_ESCAPES if escapes else MODE_CODED
-    coded = bytes([mode]) + state.astype("<u4").tobytes() + words.astype("<u2").tobytes()
+    coded = bytes([mode]) + np.array(states, "<u4").tobytes() + words.astype("<u2").tobytes()
     return coded if len(coded) <= layout.symbols else bytes([MODE_STORED]) + codes.tobytes()
 
 
@@ -119,30 +119,25 @@ def _symbols(baked: Baked, table: I64, codes: U8) -> U16:
     return bounded
 
 
-def _rows(baked: Baked, layout: Layout, codes: U8, index: U8 | None) -> tuple[I64, I64, bool]:
-    """Frequency and first slot of all rows, (rows, lanes) each, and whether any code is escaped."""
-    lanes = layout.lanes
+def _rows(baked: Baked, layout: Layout, codes: U8, index: U8 | None) -> tuple[I64, bool]:
+    """Step of each lane in all rows, (rows, lanes), and whether any code is escaped; steps as in `Baked.steps`."""
+    lanes, raw_step = layout.lanes, len(baked.frequency)
+    idle = raw_step + 256
     table = np.broadcast_to(np.array(layout.base, np.int64)[:, None], codes.shape)
-    parts_frequency, parts_first = [], []
+    parts = []
     if index is not None:
-        index_table = np.full((1, index.size), len(baked.offset) - 1)
-        entry = baked.offset[index_table].astype(np.int64) + index.reshape(1, -1)
-        parts_frequency.append(_fold(baked.frequency[entry], lanes, SCALE))
-        parts_first.append(_fold(baked.first[entry], lanes, 0))
+        entry = int(baked.offset[-1]) + index.reshape(1, -1).astype(np.int64)
+        parts.append(_fold(entry, lanes, idle))
         table = table + np.repeat(index, layout.block, axis=1)[:, : layout.positions]
     symbol = _symbols(baked, table, codes)
-    entry = baked.offset[table].astype(np.int64) + symbol
-    frequency, first = _fold(baked.frequency[entry], lanes, SCALE), _fold(baked.first[entry], lanes, 0)
+    rows = _fold(baked.offset[table].astype(np.int64) + symbol, lanes, idle)
     escaped = symbol == baked.count[table]
     any_escaped = bool(escaped.any())
     if any_escaped:
-        mask = _fold(escaped, lanes, 0).astype(bool)
-        raw = _fold(codes, lanes, 0) * _RAW
-        at = np.flatnonzero(mask.any(1))
-        order = np.argsort(np.concatenate([np.arange(len(frequency)) * 2, at * 2 + 1]), kind="stable")
-        frequency = np.concatenate([frequency, np.where(mask[at], _RAW, SCALE)])[order]
-        first = np.concatenate([first, np.where(mask[at], raw[at], 0)])[order]
-    return np.concatenate([*parts_frequency, frequency]), np.concatenate([*parts_first, first]), any_escaped
+        raw = np.where(_fold(escaped, lanes, 0), _fold(codes, lanes, 0) + raw_step, idle)
+        at = np.flatnonzero((raw != idle).any(1))
+        rows = np.insert(rows, at + 1, raw[at], axis=0)
+    return np.concatenate([*parts, rows]), any_escaped
 
 
 def _fold(values: npt.NDArray[np.generic], lanes: int, filler: int) -> I64:
@@ -153,24 +148,27 @@ def _fold(values: npt.NDArray[np.generic], lanes: int, filler: int) -> I64:
     return folded.reshape(-1, lanes)
 
 
-def _push(frequency: I64, first: I64, lanes: int) -> tuple[I64, I64]:
-    """Run the lanes backwards over the rows: final states, and the words in reading order."""
-    limit = (frequency << 20) - 1
-    gain = SCALE - frequency
-    before = np.empty_like(frequency)
-    emits = np.empty(frequency.shape, bool)
-    x = np.full(lanes, _LOWER, np.int64)
-    quotient = np.empty_like(x)
-    steps = (frequency[::-1], limit[::-1], gain[::-1], first[::-1], before[::-1], emits[::-1])
-    for freq, most, grow, start, keep, emit in zip(*steps, strict=True):
-        np.copyto(keep, x)
-        np.greater(x, most, out=emit)
-        np.right_shift(x, 16, out=x, where=emit)
-        np.floor_divide(x, freq, out=quotient)
-        np.multiply(quotient, grow, out=quotient)
-        np.add(x, quotient, out=x)
-        np.add(x, start, out=x)
-    return x, before[emits] & 0xFFFF
+def _push(baked: Baked, rows: I64) -> tuple[list[int], U16]:
+    """Run each lane backwards over its steps: final states, and the words in reading order.
+
+    Lanes are independent until their words are put in order. A step is a few operations on one number, which Python's
+    integers do for all lanes in less time than NumPy needs to be called for 16 of them at once.
+    """
+    count, lanes = rows.shape
+    states, words, places = [], [], []
+    step_of = baked.steps.__getitem__
+    for lane, column in enumerate(rows[::-1].T.tolist()):
+        x = _LOWER
+        place_of_steps = range((count - 1) * lanes + lane, -1, -lanes)
+        for (limit, frequency, gain, first), place in zip(map(step_of, column), place_of_steps, strict=True):
+            if x >= limit:
+                words.append(x & 0xFFFF)
+                places.append(place)
+                x >>= 16
+            x += x // frequency * gain + first
+        states.append(x)
+    order = np.argsort(np.array(places, np.int64))
+    return states, np.array(words, np.uint16)[order]
 
 
 class _Reader:
@@ -184,12 +182,13 @@ class _Reader:
         if len(data) < head:
             raise EntropyTruncatedError(f"Wanted {head} B of mode and lanes in a layer, found {len(data)} B.")
         self._baked, self._layout, self._bytes = baked, layout, len(data)
-        self._x = np.frombuffer(data, "<u4", layout.lanes, 1).astype(np.int64)
+        self._x: list[int] = np.frombuffer(data, "<u4", layout.lanes, 1).tolist()
         self._count, self._odd = divmod(len(data) - head, 2)
         self._words = iter(np.frombuffer(data, "<u2", self._count, head).tolist())
+        self._next_word = self._words.__next__
         self._escaped = False
-        if self._x.min() < _LOWER:
-            raise EntropyCorruptError(f"Wanted lane states of at least {_LOWER}, found {self._x.min()}.")
+        if min(self._x) < _LOWER:
+            raise EntropyCorruptError(f"Wanted lane states of at least {_LOWER}, found {min(self._x)}.")
 
     def read_index(self) -> I64:
         """The variant of each block, (channels, blocks)."""
@@ -204,60 +203,58 @@ class _Reader:
     def read(self, tables: I64, widths: I64, *, escapes: bool) -> U8:
         """One row of codes for each table number; `widths` lanes of it are used."""
         baked = self._baked
-        slots = np.zeros((len(tables), self._layout.lanes), np.int64)
         try:
-            raw = self._walk(tables.tolist(), widths.tolist(), slots, escapes=escapes)
+            symbols, raw = self._walk(tables.tolist(), widths.tolist(), escapes=escapes)
         except StopIteration:
             raise EntropyTruncatedError(f"Wanted more words than the {self._count} of this layer.") from None
-        found = baked.slot_symbol[tables[:, None], slots]
+        found = np.frombuffer(symbols, np.uint8).reshape(len(tables), self._layout.lanes)
         used = np.arange(self._layout.lanes) < widths[:, None]
         if not escapes and bool(((found == baked.count[tables][:, None]) & used).any()):
             raise EntropyCorruptError("Wanted no escapes in this part of a layer, found one.")
         codes: U8 = found + baked.low[tables][:, None]
-        for row, lanes, values in raw:
-            codes[row, lanes] = values
+        for place, value in raw:
+            codes.flat[place] = value
         return codes
 
-    def _walk(
-        self, tables: list[int], widths: list[int], slots: I64, *, escapes: bool
-    ) -> list[tuple[int, I64, list[int]]]:
-        """Fill `slots` row by row; returns row, lanes and codes of what was escaped. StopIteration: no word is left."""
-        baked, next_word = self._baked, self._words.__next__
-        frequency, bias, symbol = list(baked.slot_frequency), list(baked.slot_bias), list(baked.slot_symbol)
-        raw: list[tuple[int, I64, list[int]]] = []
-        for row, (table, width) in enumerate(zip(tables, widths, strict=True)):
-            x, slot = self._x[:width], slots[row, :width]
-            np.bitwise_and(x, _SLOT_MASK, slot)
-            np.right_shift(x, _PRECISION, x)
-            np.multiply(x, frequency[table].take(slot), x)
-            np.add(x, bias[table].take(slot), x)
-            for lane, value in enumerate(x.tolist()):  # few lanes need a word: faster than masks and indices
-                if value < _LOWER:
-                    x[lane] = value << 16 | next_word()
-            if escapes:
-                lanes = np.flatnonzero(symbol[table].take(slot) == baked.count[table])
-                if lanes.size:
-                    raw.append((row, lanes, self._read_raw(lanes.tolist())))
-        return raw
+    def _walk(self, tables: list[int], widths: list[int], *, escapes: bool) -> tuple[bytes, list[tuple[int, int]]]:
+        """The symbols of all rows, and place and code of what was escaped. StopIteration: no word is left."""
+        state, next_word, lanes = self._x, self._next_word, len(self._x)
+        walks, counts = self._baked.walks, self._baked.count.tolist()
+        mask, precision, lower = _SLOT_MASK, PRECISION, _LOWER
+        symbols: list[int] = []
+        raw: list[tuple[int, int]] = []
+        for table, width in zip(tables, widths, strict=True):
+            symbol_of, spans = walks[table].symbol, walks[table].spans
+            row = []
+            for lane, x in enumerate(state if width == lanes else state[:width]):
+                symbol = symbol_of[x & mask]
+                loss, first = spans[symbol]
+                following = x - (x >> precision) * loss - first
+                state[lane] = following if following >= lower else following << 16 | next_word()
+                row.append(symbol)
+            if escapes and counts[table] in row:
+                raw += [
+                    (len(symbols) + lane, self._read_raw(lane)) for lane in range(width) if row[lane] == counts[table]
+                ]
+            symbols += row
+            symbols += [0] * (lanes - width)
+        return bytes(symbols), raw
 
     def check_end(self) -> None:
         """All bytes used, every lane back at its start, escapes found if announced."""
         left = 2 * len(list(self._words)) + self._odd
         if left:
             raise EntropyTrailingError(f"Wanted a layer of {self._bytes - left} B, found {left} B behind it.")
-        if (self._x != _LOWER).any() or (self.mode == MODE_ESCAPES) != self._escaped:
+        if any(x != _LOWER for x in self._x) or (self.mode == MODE_ESCAPES) != self._escaped:
             raise EntropyCorruptError(
                 f"Wanted all {len(self._x)} lanes of a layer to end where they began, found other states: the layer is "
                 "damaged or coded with other tables."
             )
 
-    def _read_raw(self, lanes: list[int]) -> list[int]:
-        """The codes behind the escapes of a row."""
+    def _read_raw(self, lane: int) -> int:
+        """The code behind an escape."""
         self._escaped = True
-        codes = []
-        for lane in lanes:
-            x = self._x.item(lane)
-            codes.append((x & (SCALE - 1)) // _RAW)
-            x = _RAW * (x >> PRECISION) + x % _RAW
-            self._x[lane] = x if x >= _LOWER else x << 16 | next(self._words)
-        return codes
+        x = self._x[lane]
+        rest = _RAW * (x >> PRECISION) + x % _RAW
+        self._x[lane] = rest if rest >= _LOWER else rest << 16 | self._next_word()
+        return (x & _SLOT_MASK) // _RAW

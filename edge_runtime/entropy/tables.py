@@ -99,6 +99,10 @@ class TableSet:
         _check_layers(self)
         object.__setattr__(self, "data", _serialise(self))
 
+    def __hash__(self) -> int:
+        """That of the canonical bytes, which Python computes once."""
+        return hash(self.data)
+
     @property
     def id(self) -> bytes:
         """The 4 bytes that name the set in a frame."""

@@ -38,7 +38,7 @@ print(platform.machine(), count)
 def test_emulated_aarch64_writes_and_reads_the_golden_layers(tmp_path):
     library = tmp_path / "coder.so"
     sources = [str(CSRC / "ht_entropy.c"), str(CSRC / "ht_frame.c")]
-    flags = ["-std=c99", "-O3", "-fPIC", "-shared"]
+    flags = ["-std=c99", "-O3", "-fPIC", "-shared", "-DHT_ENTROPY_WIDE"]
     subprocess.run(["aarch64-linux-gnu-gcc", *flags, *sources, "-o", str(library)], check=True)
     command = [str(ROOT / "arm64-root" / "bin" / "python3"), "-c", SCRIPT, str(library)]
     path = os.pathsep.join([str(ROOT), str(ROOT / "arm64-root" / "site")])
