@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 
 from benchmarks.rows import RESULTS, Measurement, circumstances, make_row, merge_rows, read_rows, write_rows
@@ -25,20 +26,19 @@ from device_profiles.errors import EdgeError
 from orchestrator.demo.processes import Children, edge_agent
 from orchestrator.tensor_parallel.checkpoint import Checkpoint, open_checkpoint
 from orchestrator.tensor_parallel.demo import find_smollm2
-from orchestrator.tensor_parallel.engine import Engine, EngineOptions, Piece
+from orchestrator.tensor_parallel.engine import Engine, EngineOptions
 from orchestrator.tensor_parallel.generation import Generator, generate
 from orchestrator.tensor_parallel.jobs import Request
+from orchestrator.tensor_parallel.loads import rank_loads
+from orchestrator.tensor_parallel.memory import TYPICAL_BASE_BYTES, plan_memory
 from orchestrator.tensor_parallel.nodes import Node
+from orchestrator.tensor_parallel.partition import cut
 from orchestrator.tensor_parallel.protocol import RunSettings
 from orchestrator.tensor_parallel.secure import write_key_file
 from orchestrator.tensor_parallel.sharding import shard_checkpoint
 from orchestrator.tensor_parallel.text import Text
 
 FILE = RESULTS / "llm.json"
-CONFIGS = (  # ranks, collective, paper
-    (1, "mesh", False), (2, "mesh", False), (3, "mesh", False), (3, "star", False), (3, "gloo", False), (3, "paper", True),
-    (4, "mesh", False), (5, "mesh", False),
-)  # fmt: skip
 SUBJECTS = ("rivers", "bread", "the Moon", "bicycles", "winter", "maps", "salt", "bridges")
 FORMS = (
     "What is interesting about {}?",
@@ -78,8 +78,13 @@ def start_worker(children: Children, name: str, work: Path, *, ranks: int, addre
 
 
 @contextlib.contextmanager
-def running(source: Checkpoint, work: Path, ranks: int, **settings: Any) -> Iterator[tuple[Engine, Children]]:
-    """A cluster of processes over the model, cut once for each number of ranks."""
+def running(
+    source: Checkpoint, work: Path, ranks: int, *, keep: float | None = None, **settings: Any
+) -> Iterator[tuple[Engine, Children]]:
+    """A cluster of processes over the model, cut once for each number of ranks.
+
+    With `keep` every node has a memory limit under which that share of its weights stays in memory.
+    """
     folder, key = work / f"shards{ranks}", work / "cluster.pem"
     if not key.exists():
         write_key_file(key)
@@ -90,11 +95,26 @@ def running(source: Checkpoint, work: Path, ranks: int, **settings: Any) -> Iter
             nodes.append(Node(name=f"w{rank}", address=address))
         shard_checkpoint(source, nodes, folder, spares=1)
         options = RunSettings(**{"slots": 4, "context": 1536, "deadline_s": 60.0, **settings})
+        if keep is not None:
+            nodes = limited(source, nodes, options, keep)
         engine = Engine(EngineOptions(folder, tuple(nodes), key, options))
         try:
             yield engine, children
         finally:
             engine.close()
+
+
+def limited(source: Checkpoint, nodes: list[Node], settings: RunSettings, keep: float) -> list[Node]:
+    """The nodes with limits under which a share of the weights stays in memory."""
+    found = []
+    for rank, (node, share) in enumerate(zip(nodes, cut(source.config, [n.capability for n in nodes]), strict=True)):
+        loads = rank_loads(source.config, share, share, master=rank == 0, paper=False)
+        plan = plan_memory(
+            source.config, share, loads, settings,
+            ranks=len(nodes), master=rank == 0, limit=None, base=TYPICAL_BASE_BYTES,
+        )  # fmt: skip
+        found.append(msgspec.structs.replace(node, memory_limit=str(plan.total - int((1 - keep) * plan.resident))))
+    return found
 
 
 def reference_model(source: Checkpoint) -> Any:
@@ -142,19 +162,6 @@ def prompts(text: Text, count: int) -> list[list[int]]:
     return found[:count]
 
 
-def greedy_reference(model: Any, prompt: list[int], count: int) -> list[tuple[int, float]]:
-    """Tokens and the margin of each over the runner-up."""
-    past, tokens, out = None, torch.tensor([prompt]), []
-    with torch.inference_mode():
-        for _ in range(count):
-            answer = model(tokens, past_key_values=past, use_cache=True)
-            best = answer.logits[0, -1].topk(2)
-            past, token = answer.past_key_values, int(best.indices[0])
-            out.append((token, float(best.values[0] - best.values[1])))
-            tokens = torch.tensor([[token]])
-    return out
-
-
 def all_at_once(generator: Generator, requests: list[Request]) -> list[list[int]]:
     results: dict[int, list[int]] = {}
     threads = [
@@ -168,66 +175,35 @@ def all_at_once(generator: Generator, requests: list[Request]) -> list[list[int]
     return [results.get(i, []) for i in range(len(requests))]
 
 
-def tokens_rows(source: Checkpoint, work: Path, sizes: Sizes) -> list[Measurement]:
-    """Greedy tokens of every configuration against transformers."""
-    model = reference_model(source)
-    wanted: list[list[tuple[int, float]]] = []
-    differing, worst, done = 0, 0.0, 0
-    for ranks, collective, paper in CONFIGS:
-        port = 29400 + ranks if collective == "gloo" else 0
-        with running(source, work, ranks, collective=collective, paper=paper, gloo_port=port) as (engine, _):
-            asked = prompts(Text(engine.cluster.folder), sizes.prompts)
-            wanted = wanted or [greedy_reference(model, prompt, sizes.tokens) for prompt in asked]
-            with torch.inference_mode():
-                theirs = model(torch.tensor([asked[0]])).logits[0]
-            ours = engine.step([Piece(0, 0, tuple(asked[0]), len(asked[0]))])[0]
-            worst = max(worst, float((ours - theirs).abs().max()))
-            generator = Generator(engine, None)
-            found = all_at_once(generator, [Request(tuple(prompt), sizes.tokens) for prompt in asked])
-            generator.close()
-        bad = [_first_difference(one, two) for one, two in zip(found, wanted, strict=True)]
-        named = [f"prompt {i} token {at} margin {wanted[i][at][1]:.1e}" for i, at in enumerate(bad) if at is not None]
-        differing += sum(at is not None and wanted[i][at][1] >= 1e-4 for i, at in enumerate(bad))
-        done += len(found)
-        print(
-            f"{ranks} ranks {collective}: {len(found) - len(named)} of {len(found)} equal {'; '.join(named)}",
-            flush=True,
-        )
-    what = f"{sizes.prompts} prompts x {sizes.tokens} greedy tokens in {len(CONFIGS)} configurations of 1-5 ranks"
-    peer = {"peer": "transformers, float32"}
-    return [
-        Measurement(id="tokens.different", what=f"{what}: texts that differ where the margin is >= 1e-4", value=differing, unit="texts", direction="==", bar=0, **peer),
-        Measurement(id="tokens.compared", what="texts compared; 256 is the full figure", value=done, unit="texts", direction=">=", bar=32 * len(CONFIGS), **peer),
-        Measurement(id="tokens.logits", what="largest difference of a logit", value=worst, unit="", direction="<=", bar=1e-3, **peer),
-    ]  # fmt: skip
-
-
-def _first_difference(found: list[int], wanted: list[tuple[int, float]]) -> int | None:
-    for at, (token, _) in enumerate(wanted):
-        if at >= len(found) or found[at] != token:
-            return at
-    return None
-
-
 def parts() -> dict[str, Any]:
     """All parts by name."""
-    from benchmarks.bench_llm_serving import PARTS  # it uses this module
+    from benchmarks.bench_llm_serving import PARTS  # they use this module
+    from benchmarks.bench_llm_speed import PARTS as SPEED
+    from benchmarks.bench_llm_tokens import tokens_rows
 
-    return {"tokens": tokens_rows, **PARTS}
+    return {"tokens": tokens_rows, **SPEED, **PARTS}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run parts and write their rows."""
+    from benchmarks.llm_rig import prepare  # it uses this module
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bench_llm", description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(parts())}; all when none is named")
     for name, value in (("prompts", 32), ("tokens", 128), ("kills", 20)):
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument(
+        "--prepare", action="store_true", help="make the models and shard sets of the parts, measure nothing"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     sizes = Sizes(options.prompts, options.tokens, options.kills)
     given = os.environ.get("HEADTAIL_SMOLLM2")
     try:
         source = open_checkpoint(Path(given) if given else find_smollm2())
+        prepare(source, options.parts or list(parts()))
+        if options.prepare:
+            return 0
         with tempfile.TemporaryDirectory(prefix="bench-llm-") as work:
             for part in options.parts or parts():
                 print(f"== {part}", flush=True)

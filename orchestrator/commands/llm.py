@@ -4,7 +4,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from rich.console import Console
@@ -34,7 +34,14 @@ def key(path: Path = Path("cluster.pem")) -> None:
 
 
 def plan(
-    checkpoint: Path, *, nodes: Path, link: str = "1gbit/0.5ms", context: int = 2048, slots: int = 4, json: bool = False
+    checkpoint: Path,
+    *,
+    nodes: Path,
+    link: str = "1gbit/0.5ms",
+    weights: Literal["float32", "int8", "int4"] = "float32",
+    context: int = 2048,
+    slots: int = 4,
+    json: bool = False,
 ) -> None:
     """Say who would hold what, the memory of each node, the time a token, and whether one device alone is faster.
 
@@ -42,6 +49,7 @@ def plan(
         checkpoint: Folder with config.json and safetensors, a .gguf file, or a shard set.
         nodes: Nodes file (TOML).
         link: Rate and round trip between any two nodes, as in 300mbit/2ms.
+        weights: How matrices would be stored; a shard set says it itself.
         context: Tokens of the cache of each slot.
         slots: Requests at a time.
         json: Print JSON.
@@ -54,7 +62,7 @@ def plan(
     from orchestrator.tensor_parallel.shard_set import read_set
 
     sharded = (checkpoint / "set.json").is_file()
-    config = read_set(checkpoint).config if sharded else open_checkpoint(checkpoint).config
+    config = read_set(checkpoint).config if sharded else open_checkpoint(checkpoint).config.encoded(weights)
     found = compare(config, read_nodes(nodes), parse_link(link), RunSettings(context=context, slots=slots))
     if json:
         print_json(msgspec.to_builtins(found))
@@ -95,6 +103,7 @@ def shard(
     nodes: Path,
     out: Path,
     spares: int = 1,
+    weights: Literal["float32", "int8", "int4"] = "float32",
     link: str = "1gbit/0.5ms",
     always: bool = False,
     json: bool = False,
@@ -106,6 +115,7 @@ def shard(
         nodes: Nodes file (TOML), the master first.
         out: Folder for the set.
         spares: Nodes that may be lost without anything being fetched again.
+        weights: How matrices are stored and computed: float32 is exact, int8 and int4 are smaller and faster.
         link: Rate and round trip between any two nodes.
         always: Cut for all nodes even when the first alone is faster.
         json: Print JSON.
@@ -119,7 +129,9 @@ def shard(
 
     source, devices = open_checkpoint(checkpoint), read_nodes(nodes)
     if not always:
-        found = compare(source.config, devices, parse_link(link), RunSettings(slots=4))  # as many as `serve` has
+        found = compare(
+            source.config.encoded(weights), devices, parse_link(link), RunSettings(slots=4)
+        )  # as many as `serve` has
         if found.alone_is_faster and len(devices) > 1:
             sys.stderr.write(f"one device alone is faster, cutting for it ({found.reason}); --always cuts for all\n")
             devices = devices[:1]
@@ -130,6 +142,7 @@ def shard(
             devices,
             out,
             spares=spares,
+            weights=weights,
             progress=lambda done, total: bars.update(bar, completed=done, total=total),
         )
     sizes = [(out / f"rank{rank}.bin").stat().st_size for rank in range(len(made.nodes))]

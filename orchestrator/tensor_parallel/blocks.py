@@ -1,7 +1,8 @@
-"""Exact float32 attention and FFN over a rank's share; each returns a partial sum of full width.
+"""Attention and FFN over a rank's share; each returns a partial sum of full width.
 
 Shapes: n tokens of this step, H hidden, k key-value heads of this rank, g query heads for each, d head size, T tokens
-in the cache. Weights are (rows, H) with o and down transposed, so that a rank's share is a range of rows.
+in the cache. Weights are (rows, H) with o and down transposed, so that a rank's share is a range of rows; float32 ones are
+computed exactly, packed ones by `lowbit`.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 
 from orchestrator.tensor_parallel.buffers import Buffer
 from orchestrator.tensor_parallel.config import ModelConfig
+from orchestrator.tensor_parallel.lowbit import Packed
 from orchestrator.tensor_parallel.protocol import Segment
 
 Tensor = Any  # torch is untyped here
@@ -99,6 +101,19 @@ def rms_norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
     return x * scale * (weight + config.norm_offset if config.norm_offset else weight)
 
 
+def project(x: Tensor, weights: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
+    """The product x W^T (+ bias), (n, H) -> (n, rows)."""
+    if isinstance(weights, Packed):
+        y = weights.product(x)
+        return y if bias is None else y + bias
+    return F.linear(x, weights, bias)
+
+
+def mix(x: Tensor, weights: Tensor | Packed) -> Tensor:
+    """The product x W with W stored transposed, (n, rows) -> (n, H)."""
+    return weights.product(x) if isinstance(weights, Packed) else x @ weights
+
+
 def attention(
     x: Tensor, weights: Tensors, config: ModelConfig, place: tuple[KvCache, int], context: tuple[Sequence[Segment], Any]
 ) -> Tensor:
@@ -118,9 +133,9 @@ def attention(
     segments, table = context
     size, count = config.head_dim, x.shape[0]
     h = rms_norm(x, weights["attention_norm"], config)
-    q = F.linear(h, weights["q"], weights.get("q_bias")).view(count, -1, size)
-    k = F.linear(h, weights["k"], weights.get("k_bias")).view(count, -1, size)
-    v = F.linear(h, weights["v"], weights.get("v_bias")).view(count, -1, size)
+    q = project(h, weights["q"], weights.get("q_bias")).view(count, -1, size)
+    k = project(h, weights["k"], weights.get("k_bias")).view(count, -1, size)
+    v = project(h, weights["v"], weights.get("v_bias")).view(count, -1, size)
     if config.qk_norm:
         q, k = rms_norm(q, weights["q_norm"], config), rms_norm(k, weights["k_norm"], config)
     q, k = rotate(q, table), rotate(k, table)
@@ -131,8 +146,7 @@ def attention(
         keys, values = cache.write(layer, segment, k[rows].transpose(0, 1), v[rows].transpose(0, 1))
         out[rows] = _attend(q[rows], keys, values, segment)
         first += segment.count
-    mixed: Tensor = out.view(count, -1) @ weights["o"]  # (n, k g d) @ (k g d, H)
-    return mixed
+    return mix(out.view(count, -1), weights["o"])  # (n, k g d) @ (k g d, H)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) -> Tensor:
@@ -150,7 +164,6 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) -> Tensor
 def feed_forward(x: Tensor, weights: Tensors, config: ModelConfig) -> Tensor:
     """Gated FFN over this rank's columns; partial sum, (n, H)."""
     h = rms_norm(x, weights["ffn_norm"], config)
-    gate = F.linear(h, weights["gate"])
+    gate = project(h, weights["gate"])
     gate = F.gelu(gate, approximate="tanh") if config.family == "gemma" else F.silu(gate)
-    partial: Tensor = (gate * F.linear(h, weights["up"])) @ weights["down"]  # (n, s) @ (s, H)
-    return partial
+    return mix(gate * project(h, weights["up"]), weights["down"])  # (n, s) @ (s, H)

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from orchestrator.tensor_parallel.config import Encoding
 from orchestrator.tensor_parallel.errors import ShardError
+from orchestrator.tensor_parallel.lowbit import Packed, encoded_bytes
 
 _AT_ONCE = 64 << 20
 
@@ -28,6 +30,13 @@ class Buffer:
         if count == 0:
             return torch.empty(shape)
         return torch.frombuffer(self._memory, dtype=torch.float32, count=count, offset=offset).view(shape)
+
+    def packed(self, offset: int, shape: tuple[int, int], encoding: Encoding, *, transposed: bool) -> Packed:
+        """A packed matrix of a part (rows, width); it keeps the memory alive."""
+        nbytes = encoded_bytes(encoding, shape[0] * shape[1])
+        data = torch.frombuffer(self._memory, dtype=torch.uint8, count=nbytes, offset=offset)
+        rows, columns = shape[::-1] if transposed else shape
+        return Packed(data, rows, columns, encoding, transposed)
 
 
 class WeightFile:

@@ -9,6 +9,7 @@ import msgspec
 from orchestrator.tensor_parallel.errors import CheckpointError
 
 Family = Literal["llama", "qwen2", "qwen3", "gemma"]
+Encoding = Literal["float32", "int8", "int4"]
 _HF_FAMILIES: dict[str, Family] = {
     "LlamaForCausalLM": "llama",
     "MistralForCausalLM": "llama",
@@ -46,6 +47,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tied_embedding: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    weights: Encoding = "float32"  # as stored in a shard set; the table and lm_head have at least 8 bit
     norm_offset: float = 0.0  # added to RMSNorm's weight: Gemma's own files store w - 1, its GGUFs store w
 
     def __post_init__(self) -> None:
@@ -59,6 +61,21 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             raise CheckpointError(f"Wanted an even head size for rotary positions, found {self.head_dim}.")
         if not (math.isfinite(self.norm_eps) and math.isfinite(self.rope_base) and self.rope_base > 0):
             raise CheckpointError(f"Wanted finite norm_eps and rope_base > 0, found {self.norm_eps}, {self.rope_base}.")
+
+    def encoded(self, weights: Encoding) -> "ModelConfig":
+        """The model with its matrices stored in another encoding.
+
+        Raises:
+            CheckpointError: Sizes that are not whole tiles of 16 x 32.
+        """
+        odd = [name for name in ("hidden", "head_dim", "ffn") if getattr(self, name) % 32]
+        odd += ["vocabulary"] if self.vocabulary % 16 else []
+        if weights != "float32" and odd:
+            found = ", ".join(f"{name} {getattr(self, name)}" for name in odd)
+            raise CheckpointError(
+                f"Wanted multiples of 32 (vocabulary: 16) for {weights} weights, found {found}. Use --weights float32."
+            )
+        return msgspec.structs.replace(self, weights=weights)
 
     @property
     def group(self) -> int:

@@ -1,18 +1,18 @@
 """Where every weight of a rank stands: blocks in execution order, each a list of row-major parts. Pure functions.
 
 Every cut tensor is stored so that a share is a range of rows: the projections by output row, o and down transposed.
-A rank's file may hold more than its share (for the day when another rank is lost); offsets are computed, not stored.
+Where weights are packed, a range of rows is one of whole tiles. A rank's file may hold more than its share (for the day when another rank is lost); offsets are computed, not stored.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from orchestrator.tensor_parallel.config import ModelConfig
+from orchestrator.tensor_parallel.config import Encoding, ModelConfig
+from orchestrator.tensor_parallel.lowbit import encoded_bytes
 from orchestrator.tensor_parallel.partition import Share
 
 PAGE_BYTES = 4096
 ALIGNMENT_BYTES = 64
-WIDTH_BYTES = 4  # float32
 
 Axis = Literal["kv", "ffn", "vocabulary", "whole"]
 
@@ -26,6 +26,11 @@ class Part:
     rows: int
     width: int
     transposed: bool = False  # stored as columns of the checkpoint's tensor
+    encoding: Encoding = "float32"
+
+    def bytes_of(self, rows: int) -> int:
+        """Bytes of so many rows."""
+        return encoded_bytes(self.encoding, rows * self.width)
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,7 @@ class Placed:
     @property
     def nbytes(self) -> int:
         """Bytes of the rows."""
-        return self.row_count * self.part.width * WIDTH_BYTES
+        return self.part.bytes_of(self.row_count)
 
 
 @dataclass(frozen=True)
@@ -132,12 +137,20 @@ def _block(
     share: Share,
 ) -> Block:
     placed, position = [], 0
-    for part in parts:
+    for plain in parts:
+        part = replace(plain, encoding=encoding_of(plain, config))
         first, stop = unit_range(part.axis, config, share)
         one = Placed(part, position, first * part.rows, (stop - first) * part.rows)
         placed.append(one)
         position = _up(position + one.nbytes, ALIGNMENT_BYTES)
     return Block(kind, layer, tuple(placed), position)
+
+
+def encoding_of(part: Part, config: ModelConfig) -> Encoding:
+    """Vectors stay float32; the table and lm_head have 8 bit where the rest has 4."""
+    if config.weights == "float32" or part.axis == "whole" or part.width == 1:
+        return "float32"
+    return "int8" if part.axis == "vocabulary" else config.weights
 
 
 def unit_range(axis: Axis, config: ModelConfig, share: Share) -> tuple[int, int]:

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from orchestrator.tensor_parallel.config import ModelConfig
-from orchestrator.tensor_parallel.layout import WIDTH_BYTES, Block, file_offsets, rank_blocks
+from orchestrator.tensor_parallel.config import Encoding, ModelConfig
+from orchestrator.tensor_parallel.layout import Block, Part, Placed, file_offsets, rank_blocks
+from orchestrator.tensor_parallel.lowbit import TILE_ROWS
 from orchestrator.tensor_parallel.partition import Share
 
 HEAD_CHUNK_BYTES = 8 << 20
@@ -12,11 +13,13 @@ _GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True)
 class View:
-    """A tensor inside a loaded buffer."""
+    """A tensor inside a loaded buffer: its shape as stored, which for a packed matrix is (rows, width) of its part."""
 
     name: str
     offset: int
     shape: tuple[int, ...]
+    encoding: Encoding = "float32"
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,13 @@ class Load:
 class RankLoads:
     """Everything a rank reads.
 
-    `cycle` is loaded block by block in this order for each step; `norm` (master) is kept; single embedding rows are at
-    `embedding_offset` + row * hidden * 4. In the paper's mode the whole embedding is the first load of the cycle.
+    `cycle` is loaded block by block in this order for each step; `norm` (master) is kept; the embedding, whose rows are
+    read singly, stands in the file as `table` says. In the paper's mode all of it is the first load of the cycle.
     """
 
     cycle: tuple[Load, ...]
     norm: Load | None
-    embedding_offset: int
+    table: tuple[Part, int] | None  # and its offset
     head_chunks: tuple[tuple[int, int], ...]  # vocabulary rows of the last loads of the cycle
 
 
@@ -57,41 +60,50 @@ def rank_loads(config: ModelConfig, held: Share, active: Share, *, master: bool,
     where = {block.name: (block, offset) for block, offset in zip(in_file, file_offsets(in_file), strict=True)}
     cycle = [_part_of(*where[block.name], block) for block in rank_blocks(config, active, master=False)]
     if not master:
-        return RankLoads(tuple(cycle), None, 0, ())
-    _, table_offset = where["embedding"]
+        return RankLoads(tuple(cycle), None, None, ())
+    embedding, table_offset = where["embedding"]
+    table = embedding.placed[0].part
     head, head_offset = where["head"]
     norm_part = head.placed[0]
     norm = Load("norm", norm_part.nbytes, ((head_offset, norm_part.nbytes, 0),), (View("norm", 0, (config.hidden,)),))
     projection = head.part("head")
     start = table_offset if projection is None else head_offset + projection.offset
-    row_bytes = config.hidden * WIDTH_BYTES
-    at_once = config.vocabulary if paper else max(1, HEAD_CHUNK_BYTES // row_bytes)
+    part = table if projection is None else projection.part
+    at_once = config.vocabulary if paper else max(TILE_ROWS, HEAD_CHUNK_BYTES // part.bytes_of(TILE_ROWS) * TILE_ROWS)
     chunks = tuple((r, min(config.vocabulary, r + at_once)) for r in range(0, config.vocabulary, at_once))
     if paper:
-        cycle.insert(0, _rows("embedding", table_offset, 0, config.vocabulary, config.hidden))
-    cycle += [_rows(f"head.{first}", start, first, stop, config.hidden) for first, stop in chunks]
-    return RankLoads(tuple(cycle), norm, table_offset, chunks)
+        cycle.insert(0, _rows("embedding", table, table_offset, (0, config.vocabulary)))
+    cycle += [_rows(f"head.{chunk[0]}", part, start, chunk) for chunk in chunks]
+    return RankLoads(tuple(cycle), norm, (table, table_offset), chunks)
 
 
-def _rows(name: str, start: int, first: int, stop: int, width: int) -> Load:
-    nbytes = (stop - first) * width * WIDTH_BYTES
-    read = (start + first * width * WIDTH_BYTES, nbytes, 0)
-    return Load(name, nbytes, (read,), (View("rows", 0, (stop - first, width)),))
+def _rows(name: str, part: Part, start: int, rows: tuple[int, int]) -> Load:
+    first, stop = rows
+    nbytes = part.bytes_of(stop - first)
+    read = (start + part.bytes_of(first), nbytes, 0)
+    return Load(name, nbytes, (read,), (View("rows", 0, (stop - first, part.width), part.encoding),))
 
 
 def _part_of(in_file: Block, offset: int, wanted: Block) -> Load:
     """Reads that take `wanted` out of a block that holds at least as much."""
     reads, views = [], []
-    for part in wanted.placed:
-        source = in_file.part(part.part.name)
+    for placed in wanted.placed:
+        source = in_file.part(placed.part.name)
         assert source is not None
-        skip = (part.first_row - source.first_row) * part.part.width * WIDTH_BYTES
-        reads.append((offset + source.offset + skip, part.nbytes, part.offset))
-        shape = (part.part.width,) if part.part.axis == "whole" else (part.row_count, part.part.width)
-        views.append(View(part.part.name, part.offset, (part.row_count,) if part.part.width == 1 else shape))
+        skip = placed.part.bytes_of(placed.first_row - source.first_row)
+        reads.append((offset + source.offset + skip, placed.nbytes, placed.offset))
+        views.append(_view(placed))
     if in_file.placed == wanted.placed:  # all of it: one read
         reads = [(offset, wanted.nbytes, 0)]
     return Load(wanted.name, wanted.nbytes, tuple(reads), tuple(views))
+
+
+def _view(placed: Placed) -> View:
+    part = placed.part
+    shape = (part.width,) if part.axis == "whole" else (placed.row_count, part.width)
+    return View(
+        part.name, placed.offset, (placed.row_count,) if part.width == 1 else shape, part.encoding, part.transposed
+    )
 
 
 def choose_resident(loads: tuple[Load, ...], budget: int | None, *, window: int) -> tuple[frozenset[int], int]:

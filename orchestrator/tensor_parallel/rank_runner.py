@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from orchestrator.tensor_parallel.blocks import KvCache, Rotary, attention, feed_forward, rms_norm
+from orchestrator.tensor_parallel.blocks import KvCache, Rotary, attention, feed_forward, project, rms_norm
 from orchestrator.tensor_parallel.buffers import Buffer, WeightFile
 from orchestrator.tensor_parallel.collectives import Collective
 from orchestrator.tensor_parallel.config import ModelConfig
 from orchestrator.tensor_parallel.errors import PromptError, ShardError
 from orchestrator.tensor_parallel.loads import RankLoads, rank_loads
+from orchestrator.tensor_parallel.lowbit import TILE_ROWS, unpack
 from orchestrator.tensor_parallel.memory import MemoryPlan, plan_memory
 from orchestrator.tensor_parallel.partition import Share
 from orchestrator.tensor_parallel.protocol import Member, RunSettings, Segment
@@ -74,6 +76,8 @@ class RankRunner:
         self.config: ModelConfig = task.shard_set.config
         if not task.shard_set.nodes[task.rank].held.covers(task.share):
             raise ShardError(f"Rank {task.rank} does not hold {task.share}. Shard again with more --spares.")
+        if task.settings.paper and self.config.weights != "float32":
+            raise ShardError(f"Wanted float32 weights for the paper's mode, found {self.config.weights}. Shard again.")
         self._loads = task.loads
         self.memory: MemoryPlan = plan_memory(
             self.config,
@@ -123,12 +127,7 @@ class RankRunner:
                 rows = weights["rows"][list(tokens)]
             self._position = 1
         else:
-            row_bytes = 4 * self.config.hidden
-            buffer = Buffer(len(tokens) * row_bytes)
-            for place, token in enumerate(tokens):
-                into = buffer.view[place * row_bytes : (place + 1) * row_bytes]
-                self._file.read(self._loads.embedding_offset + token * row_bytes, into)
-            rows = buffer.tensor(0, (len(tokens), self.config.hidden))
+            rows = self._table_rows(tokens)
         return rows * self.config.embedding_scale if self.config.embedding_scale != 1.0 else rows
 
     def forward(self, x: Tensor, segments: Sequence[Segment], collective: Collective) -> Tensor | None:
@@ -174,8 +173,25 @@ class RankRunner:
         for first, stop in self._loads.head_chunks:
             with self._next() as weights:
                 if x.shape[0]:
-                    out[:, first:stop] = rows @ weights["rows"].T
+                    out[:, first:stop] = project(rows, weights["rows"])
         return out
+
+    def _table_rows(self, tokens: Sequence[int]) -> Tensor:
+        """Rows of the embedding, read singly; of a packed one the tiles that have them."""
+        assert self._loads.table is not None  # the master's
+        (part, offset), hidden = self._loads.table, self.config.hidden
+        unit = 1 if part.encoding == "float32" else TILE_ROWS
+        nbytes = part.bytes_of(unit)
+        buffer = Buffer(nbytes)
+        rows = torch.empty((len(tokens), hidden))
+        for place, token in enumerate(tokens):
+            self._file.read(offset + token // unit * nbytes, buffer.view)
+            if part.encoding == "float32":
+                rows[place] = buffer.tensor(0, (hidden,))
+                continue
+            tile = np.frombuffer(buffer.view, np.uint8)
+            rows[place] = torch.from_numpy(unpack(tile, (unit, hidden), part.encoding, by_column=False)[token % unit])
+        return rows
 
     def _next(self) -> Any:  # noqa: ANN401 - a context manager over tensors
         self._position += 1

@@ -2,7 +2,7 @@
 
 set.json            model, capabilities, what each rank holds, hash of the source
 rank0.json, ...     offset, size and sha256 of each block and of the whole file
-rank0.bin, ...      page-aligned blocks in execution order, float32
+rank0.bin, ...      page-aligned blocks in execution order; matrices as config.weights says
 tokenizer.json, chat_template.jinja, special_tokens.json
 """
 
@@ -16,7 +16,7 @@ from orchestrator.tensor_parallel.errors import ShardError
 from orchestrator.tensor_parallel.layout import Block, file_bytes, file_offsets, rank_blocks
 from orchestrator.tensor_parallel.partition import Share
 
-SCHEMA = 1
+SCHEMA = 2
 TOKENIZER_FILES = ("tokenizer.json", "chat_template.jinja", "special_tokens.json")
 
 

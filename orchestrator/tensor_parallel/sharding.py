@@ -11,8 +11,10 @@ import msgspec
 import numpy as np
 
 from orchestrator.tensor_parallel.checkpoint import Array, Checkpoint
+from orchestrator.tensor_parallel.config import Encoding
 from orchestrator.tensor_parallel.errors import CheckpointError, ShardError
-from orchestrator.tensor_parallel.layout import Block, Placed, file_bytes, file_offsets
+from orchestrator.tensor_parallel.layout import Block, Part, Placed, file_bytes, file_offsets
+from orchestrator.tensor_parallel.lowbit import pack
 from orchestrator.tensor_parallel.nodes import Node
 from orchestrator.tensor_parallel.partition import held_shares
 from orchestrator.tensor_parallel.shard_set import (
@@ -33,7 +35,13 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 def shard_checkpoint(
-    checkpoint: Checkpoint, nodes: Sequence[Node], out: Path, *, spares: int = 1, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    nodes: Sequence[Node],
+    out: Path,
+    *,
+    spares: int = 1,
+    weights: Encoding = "float32",
+    progress: Progress | None = None,
 ) -> ShardSet:
     """Write the set; blocks that an interrupted run left complete are kept.
 
@@ -42,6 +50,7 @@ def shard_checkpoint(
         nodes: The master first.
         out: Folder of the set.
         spares: How many nodes may be lost without fetching anything again.
+        weights: How matrices are stored and computed; float32 is exact.
         progress: Called after each block.
 
     Raises:
@@ -54,7 +63,7 @@ def shard_checkpoint(
         schema=SCHEMA,
         model=checkpoint.path.stem if checkpoint.path.is_file() else checkpoint.path.resolve().name,
         source_sha256=_source_hash(checkpoint.path),
-        config=checkpoint.config,
+        config=checkpoint.config.encoded(weights),
         nodes=tuple(
             NodeEntry(name=node.name, capability=node.capability, held=share)
             for node, share in zip(nodes, held, strict=True)
@@ -141,7 +150,7 @@ def _write_block(checkpoint: Checkpoint, block: Block, offset: int, stream: Bina
         stream.write(padding)
         digest.update(padding)
         for array in _read_part(checkpoint, block, placed):
-            data = array.tobytes()
+            data = _encoded(array, placed.part)
             stream.write(data)
             digest.update(data)
         position = placed.offset + placed.nbytes
@@ -150,6 +159,13 @@ def _write_block(checkpoint: Checkpoint, block: Block, offset: int, stream: Bina
     digest.update(padding)
     stream.flush()
     return digest.hexdigest()
+
+
+def _encoded(array: Array, part: Part) -> bytes:
+    if part.encoding == "float32":
+        return array.tobytes()
+    matrix = array.T if part.transposed else array
+    return pack(matrix, part.encoding, by_column=part.transposed).tobytes()
 
 
 def _read_part(checkpoint: Checkpoint, block: Block, placed: Placed) -> Iterator[Array]:

@@ -14,7 +14,7 @@ from typing import Any
 from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.buffers import Buffer, WeightFile
 from orchestrator.tensor_parallel.errors import PeerError
-from orchestrator.tensor_parallel.loads import Load
+from orchestrator.tensor_parallel.loads import Load, View
 
 Tensors = dict[str, Any]
 
@@ -160,4 +160,11 @@ class Window:
             self._file.read(offset, buffer.view[at : at + nbytes])
         self.times.load_s += time.perf_counter() - began
         self.times.loaded_bytes += load.nbytes
-        return {view.name: buffer.tensor(view.offset, view.shape) for view in load.views}
+        return {view.name: _seen(buffer, view) for view in load.views}
+
+
+def _seen(buffer: Buffer, view: View) -> Any:  # noqa: ANN401 - a tensor or a packed matrix
+    if view.encoding == "float32" or 0 in view.shape:
+        return buffer.tensor(view.offset, view.shape)
+    rows, width = view.shape
+    return buffer.packed(view.offset, (rows, width), view.encoding, transposed=view.transposed)

@@ -86,7 +86,16 @@ class Running:
 
 @contextlib.contextmanager
 def running_cluster(
-    checkpoint: Path, work: Path, key: Path, *, ranks: int, spares: int = 1, capabilities=None, limit=None, **settings
+    checkpoint: Path,
+    work: Path,
+    key: Path,
+    *,
+    ranks: int,
+    spares: int = 1,
+    capabilities=None,
+    limit=None,
+    weights="float32",
+    **settings,
 ):
     """Cut for `ranks` nodes, start ranks - 1 workers and an engine."""
     workers, threads, nodes = [], [], []
@@ -100,7 +109,7 @@ def running_cluster(
             workers.append(worker)
             address = f"127.0.0.1:{worker.port}"
         nodes.append(Node(name=f"n{rank}", address=address, capability=capabilities[rank], memory_limit=limit))
-    shard_checkpoint(open_checkpoint(checkpoint), nodes, work / "shards", spares=spares)
+    shard_checkpoint(open_checkpoint(checkpoint), nodes, work / "shards", spares=spares, weights=weights)
     options = RunSettings(**{"context": 128, "slots": 4, "step_tokens": 32, **settings})
     engine = None
     try:
