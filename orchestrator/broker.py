@@ -16,6 +16,7 @@ from typing import Any
 from device_profiles.errors import EdgeError
 from edge_runtime.broker_url import is_loopback
 from orchestrator.broker_access import AccessOptions, device_rules, listener_lines, service_rules
+from orchestrator.leash import Leash
 
 log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
@@ -103,7 +104,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 class MosquittoBroker:
-    """A mosquitto process with a configuration in a folder of its own; both end with `close`.
+    """A mosquitto process with a configuration in a folder of its own; both end with `close`, the process also with its owner.
 
     Raises:
         BrokerError: mosquitto is not installed, or does not listen within 10 s.
@@ -123,6 +124,7 @@ class MosquittoBroker:
         self._folder.chmod(0o755)  # mosquitto gives up root and must still read its configuration
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
+        self._leash = Leash()
         try:
             self.start()
         except BaseException:  # Ctrl-C too: the process is in a session of its own
@@ -166,7 +168,13 @@ class MosquittoBroker:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C ends its owner, which then ends it in order
             )
+        self._leash.hold(self._process.pid)
         _wait_listening(self._host, self.port, self._process, self._folder / "log")
+
+    def reload(self) -> None:
+        """Read rules and certificates again, the list of revoked ones among them; connections stay."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGHUP)
 
     def stop(self, *, kill: bool = False) -> None:
         """End the process; with `kill` as a crash would."""
@@ -178,6 +186,7 @@ class MosquittoBroker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._leash.let_go(self._process.pid)
         self._process = None
 
     def wait(self) -> int:
@@ -187,6 +196,7 @@ class MosquittoBroker:
     def close(self) -> None:
         """End the process and remove its folder."""
         self.stop()
+        self._leash.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> "MosquittoBroker":

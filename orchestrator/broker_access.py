@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge_runtime.messages import PREFIX, check_segment
+from edge_runtime.tail_messages import HOST_TENANT
+
+DISCOVERY = "homeassistant"  # where Home Assistant looks for devices
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,16 @@ def service_rules(tenant: str) -> str:
         f"user @orchestrator\n"
         f"topic read {mine}/+/up/#\n"
         f"topic write {mine}/+/down/#\n"
+        f"topic read {PREFIX}/{HOST_TENANT}/+/up/tail\n"
         f"topic readwrite {PREFIX}/check/#\n"
+        f"topic write {DISCOVERY}/#\n"
         f"user @tails\n"
         f"topic read {mine}/+/off/req/#\n"
         f"topic write {mine}/+/off/rep/#\n"
-        f"topic write {mine}/+/up/tail\n"
+        f"topic write {PREFIX}/{HOST_TENANT}/+/up/tail\n"
+        f"user @homeassistant\n"
+        f"topic read {DISCOVERY}/#\n"
+        f"topic read {mine}/+/up/hb\n"
         f"pattern write {mine}/%u/off/req/#\n"
         f"pattern read {mine}/%u/off/rep/#\n"
     )

@@ -26,7 +26,9 @@ CA_DAYS = 3650
 SERVICE_DAYS = 825
 DEVICE_DAYS = 365
 CRL_DAYS = 3650  # made anew at every revocation
-SERVICES = ("broker", "orchestrator", "tails")
+SERVICES = ("broker", "orchestrator", "tails", "homeassistant")
+_LOOPBACK = ("127.0.0.1", "localhost")  # services on this host reach each other there
+_STORE = "store.url"
 _EARLIER = datetime.timedelta(minutes=5)  # clocks of devices differ
 
 
@@ -80,7 +82,7 @@ class Authority:
         authority = cls(folder)
         authority.revoke(())
         for service in SERVICES:
-            authority.issue_service(service, hosts)
+            authority.issue_service(service, (*hosts, *(one for one in _LOOPBACK if one not in hosts)))
         return authority
 
     def files(self, service: str) -> TlsFiles:
@@ -140,6 +142,25 @@ class Authority:
             builder = builder.add_revoked_certificate(entry)
         write_durably(path, builder.sign(self._key, hashes.SHA256()).public_bytes(Encoding.PEM))
         return path
+
+    @property
+    def hosts(self) -> list[str]:
+        """Names and addresses of this host, as its services' certificates say; that which devices use comes first."""
+        certificate = x509.load_pem_x509_certificate((self.folder / "broker.pem").read_bytes())
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return [str(name.value) for name in names]
+
+    def keep_store(self, url: str) -> None:
+        """Remember in which database the devices of this authority are."""
+        path = self.folder / _STORE
+        path.touch(mode=0o600)  # a URL may hold a password
+        path.write_text(url)
+
+    @property
+    def store(self) -> str | None:
+        """What `keep_store` kept."""
+        path = self.folder / _STORE
+        return path.read_text() if path.is_file() else None
 
     @property
     def fingerprint(self) -> str:

@@ -13,14 +13,14 @@ from orchestrator import deploy as deployment
 from orchestrator.artefact_server import ArtefactServer
 from orchestrator.commands.fleet_add import add_and_roll_out
 from orchestrator.commands.output import format_bytes, print_json
-from orchestrator.fleet.fleet_file import read_fleet_file
+from orchestrator.fleet.fleet_file import find_broker, read_fleet_file
 
 
 def deploy(
     artefact: Path,
     *,
     to: str,
-    broker: str = "mqtt://127.0.0.1:1883",
+    broker: str | None = None,
     tenant: str = "default",
     window: int = 8,
     timeout: float = 120.0,
@@ -41,7 +41,7 @@ def deploy(
     Args:
         artefact: A folder or .zip that `headtail export` or `headtail split` wrote.
         to: The device's name, as its `edge-agent run --device` says.
-        broker: URL of the MQTT broker.
+        broker: URL of the MQTT broker; that of `headtail fleet up`, else mqtt://127.0.0.1:1883, when not given.
         tenant: The device's tenant.
         window: Blocks of 64 KiB that may be on their way.
         timeout: Give up after so many seconds without progress.
@@ -54,9 +54,10 @@ def deploy(
         json: Print JSON.
     """
     fleet = read_fleet_file(folder)
-    if fleet is not None and over is None and (folder is not None or fleet.broker == broker):
+    if fleet is not None and over is None and (folder is not None or broker in (None, fleet.broker)):
         add_and_roll_out(artefact, to=to, probation=probation, folder=folder, json=json)
         return
+    broker = broker or find_broker(folder)
     opened = open_artefact(artefact)
     options = deployment.DeployOptions(
         tenant=tenant, window=window, timeout_s=timeout, budget_ms=budget_ms, probation_s=probation

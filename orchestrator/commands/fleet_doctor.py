@@ -5,41 +5,42 @@ import statistics
 import threading
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from device_profiles.errors import EdgeError
 from device_profiles.version import __version__
-from edge_runtime.broker_url import is_loopback_host
+from edge_runtime.broker_url import TlsFiles, is_loopback_host, parse_url, tls_url
 from edge_runtime.messages import PREFIX
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink, NotConnectedError, Packet
 from orchestrator.commands.broker import measure_echo
 from orchestrator.commands.output import print_json, print_table
 from orchestrator.fleet.doctor import BrokerFacts, Finding, diagnose_broker, diagnose_devices
+from orchestrator.fleet.fleet_file import find_broker, read_fleet_file
 from orchestrator.fleet.queries import list_devices
-from orchestrator.fleet.store import Store, default_url, now_ms
+from orchestrator.fleet.store import Store, now_ms
 
 _WAIT_S = 2.0
 
 
 def doctor(
     *,
-    broker: str = "mqtt://127.0.0.1:1883",
+    broker: str | None = None,
     store: str | None = None,
-    folder: Path = Path("fleet"),
+    folder: Path | None = None,
     as_device: str | None = None,
     json: bool = False,
 ) -> int:
     """Look for what usually goes wrong: a slow broker (Nagle), open access, clocks, versions, devices out of step.
 
     Args:
-        broker: URL of the broker, as the host uses it.
-        store: URL of the database; that in the fleet's folder when not given.
-        folder: Of the fleet.
-        as_device: URL with a device's credentials: tries what they must not allow.
+        broker: URL of the broker, as the host uses it; that of the fleet when not given.
+        store: URL of the database; that of the fleet when not given.
+        folder: Folder of `headtail fleet up`.
+        as_device: URL with the credentials of a device that does not run now: tries what they must not allow.
         json: Print JSON.
     """
-    findings = diagnose_broker(look_at_broker(broker, as_device))
-    url = store or (default_url(folder) if folder.is_dir() else None)
+    findings = diagnose_broker(look_at_broker(broker or find_broker(folder), as_device))
+    fleet = read_fleet_file(folder)
+    url = store or (fleet.store if fleet is not None else None)
     if url is not None:
         opened = Store(url)
         try:
@@ -50,7 +51,12 @@ def doctor(
         findings += diagnose_devices(views, now_ms=now_ms(), host_version=__version__)
     else:
         findings.append(
-            Finding(level="warn", what="database", found=f"none at {folder}", next="Give --store or --folder.")
+            Finding(
+                level="warn",
+                what="database",
+                found="no fleet runs here",
+                next="Start it (headtail fleet up), or give --store or --folder.",
+            )
         )
     if json:
         print_json(findings)
@@ -66,12 +72,16 @@ def look_at_broker(broker: str, as_device: str | None = None) -> BrokerFacts:
         echo_ms = measure_round_trip(broker)
     except MqttError as error:
         return BrokerFacts(error=str(error))
-    parts = urlsplit(broker)
-    bare = f"{parts.scheme}://{parts.hostname}:{parts.port or 1883}"
+    parts = parse_url(broker)
+    bare = (
+        f"mqtt://{parts.host}:{parts.port}"
+        if parts.tls is None
+        else tls_url(parts.host, parts.port, TlsFiles(parts.tls.ca))
+    )
     return BrokerFacts(
         echo_ms=echo_ms,
         max_packet_bytes=max_packet_bytes,
-        loopback=is_loopback_host(parts.hostname or ""),
+        loopback=is_loopback_host(parts.host),
         anonymous=_can_connect(bare),
         crosses=tuple(_crosses(broker, as_device)) if as_device is not None else (),
         checked_as_device=as_device is not None,
@@ -122,11 +132,13 @@ def _crosses(host: str, device: str) -> list[str]:
     """Publish to a device that does not exist with a device's credentials, and read along with everybody."""
     found = []
     mark = os.urandom(8).hex()
-    foreign = f"{PREFIX}/default/nobody-{mark}/up/hb"
+    foreign, other = f"{PREFIX}/default/nobody-{mark}/up/hb", f"{PREFIX}/default/other-{mark}/down/job"
     reached, overheard = threading.Event(), threading.Event()
 
     def hear(topic: str, _payload: bytes, _qos: int) -> None:
-        (reached if topic == foreign else overheard).set()
+        for wanted, event in ((foreign, reached), (other, overheard)):  # a device may hear what is sent to itself
+            if topic == wanted:
+                event.set()
 
     with (
         MqttLink(host, LinkOptions(subscriptions=((foreign, 1),)), hear) as listener,
@@ -142,7 +154,7 @@ def _crosses(host: str, device: str) -> list[str]:
         pretender.publish(Packet(foreign, b"doctor", 1))
         if reached.wait(_WAIT_S / 4):
             found.append("publish as another device")
-        listener.publish(Packet(f"{PREFIX}/default/other-{mark}/down/job", b"doctor", 1))
+        listener.publish(Packet(other, b"doctor", 1))
         if overheard.wait(_WAIT_S / 4):
             found.append("read what is sent to another device")
     return found

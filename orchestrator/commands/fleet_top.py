@@ -13,7 +13,8 @@ from orchestrator.commands.output import format_bytes, print_json
 from orchestrator.commands.serving import until_stopped
 from orchestrator.dashboard.collector import Collector
 from orchestrator.dashboard.pages import Overview, overview
-from orchestrator.fleet.store import Store, default_url
+from orchestrator.fleet.fleet_file import find_broker, find_store
+from orchestrator.fleet.store import Store
 
 _COLOURS = {"online": "green", "stale": "yellow", "offline": "red", "never": "dim"}
 _FIRST_S = 2.0
@@ -21,9 +22,9 @@ _FIRST_S = 2.0
 
 def top(
     *,
-    broker: str = "mqtt://127.0.0.1:1883",
+    broker: str | None = None,
     store: str | None = None,
-    folder: Path = Path("fleet"),
+    folder: Path | None = None,
     search: str = "",
     once: bool = False,
     json: bool = False,
@@ -31,16 +32,16 @@ def top(
     """Watch devices, models and tail workers in the terminal, until Ctrl-C.
 
     Args:
-        broker: URL of the MQTT broker.
-        store: URL of the database; that in the fleet's folder when not given.
-        folder: Of the fleet.
+        broker: URL of the MQTT broker; that of the fleet when not given.
+        store: URL of the database; that of the fleet when not given.
+        folder: Folder of `headtail fleet up`.
         search: Show devices whose name, version or board holds this.
         once: Print one picture after two seconds and end.
         json: Print it as JSON; implies once.
     """
-    opened = Store(store or default_url(folder))
+    opened = Store(store or find_store(folder))
     try:
-        with Collector(broker) as collector, until_stopped():
+        with Collector(broker or find_broker(folder)) as collector, until_stopped():
             overview(opened, collector)  # learns which model each device runs
             if once or json:
                 time.sleep(_FIRST_S)

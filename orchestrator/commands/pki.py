@@ -45,7 +45,8 @@ def token(folder: Path, *, device: str, store: str | None = None, tenant: str = 
     Args:
         folder: The authority's.
         device: The name that it is good for.
-        store: URL of the fleet's database; fleet.sqlite in the authority's folder when not given.
+        store: URL of the fleet's database; by default that of the last `headtail fleet up --pki`, else fleet.sqlite in the
+            authority's folder.
         tenant: The device's.
         hours: How long it is good.
     """
@@ -73,7 +74,8 @@ def serve(
     Args:
         folder: The authority's.
         public_host: Name under which devices reach the broker; one of those given to `headtail pki init`.
-        store: URL of the fleet's database; fleet.sqlite in the authority's folder when not given.
+        store: URL of the fleet's database; by default that of the last `headtail fleet up --pki`, else fleet.sqlite in the
+            authority's folder.
         host: Address to listen on.
         port: TCP port; 0 takes a free one.
         device_port: Of the broker's listener for devices.
@@ -102,7 +104,8 @@ def revoke(folder: Path, *, device: str, store: str | None = None, tenant: str =
     Args:
         folder: The authority's.
         device: Its name.
-        store: URL of the fleet's database; fleet.sqlite in the authority's folder when not given.
+        store: URL of the fleet's database; by default that of the last `headtail fleet up --pki`, else fleet.sqlite in the
+            authority's folder.
         tenant: The device's.
     """
     from orchestrator.enrolment import revoke_device
@@ -118,7 +121,7 @@ def revoke(folder: Path, *, device: str, store: str | None = None, tenant: str =
 def _open(folder: Path, url: str | None) -> "Iterator[Store]":
     from orchestrator.fleet.store import Store, default_url
 
-    store = Store(url or default_url(folder))
+    store = Store(url or Authority(folder).store or default_url(folder))
     try:
         yield store
     finally:

@@ -8,11 +8,11 @@ import msgspec
 
 from edge_runtime.messages import Topics
 from edge_runtime.mqtt import MqttError, MqttLink, Packet
+from orchestrator.broker_access import DISCOVERY
 from orchestrator.fleet.queries import DeviceView, list_devices
 from orchestrator.fleet.store import Store, now_ms
 
 log = logging.getLogger(__name__)
-PREFIX = "homeassistant"
 _EVERY_S = 30.0
 # name -> (heartbeat field, device class, unit, state class)
 _SENSORS = {
@@ -49,7 +49,7 @@ def discovery(view: DeviceView) -> Packet:
         "expire_after": 60,
         "qos": 0,
     }
-    return Packet(f"{PREFIX}/device/{identity}/config", msgspec.json.encode(document), 1, retain=True)
+    return Packet(f"{DISCOVERY}/device/{identity}/config", msgspec.json.encode(document), 1, retain=True)
 
 
 class Announcer:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from device_profiles.errors import EdgeError
+from orchestrator.leash import Leash
 
 
 class ChildError(EdgeError):
@@ -51,6 +52,7 @@ class Children:
     def __init__(self, log_folder: Path) -> None:
         self._log_folder = log_folder
         self._running: list[tuple[str, subprocess.Popen[bytes]]] = []
+        self._leash = Leash()
         log_folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Children":
@@ -63,6 +65,7 @@ class Children:
         """End whatever still runs, the last one first."""
         for name, _ in reversed(self._running.copy()):
             self.stop(name)
+        self._leash.close()
 
     def run(self, name: str, command: Sequence[str]) -> str:
         """Run to the end and return what it printed on standard output.
@@ -74,7 +77,7 @@ class Children:
         with log.open("wb") as errors:
             child = self._spawn(name, command, errors.fileno())
             output, _ = child.communicate()
-        self._running.remove((name, child))
+        self._forget(name, child)
         if child.returncode != 0:
             raise ChildError(f"Wanted `{name}` to end well, found exit status {child.returncode}: {_last_lines(log)}")
         return output.decode()
@@ -110,7 +113,12 @@ class Children:
                 command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True
             )
             self._running.append((name, child))
+            self._leash.hold(child.pid)
         return child
+
+    def _forget(self, name: str, child: subprocess.Popen[bytes]) -> None:
+        self._leash.let_go(child.pid)
+        self._running.remove((name, child))
 
     def peaks(self) -> list[tuple[str, int]]:
         """Names and peak resident bytes (VmHWM) of what runs."""
@@ -130,7 +138,7 @@ class Children:
         for entry in self._running.copy():
             if entry[0] == name:
                 _end(entry[1], kill=kill)
-                self._running.remove(entry)
+                self._forget(*entry)
 
 
 def _copy_output(

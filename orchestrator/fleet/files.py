@@ -3,6 +3,7 @@
 import argparse
 import logging
 import signal
+import ssl
 import sys
 import threading
 from pathlib import Path
@@ -12,9 +13,11 @@ from sqlalchemy import delete
 
 from edge_runtime.json_log import set_up_logging
 from orchestrator.artefact_server import ArtefactServer
+from orchestrator.enrolment import server_context
 from orchestrator.fleet.rollouts import FILES_KEY, FILES_SCOPE
 from orchestrator.fleet.store import Store, now_ms
 from orchestrator.fleet.tables import ConfigKey
+from orchestrator.pki import Authority
 
 FOLDER = "artefacts"  # below the fleet's
 
@@ -27,6 +30,14 @@ def announce(store: Store, url: str) -> None:
         session.add(ConfigKey(scope=FILES_SCOPE, key=FILES_KEY, value=text, changed_ms=now_ms()))
 
 
+def members_only(authority: Authority) -> ssl.SSLContext:
+    """TLS as a server that asks for a certificate of the fleet."""
+    context = server_context(authority.files("orchestrator"))
+    context.load_verify_locations(authority.folder / "ca.pem")
+    context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 def main() -> None:
     """Serve until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -36,12 +47,17 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8081)
     parser.add_argument("--advertise", help="host name that devices use")
+    parser.add_argument(
+        "--pki", type=Path, help="folder of the fleet's authority: over TLS, to devices with its certificates"
+    )
     parsed = parser.parse_args()
     set_up_logging("files", logging.INFO)
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    server = ArtefactServer(parsed.folder / FOLDER, host=parsed.host, port=parsed.port, advertise=parsed.advertise)
+    tls = None if parsed.pki is None else members_only(Authority(parsed.pki))
+    folder = parsed.folder / FOLDER
+    server = ArtefactServer(folder, host=parsed.host, port=parsed.port, advertise=parsed.advertise, tls=tls)
     with server:
         announce(Store(parsed.store), server.url)
         sys.stdout.write(f"files ready at {server.url}\n")

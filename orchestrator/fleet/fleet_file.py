@@ -8,6 +8,7 @@ import msgspec
 from orchestrator.fleet.errors import StoreError
 
 FLEET_FILE = "fleet.json"
+DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 
 
 class FleetFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -35,6 +36,12 @@ def read_fleet_file(folder: Path | None) -> FleetFile | None:
         return msgspec.json.decode(path.read_bytes(), type=FleetFile)
     except msgspec.DecodeError as error:
         raise StoreError(f"Wanted the file of a fleet, found: {error}, in {path}. Remove it.") from error
+
+
+def find_broker(folder: Path | None) -> str:
+    """URL of the broker of the fleet in this folder; the usual one where none runs."""
+    found = read_fleet_file(folder)
+    return DEFAULT_BROKER if found is None else found.broker
 
 
 def find_store(folder: Path | None) -> str:

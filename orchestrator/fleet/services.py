@@ -19,6 +19,19 @@ class Service:
     port: int | None = None
     optional: bool = False  # left out where its module, or what it needs, is not installed
     needs: tuple[str, ...] = ()  # distributions' modules beyond the orchestrator's own
+    for_devices: bool = False  # listens where devices reach it, with the fleet's certificates where there are any
+
+
+@dataclass(frozen=True)
+class Secured:
+    """A fleet with certificates: where they are, and how devices reach this host."""
+
+    pki: Path
+    host: str  # address that services for devices listen on
+    public_host: str
+    device_port: int
+    service_port: int
+    trust: Path | None = None  # the key set that devices get when they enrol
 
 
 @dataclass(frozen=True)
@@ -29,13 +42,17 @@ class Settings:
     broker: str
     folder: Path
     host: str = "127.0.0.1"
+    secured: Secured | None = None
+    home_assistant: bool = False
 
 
+ENROLMENT, ENROLMENT_PORT = "enrolment", 8885
+_HEADTAIL = "from orchestrator.cli import main; main()"
 _WEB = ("starlette", "uvicorn", "prometheus_client", "jinja2")
 SERVICES = (
     Service("ingest", "orchestrator.fleet.ingest"),
     Service("orchestrator", "orchestrator.fleet.brain"),
-    Service("files", "orchestrator.fleet.files", port=8081),
+    Service("files", "orchestrator.fleet.files", port=8081, for_devices=True),
     Service("dashboard", "orchestrator.dashboard.serve", port=8080, optional=True, needs=_WEB),
 )
 
@@ -55,6 +72,20 @@ def command_of(service: Service, settings: Settings, *, port: int | None = None)
     """The command line of a service; `port` instead of its usual one."""
     command = [sys.executable, "-m", service.module, "--store", settings.store, "--broker", settings.broker]
     command += ["--folder", str(settings.folder)]
+    secured = settings.secured if service.for_devices else None
     if service.port is not None:
-        command += ["--host", settings.host, "--port", str(service.port if port is None else port)]
+        host = settings.host if secured is None else secured.host
+        command += ["--host", host, "--port", str(service.port if port is None else port)]
+    if secured is not None:
+        command += ["--pki", str(secured.pki), "--advertise", secured.public_host]
+    if service.name == "dashboard" and settings.home_assistant:
+        command.append("--home-assistant")
     return command
+
+
+def enrolment_command(secured: Secured, store: str, *, port: int) -> list[str]:
+    """The command line of the server where devices enrol."""
+    command = [sys.executable, "-c", _HEADTAIL, "pki", "serve", str(secured.pki), "--store", store]
+    command += ["--public-host", secured.public_host, "--host", secured.host, "--port", str(port)]
+    command += ["--device-port", str(secured.device_port), "--service-port", str(secured.service_port)]
+    return command + (["--trust", str(secured.trust)] if secured.trust is not None else [])

@@ -1,5 +1,6 @@
 """Keep a fleet's programs running: broker and services are started, watched, and started again when they end."""
 
+import fcntl
 import logging
 import os
 import signal
@@ -8,16 +9,30 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import msgspec
 
-from orchestrator.broker import BrokerOptions, MosquittoBroker, start_broker
+from edge_runtime.broker_url import tls_url
+from orchestrator.broker import BrokerError, BrokerOptions, EmbeddedBroker, MosquittoBroker, start_broker
+from orchestrator.broker_access import AccessOptions
 from orchestrator.fleet.errors import FleetError
 from orchestrator.fleet.fleet_file import FLEET_FILE, FleetFile
-from orchestrator.fleet.leash import Leash
 from orchestrator.fleet.registry import NewArtefact, register_artefact, register_version
-from orchestrator.fleet.services import SERVICES, Settings, command_of, is_installed
+from orchestrator.fleet.services import (
+    ENROLMENT,
+    ENROLMENT_PORT,
+    SERVICES,
+    Secured,
+    Settings,
+    command_of,
+    enrolment_command,
+    is_installed,
+)
 from orchestrator.fleet.store import Store, default_url, now_ms
+from orchestrator.leash import Leash
+from orchestrator.pki import Authority
+from orchestrator.signing import read_trust_file
 
 log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
@@ -42,6 +57,8 @@ class Supervisor:
         broker: URL of a broker that runs already; null starts one.
         options: Of the broker that is started.
         ports: Of services by name, instead of their usual ones.
+        trust: The key set that devices get when they enrol, where `options` has certificates.
+        home_assistant: Announce the devices to Home Assistant.
         demo: So many simulated devices, and versions to roll out to them.
     """
 
@@ -53,57 +70,94 @@ class Supervisor:
         broker: str | None = None,
         options: BrokerOptions | None = None,
         ports: dict[str, int] | None = None,
+        trust: Path | None = None,
+        home_assistant: bool = False,
         demo: int = 0,
     ) -> None:
+        access = options.access if options is not None else None
+        if access is not None and demo:
+            raise FleetError(
+                "Wanted simulated devices in a fleet with certificates, found that they have none. Leave --demo out."
+            )
         self._folder = folder
         self._logs = folder / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(folder)
         self.store = store or default_url(folder)
-        opened = Store(self.store)
         self._running: list[_Running] = []
-        self._broker = start_broker(options) if broker is None else None
         self._leash = Leash()
-        self.broker = broker or (self._broker.url if self._broker else "")
-        settings = Settings(store=self.store, broker=self.broker, folder=folder)
-        wanted = ports or {}
-        self.services = [service for service in SERVICES if not service.optional or is_installed(service)]
+        self._broker: MosquittoBroker | EmbeddedBroker | None = None
+        self._crl = None if access is None else access.folder / "crl.pem"
+        self._crl_seen = _changed(self._crl)
+        self._secured = None if access is None else secure(access, trust)
         try:
-            for service in self.services:
-                self._start(service.name, command_of(service, settings, port=wanted.get(service.name)))
-            if demo:
-                register_demo(opened)
-                self._start("devices", _demo_command(self.broker, folder, demo))
-            self._hold()
+            self._broker = start_broker(options) if broker is None else None
+            self.broker = broker or (self._broker.url if self._broker else "")
+            if self._secured is not None:
+                self.broker = service_url(self._secured)
+                Authority(self._secured.pki).keep_store(self.store)
+            settings = Settings(self.store, self.broker, folder, secured=self._secured, home_assistant=home_assistant)
+            self._start_all(settings, ports or {}, demo)
         except BaseException:
             self.close()
             raise
-        used = {service.name: wanted.get(service.name, service.port) for service in self.services}
-        self.ports = {name: port for name, port in used.items() if port is not None}
         described = FleetFile(store=self.store, broker=self.broker, pid=os.getpid(), ports=self.ports)
         (folder / FLEET_FILE).write_bytes(msgspec.json.encode(described))
-        opened.close()
+
+    def _start_all(self, settings: Settings, wanted: dict[str, int], demo: int) -> None:
+        Store(self.store).close()  # makes the tables, so that the programs find them
+        services = [service for service in SERVICES if not service.optional or is_installed(service)]
+        used = {service.name: wanted.get(service.name, service.port) for service in services}
+        for service in services:
+            self._start(service.name, command_of(service, settings, port=used[service.name]))
+        if settings.secured is not None:
+            used[ENROLMENT] = port = wanted.get(ENROLMENT, ENROLMENT_PORT)
+            self._start(ENROLMENT, enrolment_command(settings.secured, self.store, port=port))
+        self.services = [one.name for one in self._running]
+        self.ports = {name: port for name, port in used.items() if port is not None}
+        if demo:
+            opened = Store(self.store)
+            register_demo(opened)
+            opened.close()
+            self._start("devices", _demo_command(self.broker, settings.folder, demo))
 
     @property
     def broker_pid(self) -> int | None:
         """Process id of the broker that was started."""
         return self._broker.pid if isinstance(self._broker, MosquittoBroker) else None
 
+    @property
+    def enrol_url(self) -> str | None:
+        """Where devices enrol; null without certificates."""
+        if self._secured is None:
+            return None
+        return f"https://{self._secured.public_host}:{self.ports[ENROLMENT]}"
+
     def watch(self) -> None:
         """Start again what has ended; call it every now and then."""
         if isinstance(self._broker, MosquittoBroker) and not self._broker.alive:
             log.warning("the broker has ended; starting it again")
             self._broker.stop()
-            self._broker.start()
+            try:
+                self._broker.start()
+            except BrokerError as error:  # somebody else has its port: the next call tries again
+                log.warning("the broker does not start: %s", error)
+        self._tell_revoked()
         for one in self._running:
             status = one.process.poll()
-            if status is not None and time.monotonic() - one.started > min(30, 2**one.starts * _PAUSE_S):
+            if status is not None and time.monotonic() - one.started > min(30, 2 ** min(one.starts, 8) * _PAUSE_S):
                 log.warning("%s has ended with status %s; starting it again", one.name, status)
-                one.process, one.started, one.starts = (
-                    self._spawn(one.name, one.command),
-                    time.monotonic(),
-                    one.starts + 1,
-                )
-        self._hold()
+                self._leash.let_go(one.process.pid)
+                one.process, one.started = self._spawn(one.name, one.command), time.monotonic()
+                one.starts += 1
+
+    def _tell_revoked(self) -> None:
+        """Have the broker read the list of revoked certificates when it has changed."""
+        changed = _changed(self._crl)
+        if changed != self._crl_seen and isinstance(self._broker, MosquittoBroker):
+            self._crl_seen = changed
+            log.info("certificates were revoked; the broker reads the list")
+            self._broker.reload()
 
     def pid(self, name: str) -> int:
         """Process id of a service.
@@ -131,6 +185,7 @@ class Supervisor:
             self._broker.close()
         self._leash.close()
         (self._folder / FLEET_FILE).unlink(missing_ok=True)
+        self._lock.close()
 
     def __enter__(self) -> "Supervisor":
         """Runs already."""
@@ -140,19 +195,55 @@ class Supervisor:
         """Close."""
         self.close()
 
-    def _hold(self) -> None:
-        """What runs ends when this process is killed."""
-        pids = [one.process.pid for one in self._running if one.process.poll() is None]
-        self._leash.hold([*pids, *([self.broker_pid] if self.broker_pid is not None else [])])
-
     def _start(self, name: str, command: list[str]) -> None:
         self._running.append(_Running(name, command, self._spawn(name, command)))
 
     def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with (self._logs / f"{name}.log").open("ab") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, start_new_session=True
             )
+        self._leash.hold(process.pid)
+        return process
+
+
+def secure(access: AccessOptions, trust: Path | None) -> Secured:
+    """What services of a fleet with certificates are told.
+
+    Raises:
+        PkiError: No authority there.
+        KeyFileError: Not a trust file.
+    """
+    if trust is not None:
+        read_trust_file(trust)
+    public = Authority(access.folder).hosts[0]
+    ports = (access.device_port, access.service_port)
+    return Secured(access.folder, access.host, public, *ports, trust=None if trust is None else trust.resolve())
+
+
+def service_url(secured: Secured) -> str:
+    """Where the fleet's own programs connect: on this machine where the certificate allows it, else by the public name."""
+    authority = Authority(secured.pki)
+    local = "127.0.0.1" if secured.host in ("0.0.0.0", "127.0.0.1") else secured.host
+    host = local if local in authority.hosts else secured.public_host
+    return tls_url(host, secured.service_port, authority.files("orchestrator"))
+
+
+def _lock(folder: Path) -> IO[bytes]:
+    """One supervisor for each folder: it holds this file for as long as it lives."""
+    stream = (folder / "lock").open("ab")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        stream.close()
+        raise FleetError(
+            f"Wanted to run a fleet in {folder}, found one that runs there already. Give this one another --folder."
+        ) from error
+    return stream
+
+
+def _changed(path: Path | None) -> int | None:
+    return path.stat().st_mtime_ns if path is not None and path.is_file() else None
 
 
 def register_demo(store: Store) -> None:

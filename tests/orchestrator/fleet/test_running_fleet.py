@@ -1,13 +1,9 @@
 """The programs together: simulated devices over a real broker, rollouts, and everything killed in between."""
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -158,44 +154,6 @@ def test_killing_everything_in_a_rollout_changes_nothing_but_time(tmp_path, caps
         assert run(["fleet", "rollout", "nothing@1", "--to", "all", "--folder", str(folder)]) == 1
         assert "not registered" in capsys.readouterr().err
         store.close()
-
-
-def test_nothing_outlives_a_killed_supervisor(tmp_path):
-    ports = f"--port 0 --dashboard-port {free_port()} --files-port {free_port()}".split()
-    program = [sys.executable, "-c", "from orchestrator.cli import main; main()"]
-    command = [*program, "fleet", "up", "--folder", str(tmp_path), "--demo", "3", *ports]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as supervisor:
-        try:
-            assert b"broker mqtt://" in supervisor.stdout.readline()
-            children = children_of(supervisor.pid)
-            assert len(children) >= 6, "broker, ingest, orchestrator, files, devices and what ends them"
-        finally:
-            supervisor.kill()
-    pause = threading.Event()
-    for _ in range(200):
-        left = [pid for pid in children if is_running(pid)]
-        if not left:
-            break
-        pause.wait(0.1)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    assert not left
-
-
-def children_of(parent):
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            if int(path.read_text().rpartition(")")[2].split()[1]) == parent:
-                found.append(int(path.parent.name))
-    return found
-
-
-def is_running(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_deploy_to_a_group_reaches_a_real_agent_through_the_registry(network, tmp_path, capsys):
