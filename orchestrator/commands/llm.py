@@ -170,6 +170,7 @@ def serve(
     lookup: int = 8,
     drafts: int = 2,
     queue: int = 64,
+    kv_cache: str = "float32",
     collective: str = "auto",
     paper: bool = False,
     window: int = 2,
@@ -192,6 +193,7 @@ def serve(
         lookup: Most tokens guessed at a time by prompt lookup; 0 guesses none. The text is the same.
         drafts: Guesses that are checked in one pass.
         queue: Requests that may wait for a slot; more are refused.
+        kv_cache: float32 (exact), or int8: keys and values take about a quarter of the memory.
         collective: mesh, star, gloo (neither encrypted nor authenticated), or auto (mesh).
         paper: As published: star with the master reading workers in turn, everything loaded again for each token.
         window: Buffers for weights that do not stay in memory.
@@ -206,7 +208,11 @@ def serve(
         shards=shards,
         nodes=_nodes(shards, nodes, memory_limit),
         key_file=key,
-        settings=_settings(collective, paper=paper, window=window, context=context, slots=slots, deadline_s=deadline_s),
+        settings=msgspec.structs.replace(
+            _settings(collective, paper=paper, window=window, context=context, slots=slots, deadline_s=deadline_s),
+            kv_cache=_kv_cache(kv_cache),
+            guessed=0 if paper else lookup * drafts,
+        ),
         host=host,
         port=port,
         api_key=api_key or os.environ.get("HEADTAIL_API_KEY"),
@@ -280,6 +286,15 @@ def _settings(
         deadline_s=deadline_s,
         gloo_port=_free_port() if collective == "gloo" else 0,
     )
+
+
+def _kv_cache(kind: str) -> str:
+    from orchestrator.tensor_parallel.errors import PartitionError
+    from orchestrator.tensor_parallel.kv_cache import KINDS
+
+    if kind not in KINDS:
+        raise PartitionError(f"Wanted a cache of {' or '.join(KINDS)}, found {kind}.")
+    return kind
 
 
 def _free_port() -> int:

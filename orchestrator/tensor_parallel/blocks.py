@@ -12,33 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from orchestrator.tensor_parallel.buffers import Buffer
 from orchestrator.tensor_parallel.config import ModelConfig
+from orchestrator.tensor_parallel.kv_cache import KvCache
 from orchestrator.tensor_parallel.lowbit import Packed
 from orchestrator.tensor_parallel.protocol import Segment
 
 Tensor = Any  # torch is untyped here
 Tensors = dict[str, Any]
-
-
-class KvCache:
-    """Keys and values of a rank: for each layer (slots, 2, k, context, d); memory is resident where it was written."""
-
-    def __init__(self, config: ModelConfig, kv_heads: int, *, slots: int, context: int) -> None:
-        shape = (slots, 2, kv_heads, context, config.head_dim)
-        nbytes = 4 * math.prod(shape)
-        self._layers = [Buffer(nbytes).tensor(0, shape) for _ in range(config.layers if kv_heads else 0)]
-
-    def write(self, layer: int, segment: Segment, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (k, n, d) keys and values at the segment's place; return all up to there, (k, T, d)."""
-        cache = self._layers[layer][segment.slot]
-        stop = segment.start + segment.count
-        if segment.moved:
-            moved = cache[:, :, segment.moved_from : segment.moved_from + segment.moved].clone()
-            cache[:, :, segment.start - segment.moved : segment.start] = moved
-        cache[0, :, segment.start : stop] = keys
-        cache[1, :, segment.start : stop] = values
-        return cache[0, :, :stop], cache[1, :, :stop]
 
 
 class Rotary:

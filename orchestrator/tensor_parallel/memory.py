@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orchestrator.tensor_parallel.config import ModelConfig
 from orchestrator.tensor_parallel.errors import MemoryLimitError
+from orchestrator.tensor_parallel.kv_cache import bytes_per_token
 from orchestrator.tensor_parallel.loads import RankLoads, choose_resident, smallest_budget
 from orchestrator.tensor_parallel.partition import Share
 from orchestrator.tensor_parallel.protocol import RunSettings
@@ -35,8 +36,8 @@ class MemoryPlan:
 
 
 def cache_bytes(config: ModelConfig, share: Share, settings: RunSettings) -> int:
-    """Keys and values in float32 when every slot is full."""
-    return 8 * config.layers * settings.slots * settings.context * share.kv_heads * config.head_dim
+    """Keys and values when every slot is full."""
+    return settings.slots * settings.context * bytes_per_token(config, share.kv_heads, settings.kv_cache)
 
 
 def work_bytes(config: ModelConfig, share: Share, settings: RunSettings, *, ranks: int, master: bool) -> int:
@@ -45,8 +46,10 @@ def work_bytes(config: ModelConfig, share: Share, settings: RunSettings, *, rank
     hidden = (8 + 3 * ranks) * config.hidden  # residual, norms, partial sums, and each message twice
     projections = 4 * (heads + 2 * share.kv_heads) * config.head_dim
     scores = 3 * heads * settings.context
-    logits = 4 * settings.slots * config.vocabulary if master else 0
-    return 4 * (tokens * (hidden + max(projections + scores, 4 * share.columns)) + logits)
+    rows = min(tokens, settings.slots * (1 + settings.guessed))
+    logits = 4 * rows * config.vocabulary if master else 0
+    cached = 0 if settings.kv_cache == "float32" else 2 * share.kv_heads * settings.context * config.head_dim
+    return 4 * (tokens * (hidden + max(projections + scores, 4 * share.columns)) + logits + cached)
 
 
 def plan_memory(

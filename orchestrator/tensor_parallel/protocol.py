@@ -161,6 +161,8 @@ class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     step_tokens: int = 256  # most tokens in one step
     deadline_s: float = 10.0
     gloo_port: int = 0
+    kv_cache: str = "float32"  # or int8
+    guessed: int = 0  # most guessed tokens of a sequence in one step
 
 
 class Assign(Control, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="assign"):

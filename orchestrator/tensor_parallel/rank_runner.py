@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from orchestrator.tensor_parallel.blocks import KvCache, Rotary, attention, feed_forward, project, rms_norm
+from orchestrator.tensor_parallel.blocks import Rotary, attention, feed_forward, project, rms_norm
 from orchestrator.tensor_parallel.buffers import Buffer, WeightFile
 from orchestrator.tensor_parallel.collectives import Collective
 from orchestrator.tensor_parallel.config import ModelConfig
 from orchestrator.tensor_parallel.errors import PromptError, ShardError
+from orchestrator.tensor_parallel.kv_cache import KvCache
 from orchestrator.tensor_parallel.loads import RankLoads, rank_loads
 from orchestrator.tensor_parallel.lowbit import TILE_ROWS, unpack
 from orchestrator.tensor_parallel.memory import MemoryPlan, plan_memory
@@ -56,7 +57,8 @@ class RankTask:
 
 
 def _loading(settings: RunSettings) -> tuple[object, ...]:
-    return (settings.paper, settings.window, settings.context, settings.slots, settings.step_tokens)
+    cache = (settings.context, settings.slots, settings.kv_cache, settings.guessed)
+    return (settings.paper, settings.window, settings.step_tokens, *cache)
 
 
 class RankRunner:
@@ -93,7 +95,9 @@ class RankRunner:
         self._norm = self._load_norm()
         self.window = Window(self._file, self._loads.cycle, self.memory.kept, size=task.settings.window)
         settings = task.settings
-        self._cache = KvCache(self.config, task.share.kv_heads, slots=settings.slots, context=settings.context)
+        self._cache = KvCache(
+            self.config, task.share.kv_heads, slots=settings.slots, context=settings.context, kind=settings.kv_cache
+        )
         self._rotary = Rotary(self.config)
         self._with_heads = [member.rank for member in task.members if member.share.kv_heads]
         self._with_columns = [member.rank for member in task.members if member.share.columns]
