@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -142,6 +143,12 @@ def _add_llm_worker(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     worker.add_argument("--threads", type=int, help="of torch")
     worker.add_argument(
         "--release-s", type=float, default=30.0, help="weights are kept so long for a master that comes back"
+    )
+    worker.add_argument("--broker", metavar="URL", help="announce this node there")
+    worker.add_argument("--name", help="as in the nodes file; the host's name when not given")
+    worker.add_argument("--tenant", default="default")
+    worker.add_argument(
+        "--advertise", metavar="HOST:PORT", help="where others reach this node, if not as the broker does"
     )
 
 
@@ -349,6 +356,10 @@ def _llm_worker(arguments: argparse.Namespace) -> int:
         raise MissingDependencyError(
             f"Wanted {error.name} for llm-worker, found none. pip install 'headtail[llm]'"
         ) from error
+    announce = None
+    if arguments.broker is not None:
+        name = arguments.name or socket.gethostname()
+        announce = serving.Announce(arguments.broker, name, arguments.tenant, arguments.advertise)
     serving.run_worker(
         listen=arguments.listen,
         key_file=arguments.key,
@@ -356,6 +367,7 @@ def _llm_worker(arguments: argparse.Namespace) -> int:
         memory_limit=arguments.memory_limit,
         threads=arguments.threads,
         release_s=arguments.release_s,
+        announce=announce,
     )
     return 0
 

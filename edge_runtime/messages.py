@@ -13,6 +13,7 @@ Topics: ht/v1/<tenant>/<device>/<lane>/...; up = device to host, down = host to 
 | down/desired | Desired | 1, retained |
 | down/job | JobOrder | 1 |
 | up/tail | TailBeat (tail_messages.py) | 0 |
+| up/llm (will), up/llm-plan (will) | LlmNode, LlmPlan (llm_messages.py) | 1, retained |
 | down/deploy | DeployStart | 1 |
 | down/rollback | RollBack | 1 |
 | down/blk/<transfer> | block (binary, blocks.py) | 1 |
@@ -287,7 +288,9 @@ class Topics:
         check_segment("tenant", self.tenant)
         check_segment("device", self.device)
 
-    def up(self, kind: Literal["birth", "death", "hb", "result", "reported", "job", "deploy", "tail"]) -> str:
+    def up(
+        self, kind: Literal["birth", "death", "hb", "result", "reported", "job", "deploy", "tail", "llm", "llm-plan"]
+    ) -> str:
         """From the device to the host."""
         return f"{PREFIX}/{self.tenant}/{self.device}/up/{kind}"
 

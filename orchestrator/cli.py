@@ -77,6 +77,7 @@ GROUPS = {
             "key": ("orchestrator.commands.llm:key", "Make the key file that the nodes of a cluster share."),
             "plan": ("orchestrator.commands.llm:plan", "Say who would hold what, and whether one device is faster."),
             "shard": ("orchestrator.commands.llm:shard", "Cut a checkpoint: one file for each node."),
+            "nodes": ("orchestrator.commands.llm:nodes", "List the workers that announce themselves at a broker."),
             "serve": ("orchestrator.commands.llm:serve", "Answer an OpenAI-compatible API over the nodes."),
             "demo": ("orchestrator.commands.llm:demo", "Three workers, a server, a question, a worker killed."),
         },

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -156,6 +157,39 @@ def shard(
     print_table(f"{made.model} in {out}", ("node", "KV heads held", "FFN columns held", "file"), rows)
 
 
+def nodes(*, broker: str, tenant: str = "default", seconds: float = 2.0, json: bool = False) -> None:
+    """List the workers that announce themselves at a broker, and print a nodes file for them.
+
+    Args:
+        broker: URL of the MQTT broker.
+        tenant: Of the announcements.
+        seconds: How long to listen.
+        json: Print JSON.
+    """
+    _need_torch()
+    from orchestrator.tensor_parallel.control import Directory
+
+    directory = Directory(broker, tenant)
+    try:
+        time.sleep(seconds)  # what is retained comes at once, but nothing says that it was all
+        found = dict(sorted(directory.nodes.items()))
+    finally:
+        directory.close()
+    if json:
+        print_json({name: msgspec.to_builtins(node) for name, node in found.items()})
+        return
+    rows = [
+        (name, one.address, one.state, one.epoch, format_bytes(one.resident_bytes), format_bytes(one.memory_limit))
+        for name, one in found.items()
+    ]
+    print_table(f"workers of {tenant}", ("node", "address", "state", "epoch", "weights", "limit"), rows)
+    tables = ['[[node]]\nname = "master"\n']
+    for name, one in found.items():
+        limit = f'memory_limit = "{one.memory_limit}"\n' if one.memory_limit else ""
+        tables.append(f'[[node]]\nname = "{name}"\naddress = "{one.address}"\n{limit}')
+    sys.stdout.write("\n" + "\n".join(tables))
+
+
 def serve(
     shards: Path,
     *,
@@ -171,6 +205,8 @@ def serve(
     drafts: int = 2,
     queue: int = 64,
     kv_cache: str = "float32",
+    broker: str | None = None,
+    tenant: str = "default",
     collective: str = "auto",
     paper: bool = False,
     window: int = 2,
@@ -194,6 +230,9 @@ def serve(
         drafts: Guesses that are checked in one pass.
         queue: Requests that may wait for a slot; more are refused.
         kv_cache: float32 (exact), or int8: keys and values take about a quarter of the memory.
+        broker: URL of an MQTT broker where workers announce themselves (`llm-worker --broker`) and the plan is published;
+            the nodes file needs no addresses then.
+        tenant: Of the announcements.
         collective: mesh, star, gloo (neither encrypted nor authenticated), or auto (mesh).
         paper: As published: star with the master reading workers in turn, everything loaded again for each token.
         window: Buffers for weights that do not stay in memory.
@@ -206,7 +245,7 @@ def serve(
 
     options = ServeOptions(
         shards=shards,
-        nodes=_nodes(shards, nodes, memory_limit),
+        nodes=_nodes(shards, nodes, memory_limit, announced=broker is not None),
         key_file=key,
         settings=msgspec.structs.replace(
             _settings(collective, paper=paper, window=window, context=context, slots=slots, deadline_s=deadline_s),
@@ -219,6 +258,8 @@ def serve(
         lookup=0 if paper else lookup,
         drafts=drafts,
         queue=queue,
+        broker=broker,
+        tenant=tenant,
         allow_missing=allow_missing,
         threads=threads,
     )
@@ -249,17 +290,18 @@ def demo(
     run_demo(checkpoint, shards, question, say=lambda line: Console().print(line, markup=False, highlight=False))
 
 
-def _nodes(shards: Path, nodes: Path | None, memory_limit: str | None) -> "tuple[Node, ...]":
+def _nodes(shards: Path, nodes: Path | None, memory_limit: str | None, *, announced: bool) -> "tuple[Node, ...]":
     from orchestrator.tensor_parallel.errors import PartitionError
     from orchestrator.tensor_parallel.nodes import Node, read_nodes
     from orchestrator.tensor_parallel.shard_set import read_set
 
     entries = read_set(shards).nodes
-    if nodes is None and len(entries) > 1:
+    if nodes is None and len(entries) > 1 and not announced:
         raise PartitionError(
             f"Wanted the addresses of {', '.join(e.name for e in entries[1:])}, found none. Give --nodes."
         )
-    found = read_nodes(nodes) if nodes is not None else (Node(name=entries[0].name),)
+    named = tuple(Node(name=entry.name) for entry in entries)
+    found = named if nodes is None else read_nodes(nodes, announced=announced)
     if len(entries) == 1:
         found = found[:1]  # the set was cut for one device, as it is faster
     if memory_limit is None:

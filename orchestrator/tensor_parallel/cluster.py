@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
+
 from device_profiles.errors import EdgeError
 from edge_runtime.broker_url import is_loopback_host
 from orchestrator.tensor_parallel.collectives import Collective, MeshCollective, StarCollective
@@ -36,6 +38,7 @@ _REFUSALS = {error.__name__: error for error in (MemoryLimitError, ShardError)}
 _SLOWEST_STORAGE = 20 << 20  # bytes per second that loading may take at worst
 
 Progress = Callable[[str, int, int], None]  # node, bytes sent, bytes in all
+Locate = Callable[[str], str | None]  # name to host:port
 
 
 @dataclass
@@ -64,6 +67,7 @@ class Cluster:
         keys: The cluster's; null for a master alone.
         settings: Of every epoch.
         progress: Called while weights are sent.
+        locate: Where a node announces itself now, if it does; that goes before the address in `nodes`.
 
     Raises:
         ShardError: The set is damaged.
@@ -78,7 +82,9 @@ class Cluster:
         settings: RunSettings,
         *,
         progress: Progress | None = None,
+        locate: Locate | None = None,
     ) -> None:
+        self._locate = locate
         self.folder, self.nodes, self.settings = folder, nodes, settings
         self.shard_set: ShardSet = read_set(folder)
         self._keys, self._progress = keys, progress
@@ -137,6 +143,7 @@ class Cluster:
 
     def came_back(self) -> bool:
         """Whether a node that is not part of the epoch answers now."""
+        self._refresh()
         gone = [node for rank, node in enumerate(self.nodes) if rank not in self.alive]
         return self._keys is not None and any(answers(node.host_port(), self._keys, timeout_s=0.2) for node in gone)
 
@@ -158,7 +165,15 @@ class Cluster:
             )
         return shares
 
+    def _refresh(self) -> None:
+        """Take over addresses that nodes announce."""
+        if self._locate is not None:
+            found = [(node, self._locate(node.name)) for node in self.nodes[1:]]
+            moved = (node if at is None else msgspec.structs.replace(node, address=at) for node, at in found)
+            self.nodes = (self.nodes[0], *moved)
+
     def _dial_all(self, dead: set[int], *, require_all: bool) -> dict[int, Link]:
+        self._refresh()
         links = {}
         hello = Hello(rank=0, epoch=self._number)
         for rank, node in enumerate(self.nodes[1:], start=1):

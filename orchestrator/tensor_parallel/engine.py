@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from orchestrator.tensor_parallel.cluster import Cluster, Epoch, Progress
+from orchestrator.tensor_parallel.control import Directory
 from orchestrator.tensor_parallel.errors import PeerError
 from orchestrator.tensor_parallel.memory import resident_now
 from orchestrator.tensor_parallel.nodes import Node, parse_size
@@ -33,6 +34,7 @@ class EngineOptions:
     key_file: Path | None = None
     settings: RunSettings = field(default_factory=RunSettings)
     allow_missing: bool = False  # start with the nodes that answer
+    directory: Directory | None = None  # where nodes announce themselves
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,16 @@ class Engine:
         self._base_bytes = resident_now()
         self.settings = options.settings
         keys = None if options.key_file is None or len(options.nodes) == 1 else Keys(options.key_file)
-        self.cluster = Cluster(options.shards, options.nodes, keys, options.settings, progress=progress)
+        self.cluster = Cluster(
+            options.shards,
+            options.nodes,
+            keys,
+            options.settings,
+            progress=progress,
+            locate=None if options.directory is None else options.directory.locate,
+        )
         self.config = self.cluster.shard_set.config
+        self._directory = options.directory
         self.times = StepTimes()
         self.restarts = 0
         self._runner: RankRunner | None = None
@@ -200,6 +210,9 @@ class Engine:
         self._epoch = epoch
         names = ", ".join(member.name for member in epoch.members)
         log.info("epoch %d: %s", epoch.number, names)
+        if self._directory is not None:
+            shards = self.cluster.shard_set
+            self._directory.say_plan(shards.model, shards.set_id, epoch.number, epoch.members)
 
     def _end_epoch(self) -> None:
         if self._epoch is not None:

@@ -45,8 +45,12 @@ class NodesFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     node: tuple[Node, ...]
 
 
-def read_nodes(path: Path) -> tuple[Node, ...]:
+def read_nodes(path: Path, *, announced: bool = False) -> tuple[Node, ...]:
     """Read a nodes file (TOML).
+
+    Args:
+        path: The file.
+        announced: Workers without an address announce themselves.
 
     Raises:
         PartitionError: None there, not valid, no node, or a name twice.
@@ -57,11 +61,11 @@ def read_nodes(path: Path) -> tuple[Node, ...]:
         raise PartitionError(
             f"Wanted [[node]] tables, found {error} in {path}. See docs/tensor_parallel.md."
         ) from error
-    check_nodes(nodes, str(path))
+    check_nodes(nodes, str(path), announced=announced)
     return nodes
 
 
-def check_nodes(nodes: tuple[Node, ...], where: str) -> None:
+def check_nodes(nodes: tuple[Node, ...], where: str, *, announced: bool = False) -> None:
     """Check names, capabilities, limits and addresses.
 
     Raises:
@@ -78,7 +82,8 @@ def check_nodes(nodes: tuple[Node, ...], where: str) -> None:
     if not nodes[0].capability > 0:
         raise PartitionError(f"Wanted a capability > 0 for the master {nodes[0].name}, found 0 in {where}.")
     for node in nodes[1:]:
-        node.host_port()
+        if node.address is not None or not announced:
+            node.host_port()
 
 
 def parse_size(text: str) -> int:

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.api import Answer, ChatRequest, CompletionRequest, error_body, parse, to_request
+from orchestrator.tensor_parallel.control import Directory
 from orchestrator.tensor_parallel.engine import Engine
 from orchestrator.tensor_parallel.errors import BusyError, MemoryLimitError, NodesLostError, PeerError, PromptError
 from orchestrator.tensor_parallel.generation import Generator
@@ -39,6 +40,7 @@ class Service:
     lookup: int = 0
     drafts: int = 1
     api_key: str | None = None
+    directory: Directory | None = None
 
     @property
     def model(self) -> str:
@@ -172,9 +174,14 @@ async def _health(_request: Request, *, service: Service) -> Response:
     """Nodes and what they do; 503 while none can answer."""
     cluster = service.engine.cluster
     running, waiting = service.generator.load
-    nodes = [
+    nodes: list[dict[str, object]] = [
         {"name": node.name, "rank": rank, "alive": rank in cluster.alive} for rank, node in enumerate(cluster.nodes)
     ]
+    announced = {} if service.directory is None else service.directory.nodes
+    for node in nodes:
+        heard = announced.get(str(node["name"]))
+        if heard is not None:
+            node |= {"announced": heard.state, "address": heard.address}
     healthy = not service.generator.broken
     body = {"status": "ok" if healthy else "unavailable", "nodes": nodes, "running": running, "waiting": waiting}
     return Response(msgspec.json.encode(body), 200 if healthy else 503, media_type="application/json")

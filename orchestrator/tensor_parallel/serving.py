@@ -13,7 +13,9 @@ import msgspec
 import torch
 import uvicorn
 
+from edge_runtime.messages import Topics
 from orchestrator.tensor_parallel.cluster import Progress
+from orchestrator.tensor_parallel.control import Announcer, Directory, own_address, with_addresses
 from orchestrator.tensor_parallel.engine import Engine, EngineOptions
 from orchestrator.tensor_parallel.errors import PartitionError, PeerError
 from orchestrator.tensor_parallel.generation import Generator
@@ -23,6 +25,18 @@ from orchestrator.tensor_parallel.server import Service, build_app
 from orchestrator.tensor_parallel.shard_set import read_index, read_set, verify_file
 from orchestrator.tensor_parallel.text import Text
 from orchestrator.tensor_parallel.worker import Worker, WorkerOptions
+
+_ANNOUNCE_S = 10.0  # to wait for nodes that announce themselves
+
+
+@dataclass(frozen=True)
+class Announce:
+    """Where a worker announces itself, and as whom."""
+
+    broker: str
+    name: str
+    tenant: str = "default"
+    address: str | None = None  # host:port for others; null: this machine's on its way to the broker
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,8 @@ class ServeOptions:
     lookup: int = 8
     drafts: int = 2
     queue: int = 64
+    broker: str | None = None
+    tenant: str = "default"
     allow_missing: bool = False
     threads: int | None = None
 
@@ -56,20 +72,20 @@ def service(options: ServeOptions, *, progress: Progress | None = None) -> Itera
     verify_file(options.shards / "rank0.bin", read_index(options.shards, 0, shard_set))
     context = min(options.settings.context, shard_set.config.context)  # beyond it the model was never trained
     settings = msgspec.structs.replace(options.settings, context=context)
-    engine = Engine(
-        EngineOptions(options.shards, options.nodes, options.key_file, settings, options.allow_missing),
-        progress=progress,
-    )
-    try:
+    with contextlib.ExitStack() as stack:
+        directory, nodes = None, options.nodes
+        if options.broker is not None:
+            directory = Directory(options.broker, options.tenant, master=nodes[0].name)
+            stack.callback(directory.close)
+            nodes = with_addresses(nodes, directory, timeout_s=_ANNOUNCE_S)
+        engine = Engine(
+            EngineOptions(options.shards, nodes, options.key_file, settings, options.allow_missing, directory),
+            progress=progress,
+        )
+        stack.callback(engine.close)
         generator = Generator(engine, text, queue=options.queue)
-        try:
-            yield Service(
-                engine, generator, text, lookup=options.lookup, drafts=options.drafts, api_key=options.api_key
-            )
-        finally:
-            generator.close()
-    finally:
-        engine.close()
+        stack.callback(generator.close)
+        yield Service(engine, generator, text, options.lookup, options.drafts, options.api_key, directory)
 
 
 def serve_until_stopped(
@@ -106,6 +122,7 @@ def run_worker(
     memory_limit: str | None,
     threads: int | None,
     release_s: float = 30.0,
+    announce: Announce | None = None,
 ) -> None:
     """Be one rank until Ctrl-C or SIGTERM.
 
@@ -116,6 +133,7 @@ def run_worker(
         memory_limit: As in 512MB; the nodes file may give a lower one.
         threads: Of torch.
         release_s: Weights are kept so long for a master that comes back.
+        announce: Where to say that it is there.
 
     Raises:
         EdgeError: The key file, the address or the limit is not valid.
@@ -127,7 +145,16 @@ def run_worker(
         torch.set_num_threads(threads)
     limit = None if memory_limit is None else parse_size(memory_limit)
     store.mkdir(parents=True, exist_ok=True)
-    worker = Worker(WorkerOptions(host.strip("[]"), int(port), key_file, store, limit, release_s))
+    announcer: list[Announcer] = []
+
+    def say(computing: bool, epoch: int, resident: int) -> None:
+        for one in announcer:
+            one.say(computing=computing, epoch=epoch, resident_bytes=resident)
+
+    worker = Worker(WorkerOptions(host.strip("[]"), int(port), key_file, store, limit, release_s, say))
+    if announce is not None:
+        address = announce.address or own_address(announce.broker, worker.port)
+        announcer.append(Announcer(announce.broker, Topics(announce.tenant, announce.name), address, limit))
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         worker.stop()
@@ -136,4 +163,8 @@ def run_worker(
     signal.signal(signal.SIGTERM, stop)
     sys.stderr.write(f"llm-worker listens on {host}:{worker.port}\n")
     sys.stderr.flush()
-    worker.run()
+    try:
+        worker.run()
+    finally:
+        for one in announcer:
+            one.close()

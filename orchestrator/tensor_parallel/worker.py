@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ log = logging.getLogger(__name__)
 _TURN_S = 0.5  # how often a waiting worker looks whether it should end
 
 
+OnChange = Callable[[bool, int, int], None]  # whether it computes, the epoch, bytes of weights in memory
+
+
 @dataclass(frozen=True)
 class WorkerOptions:
     """Where a worker listens and what it may use."""
@@ -52,6 +56,7 @@ class WorkerOptions:
     store: Path
     memory_limit: int | None = None
     release_s: float = 30.0  # weights are kept so long for a master that comes back
+    on_change: OnChange | None = None
 
 
 class Worker:
@@ -137,9 +142,11 @@ class Worker:
         collective = self._connect(links, assign)
         try:
             send_control(master, Ready(), timeout_s=assign.settings.deadline_s)
+            self._say(master.epoch, computing=True)
             self._steps(master, runner, collective)
         finally:
             collective.close()
+            self._say(master.epoch, computing=False)
 
     def _fetch(self, master: Link, assign: Assign) -> Path:
         """The rank's file: there already, or fetched from where it stopped, and verified."""
@@ -282,6 +289,12 @@ class Worker:
         if self._runner is not None:
             self._runner.close()
             self._runner = None
+            self._say(0, computing=False)
+
+    def _say(self, epoch: int, *, computing: bool) -> None:
+        if self._options.on_change is not None:
+            resident = 0 if self._runner is None else self._runner.memory.resident
+            self._options.on_change(computing, epoch, resident)
 
 
 def _is_set(folder: Path, set_id: str) -> bool:
