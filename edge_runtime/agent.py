@@ -4,7 +4,6 @@ import logging
 import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from queue import Empty, Full, Queue
 
@@ -14,10 +13,11 @@ from device_profiles.version import __version__
 from edge_runtime.agent_options import AgentOptions as AgentOptions
 from edge_runtime.artefact import Artefact
 from edge_runtime.blocks import decode_block
-from edge_runtime.broker_url import MqttError, is_loopback
+from edge_runtime.broker_url import is_loopback
 from edge_runtime.deployments import Deployments
 from edge_runtime.fetch import fetch_options
 from edge_runtime.follow import Follower
+from edge_runtime.frame_result import result_of, result_of_error
 from edge_runtime.gate import Gatekeeper
 from edge_runtime.messages import (
     BLOCK_BYTES,
@@ -28,10 +28,9 @@ from edge_runtime.messages import (
     Desired,
     Heartbeat,
     JobOrder,
-    JobStatus,
-    Reported,
     Result,
     RollBack,
+    Settings,
     Slots,
     Topics,
     decode_control,
@@ -42,6 +41,9 @@ from edge_runtime.mqtt import LinkOptions, MqttLink, Packet
 from edge_runtime.offload import Counters
 from edge_runtime.pipeline import Pipeline
 from edge_runtime.process_memory import resident_bytes
+from edge_runtime.remote_config import read_config, with_config
+from edge_runtime.reporter import Reporter
+from edge_runtime.samples import Sampler
 from edge_runtime.session import available_engines
 from edge_runtime.slots import Probation, SlotStore
 from edge_runtime.sources import Frame, Newest
@@ -50,7 +52,7 @@ from edge_runtime.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2
-_MAX_UNSENT = 16  # statuses of deployments that wait for a connection
+_CONNECT_S = 5.0  # for a new head's own connection
 
 
 class Agent:
@@ -76,7 +78,8 @@ class Agent:
         head: Artefact | None = None,
         whole: Artefact | None = None,
     ) -> None:
-        self._options = options
+        self._options = self._started_with = options
+        self._log_level = logging.getLogger().level
         self._source = source
         self._on_result = on_result
         self._topics = Topics(options.offload.tenant, options.device)
@@ -90,7 +93,7 @@ class Agent:
         self._watchdog = Watchdog()
         self._started = time.monotonic()
         self._inbox: Queue[tuple[str, bytes]] = Queue(maxsize=64)  # what does not fit, the host sends again
-        self._unsent: deque[DeployStatus] = deque(maxlen=_MAX_UNSENT)
+        self._reporter = Reporter(self._topics)
         self._trial = Trial(self._store, options.probation, boot=self.boot, report=self._report)
         self._deployments = Deployments(
             self._store,
@@ -102,7 +105,12 @@ class Agent:
             stopped=self._stop.is_set,
         )
         self._follower = Follower(
-            self._store, self._deployments, boot=self.boot, activate=self._activate, publish=self._tell
+            self._store,
+            self._deployments,
+            boot=self.boot,
+            activate=self._activate,
+            publish=self._reporter.tell,
+            configure=self._configure,
         )
         self._pipeline: Pipeline | None = None
         self._next: Pipeline | None = None  # built by a deployment, taken by the main loop
@@ -111,13 +119,12 @@ class Agent:
         self._told: Probation | None = None  # what the host wants to be left; the main loop does it
         self._frames = self._heartbeats = 0
         self._before = Counters()  # of the pipelines that ran earlier
-        topics = self._topics
-        subscriptions = tuple(
-            (topic, 1) for topic in (topics.deploy, topics.rollback, topics.desired, topics.job, topics.block("+"))
-        )
+        subscriptions = tuple((topic, 1) for topic in self._topics.orders)
         self._death = Packet(self._topics.up("death"), encode_control(Death(boot=self.boot)), 1, retain=True)
         link_options = LinkOptions(subscriptions=subscriptions, greeting=self._birth, will=self._death)
-        self._link = MqttLink(options.broker, link_options, self._received)
+        self._link = self._reporter.link = MqttLink(options.broker, link_options, self._received)
+        allowed = options.samples
+        self._sampler = None if allowed is None else Sampler(allowed, options.state, self._topics, self._link.publish)
 
     def run(self, *, frames: int | None = None) -> None:
         """Work until `stop`, the end of the source, or so many frames.
@@ -126,6 +133,7 @@ class Agent:
             EdgeError: The source broke, or an artefact given on the command line cannot be opened.
         """
         threads = [threading.Thread(target=work, daemon=True) for work in (self._take_deployments, self._beat)]
+        self._follower.configure_again()
         self._pipeline = self._build_at_start()
         with self._link:
             for thread in threads:
@@ -173,28 +181,16 @@ class Agent:
             outcome = pipeline.run(frame)
         except EdgeError as error:
             self._trial.note(error)
-            text = f"{type(error).__name__}: {error}"[:500]
-            result = Result(boot=self.boot, seq=frame.seq, frame=frame.name[:500], source="error", error=text)
+            result = result_of_error(self.boot, frame, error)
         else:
             self._trial.note(None)
-            answer = outcome.answer
-            why = None if answer.why_local is None else answer.why_local[:500]
-            result = Result(
-                boot=self.boot,
-                seq=frame.seq,
-                frame=frame.name[:500],
-                source=answer.source,
-                top=outcome.top,
-                error=why,
-                ms=answer.breakdown.as_dict(),
-                plan_id=answer.plan_id,
-                sent=answer.bytes_sent,
-                agrees=outcome.agrees,
-            )
+            result = result_of(self.boot, frame, outcome)
         if self._on_result is not None:
             self._on_result(result)
         if self._options.publish_results:
-            self._publish(Packet(self._topics.up("result"), encode_control(result)))
+            self._reporter.publish(Packet(self._topics.up("result"), encode_control(result)))
+        if self._sampler is not None and result.source != "error":
+            self._sampler.offer(frame, result, self._slots().head)
 
     def _take_next(self) -> None:
         with self._swap:
@@ -270,9 +266,36 @@ class Agent:
             self._store.replace(slots, probation)
             try:
                 built = self._build()
+                if built is not None:
+                    built.wait_connected(_CONNECT_S)  # or the first frames would find nobody to ask
             except BaseException:  # whatever it was: after a restart the device must come up with what ran before
                 self._store.undo()
                 raise
+            with self._swap:
+                replaced, self._next = self._next, built
+        if replaced is not None:
+            replaced.close()
+
+    def _configure(self, settings: Settings) -> str | None:
+        """Work under this remote configuration from now on; what is wrong with it."""
+        config, problem = read_config(settings)
+        before, self._options = self._options, with_config(self._started_with, config)
+        if self._sampler is not None:
+            self._sampler.enabled = config.samples is not False
+        logging.getLogger().setLevel(self._log_level if config.log_level is None else config.log_level.upper())
+        if before.offload != self._options.offload and self._pipeline is not None:
+            try:
+                self._replace_pipeline()
+            except (EdgeError, OSError) as error:  # what runs goes on
+                return f"{type(error).__name__}: {error}"[:500]
+        return problem
+
+    def _replace_pipeline(self) -> None:
+        """Run the same models under the options of now."""
+        with self._changing:
+            built = self._build()
+            if built is not None:
+                built.wait_connected(_CONNECT_S)
             with self._swap:
                 replaced, self._next = self._next, built
         if replaced is not None:
@@ -317,25 +340,8 @@ class Agent:
             self._told = leave
 
     def _report(self, status: DeployStatus) -> None:
-        """Send a status; the last word on a deployment waits for a connection when there is none."""
         self._follower.observe(status)
-        try:
-            self._link.publish(self._status_packet(status))
-        except MqttError as error:
-            log.info("not published: %s", error)
-            if status.state in ("committed", "rolled-back", "failed"):
-                self._unsent.append(status)
-
-    def _tell(self, message: Reported | JobStatus) -> None:
-        self._publish(self._told_packet(message))
-
-    def _told_packet(self, message: Reported | JobStatus) -> Packet:
-        if isinstance(message, Reported):
-            return Packet(self._topics.up("reported"), encode_control(message), 1, retain=True)
-        return Packet(self._topics.up("job"), encode_control(message), 1)
-
-    def _status_packet(self, status: DeployStatus) -> Packet:
-        return Packet(self._topics.up("deploy"), encode_control(status), 1)
+        self._reporter.status(status)
 
     def _birth(self) -> list[Packet]:
         birth = Birth(
@@ -349,21 +355,20 @@ class Agent:
             boot_count=self._follower.starts,
             desired_rev=self._follower.rev,
         )
-        unsent = [self._status_packet(self._unsent.popleft()) for _ in range(len(self._unsent))]
         return [
             Packet(self._topics.up("birth"), encode_control(birth), 1, retain=True),
-            *unsent,
-            self._told_packet(self._follower.reported()),
+            *self._reporter.waiting(),
+            self._reporter.packet_of(self._follower.reported()),
         ]
 
     def _beat(self) -> None:
         while not self._stop.wait(self._options.heartbeat_s):
-            self._publish(self._heartbeat())
+            self._reporter.publish(self._heartbeat())
 
     def _say_goodbye(self) -> None:
         """The last counters, and what the will would say: the broker drops a will when a client leaves in order."""
-        self._publish(self._heartbeat())
-        self._publish(self._death)
+        self._reporter.publish(self._heartbeat())
+        self._reporter.publish(self._death)
 
     def _heartbeat(self) -> Packet:
         self._heartbeats += 1
@@ -383,6 +388,7 @@ class Agent:
             rss_bytes=resident_bytes(),
             slots=self._slots(),
             desired_rev=self._follower.rev,
+            config_rev=self._follower.config_rev,
         )
         return Packet(self._topics.up("hb"), encode_control(beat))
 
@@ -390,9 +396,3 @@ class Agent:
         head, whole = self._given
         active = self._store.active
         return Slots(head=head.id if head else active.head, whole=whole.id if whole else active.whole)
-
-    def _publish(self, packet: Packet) -> None:
-        try:
-            self._link.publish(packet)
-        except MqttError as error:
-            log.info("not published: %s", error)

@@ -7,6 +7,7 @@ import msgspec
 from edge_runtime.offloader import OffloadOptions
 from edge_runtime.pipeline import PlanChoice
 from edge_runtime.probation import ProbationOptions
+from edge_runtime.sample_options import SampleOptions
 
 
 class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,3 +27,4 @@ class AgentOptions(msgspec.Struct, frozen=True, kw_only=True):
     plan: PlanChoice | None = None  # follow a plan table; the deployed or given whole model is its local plan
     probation: ProbationOptions = ProbationOptions()
     insecure: bool = False
+    samples: SampleOptions | None = None  # pictures that may be sent where the model is unsure; null: none

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from device_profiles.errors import EdgeError, MissingDependencyError
 from device_profiles.version import __version__
-from edge_runtime.cli_observing import add_observing, open_tracer_of, set_up_logging_of
+from edge_runtime.cli_observing import add_observing, open_tracer_of, samples_of, set_up_logging_of
 
 if TYPE_CHECKING:
     from edge_runtime.messages import Result
@@ -176,6 +176,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 offload=_offload_options(arguments, tracer),
                 plan=_read_plan(arguments),
                 insecure=arguments.insecure,
+                samples=samples_of(arguments),
             ),
             source=source,
             on_result=write,

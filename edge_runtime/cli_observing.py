@@ -1,4 +1,4 @@
-"""Options of `edge-agent run` by which people see what a device does: logs, traces, comparisons."""
+"""Options of `edge-agent run` by which people see what a device does: logs, traces, comparisons, samples."""
 
 import argparse
 import logging
@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from edge_runtime.sample_options import SampleOptions
     from edge_runtime.tracing import Tracer
 
 
@@ -17,6 +18,14 @@ def add_observing(run: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--traces", metavar="TARGET", help="spans of requests: otlp:http://host:4318/v1/traces or file:PATH"
     )
+    run.add_argument(
+        "--samples-below",
+        type=float,
+        metavar="SCORE",
+        help="send pictures whose best class has a lower probability; none when not given",
+    )
+    run.add_argument("--samples-per-day", type=int, default=100)
+    run.add_argument("--samples-mb-per-day", type=float, default=20.0)
     run.add_argument("--trace-share", type=float, default=0.01, metavar="SHARE", help="of the requests to trace")
 
 
@@ -28,6 +37,16 @@ def set_up_logging_of(level: str) -> None:
         set_up_logging("edge-agent", logging.getLevelName(level.upper()))
     else:
         logging.basicConfig(level=level.upper(), format="%(levelname)s %(name)s: %(message)s")
+
+
+def samples_of(arguments: argparse.Namespace) -> "SampleOptions | None":
+    """What may be sent of pictures that the model was unsure about; null unless that was asked for."""
+    if arguments.samples_below is None:
+        return None
+    from edge_runtime.sample_options import SampleOptions
+
+    limit = int(1e6 * arguments.samples_mb_per_day)
+    return SampleOptions(arguments.samples_below, arguments.samples_per_day, limit)
 
 
 def open_tracer_of(arguments: argparse.Namespace) -> "Tracer | None":

@@ -14,7 +14,18 @@ import msgspec
 
 from edge_runtime.deployments import Deployments
 from edge_runtime.durable import write_durably
-from edge_runtime.messages import Count, DeployStatus, Desired, JobId, JobOrder, JobStatus, Models, Reported, Slots
+from edge_runtime.messages import (
+    Count,
+    DeployStatus,
+    Desired,
+    JobId,
+    JobOrder,
+    JobStatus,
+    Models,
+    Reported,
+    Settings,
+    Slots,
+)
 from edge_runtime.slots import Probation, SlotStore
 
 log = logging.getLogger(__name__)
@@ -35,6 +46,9 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     wanted: Slots | None = None  # what the slots hold once `coming` runs
     error: str | None = None
     done: tuple[JobStatus, ...] = ()  # answers to jobs, so that none is done twice
+    config: Settings = {}
+    config_rev: Count = 0
+    config_problem: str | None = None
 
 
 class Follower:
@@ -46,6 +60,7 @@ class Follower:
         boot: Of the agent.
         activate: Makes stored artefacts run on probation.
         publish: Sends a report or a job's status; false when there is no connection.
+        configure: Takes a remote configuration into use, and says what is wrong with it.
     """
 
     def __init__(
@@ -56,9 +71,10 @@ class Follower:
         boot: str,
         activate: Callable[[Slots, Probation], None],
         publish: Callable[[Reported | JobStatus], object],
+        configure: Callable[[Settings], str | None],
     ) -> None:
         self._store, self._deployments, self._boot = store, deployments, boot
-        self._activate, self._publish = activate, publish
+        self._activate, self._publish, self._configure = activate, publish, configure
         self._path = store.folder / _NAME
         self._lock = threading.Lock()
         self._seq = 0
@@ -84,10 +100,22 @@ class Follower:
         """The newest desired state that was begun."""
         return self._memory.rev
 
+    @property
+    def config_rev(self) -> int:
+        """Of the remote configuration in use."""
+        return self._memory.config_rev
+
+    def configure_again(self) -> None:
+        """Take what was configured before the start into use."""
+        self._keep(config_problem=self._configure(self._memory.config))
+
     def follow(self, desired: Desired) -> None:
         """Do what a desired state says, unless it is old or decided."""
         if desired.rev < self._memory.rev:
             return
+        if (desired.config_rev, desired.config) != (self._memory.config_rev, self._memory.config):
+            problem = self._configure(desired.config)
+            self._keep(config=desired.config, config_rev=desired.config_rev, config_problem=problem)
         if desired.rev == self._memory.rev and self._memory.state != "idle":
             self.report()
             return
@@ -158,6 +186,8 @@ class Follower:
                 done_bytes=done,
                 total_bytes=total,
                 error=memory.error,
+                config_rev=memory.config_rev,
+                config_problem=memory.config_problem,
             )
 
     def _change(self, desired: Desired, models: Models) -> None:

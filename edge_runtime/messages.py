@@ -14,6 +14,7 @@ Topics: ht/v1/<tenant>/<device>/<lane>/...; up = device to host, down = host to 
 | down/job | JobOrder | 1 |
 | up/tail | TailBeat (tail_messages.py) | 0 |
 | up/llm (will), up/llm-plan (will) | LlmNode, LlmPlan (llm_messages.py) | 1, retained |
+| up/sample | sample (binary, sample_message.py) | 0 |
 | down/deploy | DeployStart | 1 |
 | down/rollback | RollBack | 1 |
 | down/blk/<transfer> | block (binary, blocks.py) | 1 |
@@ -221,6 +222,8 @@ class Reported(Message, frozen=True, kw_only=True):
     done_bytes: Count = 0
     total_bytes: Count = 0
     error: Text | None = None
+    config_rev: Count = 0  # of the remote configuration in use
+    config_problem: Text | None = None  # keys of it that this agent does not know or take
 
 
 class JobOrder(Message, frozen=True, kw_only=True):
@@ -289,7 +292,10 @@ class Topics:
         check_segment("device", self.device)
 
     def up(
-        self, kind: Literal["birth", "death", "hb", "result", "reported", "job", "deploy", "tail", "llm", "llm-plan"]
+        self,
+        kind: Literal[
+            "birth", "death", "hb", "result", "reported", "job", "deploy", "tail", "sample", "llm", "llm-plan"
+        ],
     ) -> str:
         """From the device to the host."""
         return f"{PREFIX}/{self.tenant}/{self.device}/up/{kind}"
@@ -317,6 +323,11 @@ class Topics:
     def block(self, transfer: str) -> str:
         """Carries the blocks of a transfer; `+` as the transfer subscribes to all."""
         return f"{PREFIX}/{self.tenant}/{self.device}/down/blk/{transfer if transfer == '+' else check_segment('transfer', transfer)}"
+
+    @property
+    def orders(self) -> tuple[str, ...]:
+        """What an agent subscribes to."""
+        return (self.deploy, self.rollback, self.desired, self.job, self.block("+"))
 
     def request(self, key: str, boot: str) -> str:
         """Carries requests for the artefact with this route key."""

@@ -1,5 +1,6 @@
 """From a frame to an answer: prepare the picture, run head and tail or the whole model, rank the classes."""
 
+import logging
 import random
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from device_profiles.errors import EdgeError
 from device_profiles.plan_table import PlanTable
 from edge_runtime.answer import Answer, Breakdown
 from edge_runtime.artefact import Artefact
+from edge_runtime.broker_url import MqttError
 from edge_runtime.manifest import Manifest, TensorSpec
 from edge_runtime.messages import Ranked
 from edge_runtime.offload import Counters
@@ -21,6 +23,7 @@ from edge_runtime.preprocess import encode_picture, prepare
 from edge_runtime.session import Session, open_session
 from edge_runtime.sources import Frame
 
+log = logging.getLogger(__name__)
 _MAX_LABEL_BYTES = 1 << 20
 
 
@@ -127,6 +130,14 @@ class Pipeline:
     def counters(self) -> Counters:
         """How frames ended so far."""
         return self._offloader.counters if self._offloader else self._counters
+
+    def wait_connected(self, timeout_s: float) -> None:
+        """Wait for the way to the tail, where there is one; without it, frames are answered here or fail."""
+        if self._offloader is not None:
+            try:
+                self._offloader.wait_connected(timeout_s)
+            except MqttError as error:
+                log.warning("%s", error)
 
     def close(self) -> None:
         """Disconnect and free the engines."""

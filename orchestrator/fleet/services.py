@@ -52,6 +52,7 @@ _WEB = ("starlette", "uvicorn", "prometheus_client", "jinja2")
 SERVICES = (
     Service("ingest", "orchestrator.fleet.ingest"),
     Service("orchestrator", "orchestrator.fleet.brain"),
+    Service("samples", "orchestrator.fleet.samples"),
     Service("files", "orchestrator.fleet.files", port=8081, for_devices=True),
     Service("dashboard", "orchestrator.dashboard.serve", port=8080, optional=True, needs=_WEB),
 )

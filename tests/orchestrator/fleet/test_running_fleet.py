@@ -178,6 +178,17 @@ def test_deploy_to_a_group_reaches_a_real_agent_through_the_registry(network, tm
             view = queries.show_device(session, "default/pi-1", now_ms=now_ms())
         assert view.slots.whole == network.whole.id
         assert view.reported.version == f"tiny@{network.whole.id[:12]}"
+        assert run(["fleet", "config", "group:edge", "deadline_ms=700", "hue=9", "--folder", str(folder)]) == 0
+        for _ in range(200):
+            with store.read() as session:
+                view = queries.show_device(session, "default/pi-1", now_ms=now_ms())
+            if view.reported.config_rev == view.desired.config_rev == 1:
+                break
+            pause.wait(0.1)
+        assert view.desired.config == {"deadline_ms": 700, "hue": 9}
+        assert view.reported.config_rev == 1
+        assert "hue" in view.reported.config_problem
+        assert view.reported.version == f"tiny@{network.whole.id[:12]}", "the model stays"
         agent.stop()
         thread.join(15)
         store.close()
