@@ -14,6 +14,7 @@ from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import Preprocessing, Quality
 from export.evaluation import Evaluation, EvaluationOptions, evaluate_pairs
 from export.labelled import hold_out, open_labelled
+from export.late_training import LateTraining
 from export.modules import from_model, load_module
 from export.pipeline import export_model
 from export.request import ExportOptions
@@ -22,12 +23,15 @@ from export.tail_graph import TailPrecision
 from export.trained_pair import TrainedPair, TrainedPairOptions, augmentation_of, state_quality, write_trained_pair
 from split.augment import IMAGENET_MEAN, IMAGENET_STD
 from split.distill import Progress, TrainOptions, train
+from split.early_exit import ExitOptions
 from split.inject import SplitNetwork, Teacher, find_layer, inject, trace_network
 from split.methods import find_method, options_from
+from split.refine import RefineOptions
 from split.stages import Stage
 from split.training_data import DataOptions, PictureSet
 
 _RUN = "run"  # folder of checkpoint and metrics
+_VALIDATION_EVERY = 10
 
 
 class BottleneckRunError(EdgeError):
@@ -55,6 +59,11 @@ class BottleneckOptions:
         target: Board of the head.
         tail_target: Board of the tail.
         tail_precision: Of the tail.
+        val_data: Pictures that choose what is trained behind the finished head; every tenth training picture is held out
+            when null and something is.
+        refine: Passes over the training pictures in which the tail's last layers are fine-tuned on the quantised head's
+            integers; 0 for none.
+        early_exit: Whether the head gets an exit that answers where it is sure.
         codec_qualities: Whether the report compares with JPEG and WebP.
         on_step: Told about training.
         say: Told what comes next.
@@ -76,6 +85,9 @@ class BottleneckOptions:
     target: str = "this"
     tail_target: str = "this"
     tail_precision: TailPrecision = "fp32"
+    val_data: str | None = None
+    refine: int = 0
+    early_exit: bool = False
     codec_qualities: bool = True
     on_step: Callable[[Progress], None] | None = field(default=None, compare=False, repr=False)
     say: Callable[[str], None] = field(default=lambda _: None, compare=False, repr=False)
@@ -91,6 +103,7 @@ class Prepared:
     student: SplitNetwork
     teacher: Teacher
     train_data: PictureSet
+    val_data: PictureSet | None
     test_data: PictureSet
     stages: tuple[Stage, ...]
     options: TrainOptions
@@ -155,10 +168,24 @@ def _write(ready: Prepared, options: BottleneckOptions) -> TrainedPair:
         data=Path(options.data).name,
     )
     if not board.is_microcontroller:
-        return write_trained_pair(ready.student, ready.train_data, naming)
+        return write_trained_pair(ready.student, ready.train_data, naming, _late(ready, options))
     from export.litert_pair import write_microcontroller_pair  # LiteRT's converters are an extra of their own
 
     return write_microcontroller_pair(ready.student, ready.train_data, board, naming)
+
+
+def _late(ready: Prepared, options: BottleneckOptions) -> LateTraining | None:
+    if ready.val_data is None:
+        return None
+    return LateTraining(
+        train=ready.train_data,
+        validation=ready.val_data,
+        teacher=ready.teacher,
+        refine=RefineOptions(epochs=options.refine, seed=options.seed) if options.refine else None,
+        exit=ExitOptions(seed=options.seed) if options.early_exit else None,
+        augmentation=replace(ready.options.augmentation, kind="crop", padding=ready.options.augmentation.size // 10),
+        say=options.say,
+    )
 
 
 def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
@@ -193,6 +220,7 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
         data, test = hold_out(data)
     else:
         test = open_labelled(options.test_data, data_options, network.labels)
+    data, val = _validation(data, data_options, network.labels, options)
     torch.manual_seed(options.seed)
     student, teacher = inject(trace, options.layer, lambda at: method.make(at, settings), size=preprocessing.crop)
     plain = augmentation_of(preprocessing)
@@ -204,7 +232,38 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
         device=options.device,
         on_step=options.on_step,
     )
-    return Prepared(source, network, preprocessing, student, teacher, data, test, stages, training)
+    return Prepared(source, network, preprocessing, student, teacher, data, val, test, stages, training)
+
+
+def _validation(
+    data: PictureSet, data_options: DataOptions, labels: tuple[str, ...], options: BottleneckOptions
+) -> tuple[PictureSet, PictureSet | None]:
+    """Training pictures, and those that choose; null where nothing has to be chosen.
+
+    Raises:
+        BottleneckRunError: Something to choose for a microcontroller, or validation pictures for nothing.
+    """
+    late = options.early_exit or options.refine > 0
+    if not late and options.val_data is not None:
+        raise BottleneckRunError(
+            f"Wanted validation pictures for an early exit or a refined tail, found {options.val_data} and neither. "
+            "Give --exit or --refine too."
+        )
+    if not late:
+        return data, None
+    if load_board(options.target).is_microcontroller:
+        raise BottleneckRunError(
+            f"Wanted an early exit or a refined tail behind an ONNX head, found the microcontroller {options.target}. "
+            "Leave --exit and --refine out."
+        )
+    if options.val_data is not None:
+        return data, open_labelled(options.val_data, data_options, labels)
+    data, val = hold_out(data, _VALIDATION_EVERY)
+    if not len(val):
+        raise BottleneckRunError(
+            f"Wanted {_VALIDATION_EVERY} pictures of a class, to hold one out for validation, found fewer. Give --val-data."
+        )
+    return data, val
 
 
 def _load(model: str | ModelSource) -> Source:

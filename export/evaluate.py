@@ -1,13 +1,13 @@
 """Accuracy against bytes: every way to classify the same pictures, measured on the artefacts and frames themselves.
 
-A way is a pair (or the first layers of a progressive one), the whole network behind JPEG or WebP, or the whole network on
+A way is a pair (or the first layers of a progressive one, or one with its early exit), the whole network behind JPEG or WebP, or the whole network on
 the pictures as they are. Each way gives one row of logits and one number of bytes for each picture; everything else
 (`summarise`) is arithmetic on these.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact
+from edge_runtime.early_exit import ExitAnswer
 from edge_runtime.manifest import Preprocessing
 from edge_runtime.preprocess import centre_crop, prepare
 from edge_runtime.session import open_session
@@ -30,7 +31,7 @@ from split.training_data import PictureSet
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
-Kind = Literal["pair", "jpeg", "webp", "raw", "whole"]
+Kind = Literal["pair", "exit", "jpeg", "webp", "raw", "whole"]
 OnPicture = Callable[[int], None]  # told how many pictures of a way are done
 
 
@@ -61,6 +62,7 @@ class Way:
         sizes: Bytes of the frame of each picture, header included; 0 where nothing is sent.
         times: CPU times.
         cost: Of the head; null for others.
+        sent: Share of the pictures that send something.
     """
 
     name: str
@@ -71,12 +73,14 @@ class Way:
     sizes: I64
     times: Times
     cost: HeadCost | None = None
+    sent: float = 1.0
 
 
 class WayReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One row: shares in [0, 1], bytes, ms of CPU time. Intervals are bootstrap intervals over pictures, 95 %.
 
-    `loss` is the accuracy of the reference minus this one's, on the same pictures.
+    `loss` is the accuracy of the reference minus this one's, on the same pictures; `sent` the share of the pictures that send
+    something: with an early exit not all do, and bytes and ms of a picture are means over those that do not, too.
     """
 
     name: str
@@ -96,12 +100,20 @@ class WayReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     decode_ms: float
     host_ms: float
     cost: HeadCost | None = None
+    sent: float = 1.0
 
 
 def evaluate_pair(
     head: Artefact, tail: Artefact, data: PictureSet, *, name: str, layers: int = 0, on_picture: OnPicture | None = None
 ) -> Way:
-    """Head, frame and tail on every picture.
+    """Head, frame and tail on every picture: the first way of `evaluate_exit`, arguments as there."""
+    return evaluate_exit(head, tail, data, name=name, layers=layers, on_picture=on_picture)[0]
+
+
+def evaluate_exit(
+    head: Artefact, tail: Artefact, data: PictureSet, *, name: str, layers: int = 0, on_picture: OnPicture | None = None
+) -> tuple[Way, Way | None]:
+    """Head, frame and tail on every picture; and the same where what the head's early exit is sure of sends nothing.
 
     Args:
         head: Any engine that runs here.
@@ -111,6 +123,9 @@ def evaluate_pair(
         layers: How many layers of the stream are sent; 0 for all.
         on_picture: Told about progress.
 
+    Returns:
+        All pictures sent, and the way with the exit, null for a head without one.
+
     Raises:
         PairError: Not a pair, or a head that takes no pictures.
         WireError: More layers than the stream has.
@@ -118,11 +133,14 @@ def evaluate_pair(
     runner = PairRunner(head, tail, layers=layers)
     try:
         logits, sizes, prepared = [], [], []
+        leaving: list[ExitAnswer] = []
         for number, picture in enumerate(pictures_of(data)):
             begun = time.process_time()
             tensor = runner.input_of(picture)
             prepared.append(1000 * (time.process_time() - begun))
-            frame = runner.frame(runner.latents(tensor))
+            latents, answer = runner.latents_and_exit(tensor)
+            leaving += [answer] if answer else []
+            frame = runner.frame(latents)
             logits.append(runner.logits(frame)[0])
             sizes.append(len(frame))
             if on_picture:
@@ -133,7 +151,28 @@ def evaluate_pair(
     finally:
         runner.close()
     curve = f"{name}, layers" if layers else "pairs"
-    return Way(name, "pair", curve, layers, np.stack(logits), np.array(sizes), times, head_cost(head))
+    way = Way(name, "pair", curve, layers, np.stack(logits), np.array(sizes), times, head_cost(head))
+    return way, _with_exit(way, head, leaving) if leaving else None
+
+
+def _with_exit(way: Way, head: Artefact, answers: Sequence[ExitAnswer]) -> Way:
+    """What the exit is sure of, from the exit; the rest as it was. Times are means: what leaves needs no host."""
+    policy = head.manifest.early_exit
+    assert policy
+    leaves = np.array([one.leaves for one in answers])
+    early = np.concatenate([one.logits for one in answers]) / np.float32(policy.temperature)
+    sent = float(1 - leaves.mean())
+    times = Times(way.times.device, sent * way.times.encode, sent * way.times.decode, sent * way.times.host)
+    return replace(
+        way,
+        name=f"{way.name}, early exit",
+        kind="exit",
+        curve="early exit",
+        logits=np.where(leaves[:, None], early, way.logits),
+        sizes=np.where(leaves, 0, way.sizes),
+        times=times,
+        sent=sent,
+    )
 
 
 def evaluate_whole(
@@ -247,6 +286,7 @@ def _row(way: Way, labels: I64, wanted: npt.NDArray[np.float64], right: npt.NDAr
         decode_ms=way.times.decode,
         host_ms=way.times.host,
         cost=way.cost,
+        sent=way.sent,
     )
 
 

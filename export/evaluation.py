@@ -15,6 +15,7 @@ from export.codec_points import QUALITIES
 from export.evaluate import (
     Way,
     WayReport,
+    evaluate_exit,
     evaluate_pair,
     evaluate_whole,
     raw_way,
@@ -99,7 +100,8 @@ def evaluate_pairs(
     ways = _whole_ways(whole, data, options) if whole is not None else []
     for name, (head, tail) in pairs.items():
         options.on_way(name, len(data))
-        ways.append(evaluate_pair(head, tail, data, name=name, on_picture=options.on_picture))
+        every, leaving = evaluate_exit(head, tail, data, name=name, on_picture=options.on_picture)
+        ways += [every, leaving] if leaving else [every]
         for layers in range(1, _layers(head) if options.prefixes else 1):
             label = f"{name}, {layers} layers"
             options.on_way(label, len(data))
@@ -142,11 +144,11 @@ def rate_differences(rows: Sequence[WayReport]) -> tuple[RateDifference, ...]:
 
 
 def total_ms(row: WayReport, link: Link) -> float:
-    """One picture from pixels to answer: CPU times, and the link for what is sent."""
+    """One picture from pixels to answer: CPU times, and the link for what is sent; the mean where not all send."""
     computing = row.device_ms + row.encode_ms + row.decode_ms + row.host_ms
     if not row.bytes_mean:
         return computing
-    return computing + link.uplink_ms(row.bytes_mean) + link.downlink_ms(_REPLY_BYTES)
+    return computing + row.sent * (link.uplink_ms(row.bytes_mean / row.sent) + link.downlink_ms(_REPLY_BYTES))
 
 
 def _whole_ways(whole: Artefact, data: PictureSet, options: EvaluationOptions) -> list[Way]:

@@ -52,6 +52,12 @@ def sentences(found: Evaluation) -> list[str]:
             line += f"; {100 * row.loss:.1f} points less than the whole network (95 % interval {low:.1f} to {high:.1f})"
             line += _against_codecs(found, row)
         lines.append(line + ".")
+    lines += [
+        f"{row.name}: {100 * (1 - row.sent):.1f} % of the pictures are answered on the device and send nothing; "
+        f"{row.bytes_mean:.0f} bytes a picture over all, {100 * row.accuracy:.1f} % right."
+        for row in found.ways
+        if row.kind == "exit"
+    ]
     for one in found.differences:
         if one.percent is not None:
             more = "fewer" if one.percent < 0 else "more"
@@ -106,7 +112,7 @@ def _charted(found: Evaluation) -> list[WayReport]:
     """All pairs, no split, raw pixels, and of each codec the cheapest way that is about as right as the best pair."""
     wanted = max((one.accuracy for one in found.ways if one.kind == "pair"), default=0.0) - 0.01
     rows = [one for one in found.ways if one.kind in ("whole", "raw")]
-    rows += [one for one in found.ways if one.kind == "pair"][:_CHARTED]
+    rows += [one for one in found.ways if one.kind in ("pair", "exit")][:_CHARTED]
     for kind in ("jpeg", "webp"):
         equal = [one for one in found.ways if one.kind == kind and one.accuracy >= wanted]
         if equal:

@@ -1,6 +1,7 @@
 """The int8 head of a trained bottleneck: encoder, grid folded into its last convolution, then round, clip, cast.
 
-Everything but the last step is quantised as `export.quantize` does it. The last convolution's output stays real and is
+Everything but the last step is quantised as `export.quantize` does it, on the ranges that a head trained for int8 brings, or
+on those of calibration pictures. The last convolution's output stays real and is
 rounded once, on the latent's own grid: 8 bits of its own before that would round it twice.
 """
 
@@ -22,6 +23,7 @@ from split.latents import HIGH, LOW, IntegerHead
 from split.units import ActivationRange, DeployedConv
 
 IMAGE, LATENT = "image", "latent"
+_ACTIVATIONS = ("Relu", "PRelu")
 _STEPS = "steps"  # the latent in steps of its grid, before it is rounded
 
 
@@ -43,21 +45,48 @@ def fold_head(head: IntegerHead) -> nn.Module:
     return nn.Sequential(encoder, _channelwise(1 / step, -offset / step))
 
 
-def head_to_onnx(encoder: nn.Module, example: torch.Tensor, samples: Sequence[Sequence[np.ndarray]]) -> bytes:
+def trained_ranges(head: IntegerHead) -> tuple[tuple[float, float], ...]:
+    """Ranges that training for int8 left: of the picture, then of each activation; empty for a head without."""
+    found = [one for one in head.encoder.modules() if isinstance(one, ActivationRange)]
+    if not found or not all(one.quantises and float(one.low) < float(one.high) for one in found):
+        return ()
+    return tuple((float(one.low), float(one.high)) for one in found)
+
+
+def head_to_onnx(
+    encoder: nn.Module,
+    example: torch.Tensor,
+    samples: Sequence[Sequence[np.ndarray]],
+    ranges: Sequence[tuple[float, float]] = (),
+) -> bytes:
     """The head as an int8 ONNX file (u8s8) whose output is int8.
 
     Args:
         encoder: From `fold_head`.
         example: One normalised picture, (1, 3, height, width).
         samples: Calibration pictures, [array of the example's shape] each.
+        ranges: From `trained_ranges`; the pictures choose them where there are none.
 
     Raises:
         ConversionError: An operator that the exporter or the quantiser does not know.
     """
     source = ModelSource(module=encoder, example=(example,), input_names=(IMAGE,), output_names=(_STEPS,))
     prepared = prepare_for_quantisation(torch_to_onnx(source))
-    quantised = quantize_onnx(prepared, (IMAGE,), [list(one) for one in samples], scheme="u8s8")
+    named = _named_ranges(prepared, ranges) if ranges else None
+    quantised = quantize_onnx(prepared, (IMAGE,), [list(one) for one in samples], scheme="u8s8", trained=named)
     return end_in_integers(quantised)
+
+
+def _named_ranges(prepared: bytes, ranges: Sequence[tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """The picture's range, then those of the activations in the order of the graph, which is a chain."""
+    graph = parse(prepared).graph
+    names = [IMAGE, *(node.output[0] for node in graph.node if node.op_type in _ACTIVATIONS)]
+    if len(names) != len(ranges):
+        raise ConversionError(
+            f"Wanted one trained range for the picture and for each activation, found {len(ranges)} ranges for {len(names)} "
+            f"tensors: {names}. Please report it with the network."
+        )
+    return dict(zip(names, ranges, strict=True))
 
 
 def end_in_integers(quantised: bytes) -> bytes:

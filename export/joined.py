@@ -23,14 +23,15 @@ class Equality:
 
 
 def join_models(head: bytes, tail: bytes) -> bytes:
-    """The unsplit network as one ONNX file: the tail's inputs are the head's outputs.
+    """The unsplit network as one ONNX file: the tail's inputs are the head's first outputs; an exit stays an output.
 
     Raises:
         ConversionError: They do not fit together.
     """
     first = compose.add_prefix(onnx.ModelProto.FromString(head), "head/")
     second = compose.add_prefix(onnx.ModelProto.FromString(tail), "tail/")
-    wires = list(zip([one.name for one in first.graph.output], [one.name for one in second.graph.input], strict=True))
+    outputs, wanted = ([one.name for one in part] for part in (first.graph.output, second.graph.input))
+    wires = list(zip(outputs[: len(wanted)], wanted, strict=True))
     try:
         joined = compose.merge_models(first, second, io_map=wires)
     except ValueError as error:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact
 from edge_runtime.codecs import check_heads, codec_of, codecs_of
+from edge_runtime.early_exit import ExitAnswer, ExitGate
 from edge_runtime.preprocess import prepare
 from edge_runtime.session import Session, open_session
 from edge_runtime.wire import (
@@ -65,6 +66,7 @@ class PairRunner:
             open_session(self.head, threads=self.threads),
             open_session(self.tail, threads=self.threads),
         )
+        self._gate = ExitGate.of(self.head.manifest)
         self._limits = limits_of(self.tail.manifest.inputs)
 
     def input_of(self, picture: U8) -> np.ndarray:
@@ -77,8 +79,12 @@ class PairRunner:
 
     def latents(self, tensor: np.ndarray) -> list[np.ndarray]:
         """What the head makes of its input."""
+        return self.latents_and_exit(tensor)[0]
+
+    def latents_and_exit(self, tensor: np.ndarray) -> tuple[list[np.ndarray], ExitAnswer | None]:
+        """What the head makes of its input, and what its exit says; null for a head without one."""
         outputs = _timed(self.head_ms, lambda: self._sessions[0].run([tensor]))
-        return outputs[: len(self.tail.manifest.inputs)]  # an early exit's logits come behind them
+        return self._gate.divide(outputs) if self._gate else (outputs, None)
 
     def frame(self, latents: Sequence[np.ndarray]) -> bytes:
         """The bytes that travel: header and layers."""

@@ -6,7 +6,7 @@ point and no quantised bias; onnxruntime runs such a file about 2.5 times slower
 """
 
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,7 +74,12 @@ def prepare_for_quantisation(fp32: bytes) -> bytes:
 
 
 def quantize_onnx(
-    prepared: bytes, names: tuple[str, ...], samples: Sequence[list[np.ndarray]], *, scheme: Scheme
+    prepared: bytes,
+    names: tuple[str, ...],
+    samples: Sequence[list[np.ndarray]],
+    *,
+    scheme: Scheme,
+    trained: Mapping[str, tuple[float, float]] | None = None,
 ) -> bytes:
     """Quantise statically: weights per channel int8, activations per tensor 8 bits, biases corrected.
 
@@ -87,6 +92,8 @@ def quantize_onnx(
         names: The inputs' names, in the order of each sample.
         samples: Calibration inputs, float32.
         scheme: "u8s8" for onnxruntime, "s8s8" (symmetric, float bias) for TensorRT.
+        trained: Ranges, low <= 0 <= high, of activations that were trained for int8, by name. They are taken as they are,
+            and biases too, as both were learnt behind rounded weights.
 
     Returns:
         The bytes of a QDQ model with float inputs and outputs.
@@ -101,6 +108,8 @@ def quantize_onnx(
         try:
             seen = observe(prepared, names, samples)
             overrides = _overrides(prepared, seen, symmetric=scheme == "s8s8", kind=options["activation_type"])
+            for name, (low, high) in (trained or {}).items():
+                overrides[name] = [_override(options["activation_type"], low, high)]
             quantize_static(
                 str(source),
                 str(target),
@@ -115,9 +124,9 @@ def quantize_onnx(
         except (ValueError, RuntimeError, TypeError, AttributeError) as error:
             raise ConversionError(f"Wanted the network as {scheme}, found: {first_line(error)}.") from error
         model = onnx.load(str(target))
-        correct_biases(
-            prepared, model, {name: one.mean for name, one in seen.items() if isinstance(one.mean, np.ndarray)}
-        )
+        if not trained:
+            means = {name: one.mean for name, one in seen.items() if isinstance(one.mean, np.ndarray)}
+            correct_biases(prepared, model, means)
         return _finish(model)
 
 
@@ -136,8 +145,12 @@ def _overrides(
         elif symmetric:
             low, high = -max(-low, high), max(-low, high)
         if low < high:
-            found[name] = [{"quant_type": kind, "rmin": np.float32(low), "rmax": np.float32(high)}]
+            found[name] = [_override(kind, low, high)]
     return found
+
+
+def _override(kind: QuantType, low: float, high: float) -> dict[str, Any]:
+    return {"quant_type": kind, "rmin": np.float32(low), "rmax": np.float32(high)}
 
 
 def halve_onnx(fp32: bytes) -> bytes:

@@ -26,6 +26,7 @@ from edge_runtime.manifest import (
     SCHEMA_VERSION,
     Calibration,
     Cut,
+    EarlyExit,
     Engine,
     Licence,
     Manifest,
@@ -42,8 +43,10 @@ from export.cache import tool_versions
 from export.calibration import tensors_sha256
 from export.cut_check import CutEqualityError, open_onnx_runner
 from export.cut_golden import GoldenRule, make_golden
-from export.head_graph import IMAGE, LATENT, fold_head, head_to_onnx
+from export.exit_graph import EXIT, add_exit
+from export.head_graph import IMAGE, LATENT, fold_head, head_to_onnx, trained_ranges
 from export.joined import Equality, count_equal
+from export.late_training import LateTraining, TrainedExit, exit_late, refine_late
 from export.tail_graph import LOGITS, TailPrecision, tail_to_onnx
 from split.augment import Augmentation, centre
 from split.inject import SplitNetwork
@@ -103,13 +106,16 @@ class TrainedPair:
     equality: Equality
 
 
-def write_trained_pair(network: SplitNetwork, calibration: PictureSet, options: TrainedPairOptions) -> TrainedPair:
+def write_trained_pair(
+    network: SplitNetwork, calibration: PictureSet, options: TrainedPairOptions, late: LateTraining | None = None
+) -> TrainedPair:
     """Quantise, count, compare and write head and tail.
 
     Args:
-        network: Trained, on any device; it is not changed.
+        network: Trained, on any device; only `late` changes it, and only its tail.
         calibration: Training pictures; at most `CALIBRATED` of them, evenly spaced, are used.
         options: Names, folder, boards.
+        late: What is trained behind the quantised head: the tail's last layers, an early exit; null for nothing.
 
     Raises:
         ConversionError: An operator of encoder or tail that cannot be exported.
@@ -120,13 +126,22 @@ def write_trained_pair(network: SplitNetwork, calibration: PictureSet, options: 
     network = network.cpu().eval()
     pictures = calibration_pictures(calibration, augmentation)
     grid = fit_grid(network, input_batches(calibration, augmentation))
-    head, tail = IntegerHead(network.bottleneck, grid), IntegerTail(network, grid)
-    head_bytes = head_to_onnx(fold_head(head), torch.from_numpy(pictures[0]), [[one] for one in pictures])
+    head = IntegerHead(network.bottleneck, grid)
+    example, samples = torch.from_numpy(pictures[0]), [[one] for one in pictures]
+    head_bytes = head_to_onnx(fold_head(head), example, samples, trained_ranges(head))
     run_head = open_onnx_runner(head_bytes, [IMAGE], [LATENT], "all", 1)
     latents = [run_head([one])[0] for one in pictures]
     tables = fit_tables(latents, network.bottleneck.stream)
-    tail_bytes = tail_to_onnx(tail, latents, options.tail_precision)
-    return _write(Parts(head_bytes, tail_bytes, tables.data, pictures, latents), options)
+    if late is not None:
+        refine_late(network, run_head, grid, late)
+    tail_bytes = tail_to_onnx(IntegerTail(network, grid), latents, options.tail_precision)
+    leaving = None
+    if late is not None:
+        run_tail = open_onnx_runner(tail_bytes, [LATENT], [LOGITS], "all", 1)
+        leaving = exit_late((run_head, run_tail), augmentation, late)
+    if leaving is not None:
+        head_bytes = add_exit(head_bytes, leaving.classifier)
+    return _write(Parts(head_bytes, tail_bytes, tables.data, pictures, latents, leaving), options)
 
 
 def augmentation_of(preprocessing: Preprocessing) -> Augmentation:
@@ -167,6 +182,7 @@ class Parts:
     tables: bytes
     pictures: Sequence[np.ndarray]
     latents: Sequence[np.ndarray]
+    leaving: TrainedExit | None = None
 
 
 def _write(parts: Parts, options: TrainedPairOptions) -> TrainedPair:
@@ -207,7 +223,9 @@ def make_cut(parts: Parts, layout: Literal["nchw", "nhwc"]) -> Cut:
 
 
 def _head_manifest(parts: Parts, cut: Cut, options: TrainedPairOptions) -> tuple[Manifest, dict[str, bytes | Path]]:
-    results = [([one], [latent]) for one, latent in zip(parts.pictures[:_GOLDEN], parts.latents, strict=False)]
+    outputs = (*cut.tensors, *_exit_specs(parts))
+    run = open_onnx_runner(parts.head, [IMAGE], [one.engine_name for one in outputs], "all", 1)
+    results = [([one], run([one])) for one in parts.pictures[:_GOLDEN]]
     golden = make_golden(results, GoldenRule("absolute", _HEAD_STEPS, _produced_on()))
     image = TensorSpec(
         name=IMAGE,
@@ -223,14 +241,29 @@ def _head_manifest(parts: Parts, cut: Cut, options: TrainedPairOptions) -> tuple
         target=options.head_target,
         precision="int8",
         inputs=(image,),
-        outputs=cut.tensors,
+        outputs=outputs,
         preprocessing=options.preprocessing,
         calibration=calibration_of(parts, options, METHODS["onnx"]),
         golden=golden.vectors,
         fallback=options.fallback,
         cut=cut,
+        early_exit=_early_exit(parts),
     )
     return manifest, {MODEL_FILE: parts.head, TABLES_NAME: parts.tables, **golden.files}
+
+
+def _exit_specs(parts: Parts) -> tuple[TensorSpec, ...]:
+    if parts.leaving is None:
+        return ()
+    shape = (1, parts.leaving.classifier.last.out_features)
+    return (TensorSpec(name=EXIT, engine_name=EXIT, dtype="float32", shape=shape, semantic="logits"),)
+
+
+def _early_exit(parts: Parts) -> EarlyExit | msgspec.UnsetType:
+    if parts.leaving is None:
+        return msgspec.UNSET
+    policy = parts.leaving.policy
+    return EarlyExit(output=EXIT, temperature=policy.temperature, threshold=policy.threshold)
 
 
 def tail_files(parts: Parts, cut: Cut, options: TrainedPairOptions) -> tuple[Manifest, dict[str, bytes | Path]]:

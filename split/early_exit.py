@@ -11,7 +11,7 @@ from torch import nn
 
 from split.augment import Augmentation, Draws, augment, centre
 from split.fold import fold
-from split.latents import IntegerHead, IntegerTail
+from split.latents import IntegerHead
 from split.losses import TASK, TaskLoss, task_loss
 from split.training_data import PictureSet
 from split.units import ConvUnit
@@ -73,13 +73,13 @@ class HeadWithExit(nn.Module):
 
 
 def train_exit(
-    head: IntegerHead, tail: IntegerTail, data: PictureSet, options: ExitOptions, view: Augmentation
+    head: nn.Module, tail: nn.Module, data: PictureSet, options: ExitOptions, view: Augmentation
 ) -> ExitClassifier:
     """Train an exit on a head's integers; head and tail are run once for each picture and its mirror image.
 
     Args:
-        head: Finished.
-        tail: The teacher.
+        head: Finished: `IntegerHead`, or the quantised one; normalised pictures to int8 latents.
+        tail: The teacher: latents to logits.
         data: Training pictures.
         options: Form and training.
         view: Size and normalisation of the pictures.
@@ -108,11 +108,9 @@ def train_exit(
     return leaving
 
 
-def _views(
-    head: IntegerHead, tail: IntegerTail, data: PictureSet, view: Augmentation
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _views(head: nn.Module, tail: nn.Module, data: PictureSet, view: Augmentation) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents and the tail's logits of all pictures, then of their mirror images."""
-    device = head.step.device
+    device = _device(head)
     latents, answers = [], []
     plain = Augmentation(view.size, "flip", 0, view.mean, view.std)
     with torch.no_grad():
@@ -126,10 +124,10 @@ def _views(
 
 
 def exit_and_tail_logits(
-    head: IntegerHead, tail: IntegerTail, leaving: ExitClassifier, data: PictureSet, view: Augmentation
+    head: nn.Module, tail: nn.Module, leaving: ExitClassifier, data: PictureSet, view: Augmentation
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits of both for all pictures, (n, classes) each, in the main memory: for `split.exit_policy`."""
-    device = head.step.device
+    device = _device(head)
     early, late = [], []
     with torch.no_grad():
         for images in data.images.split(_BATCH_OF_LATENTS):
@@ -137,3 +135,8 @@ def exit_and_tail_logits(
             early.append(leaving(latent).float().cpu())
             late.append(tail(latent).float().cpu())
     return torch.cat(early), torch.cat(late)
+
+
+def _device(head: nn.Module) -> torch.device:
+    """Where a head runs: the CPU for one without buffers, that is on another engine."""
+    return next((one.device for one in head.buffers()), torch.device("cpu"))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.split [PART...]      all parts without one; a part alone replaces its own rows only
 
-`codec` and `heads` measure time and want a quiet machine. `curves` computes the rows of the committed points; `study` trains and
-measures them again: at most 7 hours on two cores, and what is done is not done again.
+`codec` and `heads` measure time and want a quiet machine. `curves` and `curves_b` compute the rows of the committed points; `study`
+trains and measures them again: at most 7 hours on two cores, and what is done is not done again.
 """
 
 import sys
@@ -16,11 +16,13 @@ SUITE = Suite(
     {
         "codec": Part("benchmarks.split.codec", 1),
         "fuzz": Part("benchmarks.split.fuzz", 11),
+        "shipped": Part("benchmarks.split.shipped", 3),
         "scenes": Part("benchmarks.split.scene_curves", 240),
         "es": Part("benchmarks.split.entropic_student", 3),
         "arch": Part("benchmarks.split.arch", 3),
         "heads": Part("benchmarks.split.heads", 1),
         "curves": Part("benchmarks.split.study_rows", 2),
+        "curves_b": Part("benchmarks.split.curves_b", 12),
         "study": Part("benchmarks.split.study_part", 420),
     },
 )

@@ -31,20 +31,6 @@ class Point:
     right: np.ndarray
 
 
-# Bars of protocol b that need the network behind WebP and JPEG on the same pictures, which no job measures yet
-MISSING = (
-    (
-        "bottlefit",
-        f"latent bytes of BottleFit against the cheaper of WebP and JPEG at equal accuracy, {WHERE['b']}",
-        23,
-    ),
-    (
-        "ours_codec_bd",
-        f"far end of BD-rate, slim against the better of WebP and JPEG with fine-tuned network, {WHERE['b']}",
-        -50,
-    ),
-)
-
 Curves = dict[int, list[Point]]  # by seed
 
 
@@ -87,8 +73,6 @@ def rows() -> Iterator[dict[str, Any]]:
     worst, seen = progressive_excess(curves["a", "progressive"], curves["a", "slim"])
     what = f"bytes of one progressive stream over models of one rate at equal accuracy, worst of {seen} rates and seeds, {WHERE['a']}"
     yield {"id": "progressive", "what": what, "value": worst, "unit": "%", "direction": "<=", "bar": 10}
-    for row_id, what, bar in MISSING:
-        yield {"id": row_id, "what": what, "value": None, "unit": "%", "direction": "<=", "bar": bar}
     yield from point_rows(curves)
 
 
@@ -169,7 +153,7 @@ def progressive_excess(progressive: Curves, single: Curves) -> tuple[float | Non
         for one in progressive[seed]:
             wanted = float(one.right.mean())
             if len(x) > 1 and x[0] <= wanted <= x[-1]:
-                found.append(100 * (float(one.sizes.mean()) / np.exp(_interpolate(x, y, wanted)) - 1))
+                found.append(100 * (float(one.sizes.mean()) / np.exp(interpolate(x, y, wanted)) - 1))
     return (float(max(found)) if found else None), len(found)
 
 
@@ -219,7 +203,7 @@ def _bd(reference: Sequence[Point], tested: Sequence[Point], weight: np.ndarray)
     return bd_rate(*pairs).percent
 
 
-def _interpolate(x: np.ndarray, y: np.ndarray, at: float) -> float:
+def interpolate(x: np.ndarray, y: np.ndarray, at: float) -> float:
     """The curve that `bd_rate` integrates, at one place."""
     slopes = monotone_slopes(x, y)
     index = min(int(np.searchsorted(x, at, side="right")) - 1, len(x) - 2)

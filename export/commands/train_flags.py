@@ -13,6 +13,9 @@ class TrainFlags:
         layer: The last layer that the bottleneck replaces; a wrong name lists those that fit.
         data: Training pictures: a folder with one folder for each class, an .npz, or module:function.
         test_data: Pictures to measure on; every fifth training picture is held out by default.
+        val_data: Pictures that choose an exit's threshold and the epoch of --refine; every tenth training picture by default.
+        exit: Give the head an early exit: where it is sure, the answer is there and nothing is sent.
+        refine: Fine-tune the tail's last layers on the quantised head's integers, so many passes.
         time_budget: For training: 90s, 5m, 1h30m. The result is what was reached then.
         dry_run: Say what training will take, and stop.
         epochs: Of the method's stages, as 10,10.
@@ -34,6 +37,9 @@ class TrainFlags:
     layer: str | None = None
     data: str | None = None
     test_data: str | None = None
+    val_data: str | None = None
+    exit: bool = False
+    refine: int = 0
     time_budget: str | None = None
     dry_run: bool = False
     epochs: str | None = None

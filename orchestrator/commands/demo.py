@@ -65,6 +65,10 @@ def _print_pair(found: PairOutcome, link: str) -> None:
     columns = ("pictures", "bytes, mean", "largest", "head", "encode", "link", "tail", "total")
     title = f"A trained pair, link {link} (rate/one-way delay, emulated): bytes of requests, median ms"
     print_table(title, columns, [(str(found.pictures), *row, *(f"{one:.1f}" for one in times))], numbers=True)
+    if found.early:
+        sys.stdout.write(
+            f"{found.early} of {found.pictures} pictures were answered by the head's exit and sent nothing.\n"
+        )
     if found.right is not None:
         sys.stdout.write(f"Right: {found.right} of {found.labelled} pictures with a known class.\n")
     sys.stdout.write(found.remark + "\n")

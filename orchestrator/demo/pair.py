@@ -39,9 +39,12 @@ class PairDemo:
 
 
 class PairOutcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was seen. Bytes are of requests; times in ms, medians; accuracy null without class folders."""
+    """What was seen. Bytes are of requests, 0 for a picture that left early; times in ms, medians; accuracy null without class
+    folders.
+    """
 
     pictures: int
+    early: int  # answered by the head's exit
     bytes_mean: float
     bytes_largest: int
     total_ms: float
@@ -134,6 +137,7 @@ def _send(head: Artefact, tail: Artefact, files: list[Path], url: str) -> PairOu
     sizes = [answer.bytes_sent for answer in answers]
     return PairOutcome(
         pictures=len(files),
+        early=sum(answer.source == "exit" for answer in answers),
         bytes_mean=statistics.mean(sizes),
         bytes_largest=max(sizes),
         total_ms=statistics.median(one.total_ms for one in times),

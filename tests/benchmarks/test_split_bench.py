@@ -7,6 +7,8 @@ import pytest
 
 from benchmarks.rows import parse_measurement
 from benchmarks.split import codec, fuzz, study_rows
+from benchmarks.split.curves_b import bottlefit_rows, bytes_at
+from benchmarks.split.grocery_codecs import CodecPoint
 from benchmarks.split.study_plan import JOBS, plan
 from edge_runtime.entropy import count_tables
 from split.methods import find_method
@@ -92,3 +94,28 @@ def test_every_job_of_the_study_has_a_name_of_its_own_and_options_that_its_metho
     for job in JOBS.values():
         method = find_method("entropic" if job.method.startswith("peer_") else job.method)
         method.stages(method.options(**job.options))
+
+
+def _codec(name, quality, size, plain, tuned):
+    rights = (np.arange(100) < count for count in (plain, tuned))
+    return CodecPoint(name, quality, np.full(100, float(size)), *rights)
+
+
+def test_bytes_at_an_accuracy_are_those_of_the_cheaper_codec_and_none_outside_its_curve():
+    codecs = [
+        _codec("webp", 1, 1000, 50, 60), _codec("webp", 10, 2000, 70, 80),
+        _codec("jpeg", 5, 500, 40, 45), _codec("jpeg", 12, 1200, 60, 70),
+    ]  # fmt: skip
+    assert bytes_at(0.6, codecs, tuned=False) == pytest.approx(1200)
+    assert bytes_at(0.7, codecs, tuned=False) == pytest.approx(2000)
+    assert bytes_at(0.7, codecs, tuned=True) == pytest.approx(1200)
+    assert bytes_at(0.9, codecs, tuned=True) is None
+
+
+def test_bottlefit_is_compared_at_its_accuracy_and_its_loss_is_paired():
+    codecs = [_codec("webp", 1, 1000, 50, 50), _codec("webp", 10, 4000, 90, 90)]
+    found = [(np.full(100, 500.0), np.arange(100) < 90), (np.full(100, 100.0), np.arange(100) < 20)]
+    rows = {row["id"]: row["value"] for row in bottlefit_rows(found, codecs, np.arange(100) < 92)}
+    assert rows["bottlefit"] == pytest.approx(12.5)
+    assert rows["bottlefit.loss"] == pytest.approx(2.0)
+    assert rows["bottlefit.loss_upper"] >= 2.0

@@ -74,6 +74,25 @@ def test_a_second_start_continues_and_gives_the_same_head(here, capsys):
     assert "CheckpointError" in capsys.readouterr().err
 
 
+def test_an_exit_and_a_refined_tail_are_written_run_and_measured(folder, here, capsys):
+    assert _split("--json", "--no-codecs", "--exit", "--refine", "2", layer="layer2", data=folder) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["equal"]["equal"] == report["equal"]["count"] > 0
+    head = open_artefact("pair/head")
+    assert [one.name for one in head.manifest.outputs] == ["latent", "exit"]
+    assert [one.name for one in head.manifest.cut.tensors] == ["latent"]
+    policy = head.manifest.early_exit
+    assert (policy.output, policy.temperature > 0) == ("exit", True)
+    assert len(head.manifest.golden[0].expected) == 2
+    assert run(["verify", "pair/head"]) == 0
+    ways = {way["kind"]: way for way in report["evaluation"]["ways"]}
+    assert ways["exit"]["sent"] <= 1
+    assert ways["exit"]["bytes_mean"] == pytest.approx(ways["pair"]["bytes_mean"] * ways["exit"]["sent"], rel=0.2)
+    capsys.readouterr()
+    assert run(["eval", "pair", "--data", str(folder), "--no-codecs"]) == 0
+    assert "are answered on the device and send nothing" in capsys.readouterr().out
+
+
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(here, capsys):
     assert _split("--dry-run", "--json", "--time-budget", "1h30m") == 0
     found = json.loads(capsys.readouterr().out)
@@ -95,6 +114,8 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(here, capsys):
         ({"more": ("--beta", "1")}, "MethodError: .*beta"),
         ({"more": ("--time-budget", "soon")}, "TrainingUsageError: .*soon"),
         ({"more": ("--set", "width")}, "TrainingUsageError: .*name=value"),
+        ({"more": ("--val-data", "colour_network:pictures")}, "BottleneckRunError: .*--exit or --refine"),
+        ({"more": ("--exit", "--target", "nucleo-f446re")}, "BottleneckRunError: .*microcontroller"),
     ],
 )
 def test_wrong_words_are_named_errors(here, capsys, change, message):
