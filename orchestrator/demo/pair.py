@@ -39,9 +39,7 @@ class PairDemo:
 
 
 class PairOutcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was seen. Bytes are of requests, 0 for a picture that left early; times in ms, medians; accuracy null without class
-    folders.
-    """
+    """What was seen. Bytes are of requests, 0 where the exit answered; times in ms, medians; `right` is null without labels."""
 
     pictures: int
     early: int  # answered by the head's exit
