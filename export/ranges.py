@@ -89,7 +89,7 @@ def best_range(observed: Observed, *, symmetric: bool) -> tuple[float, float]:
 def _error(values: np.ndarray, low: float, high: float) -> float:
     """Mean square error of rounding to an 8-bit grid over [low, high]."""
     step = (high - low) / _STEPS
-    if step <= 0.0:
+    if step < np.finfo(np.float32).tiny:  # its reciprocal is not a float32
         return float(np.square(values).mean())
     zero = np.rint(-low / step)
     grid = np.clip(np.rint(values * np.float32(1.0 / step)) + np.float32(zero), 0, _STEPS)

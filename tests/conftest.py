@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: a real broker, and a tiny network whole and cut, made on the spot."""
 
 import os
+import signal
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,10 @@ from orchestrator.broker import BrokerOptions, EmbeddedBroker, MosquittoBroker
 settings.register_profile("house", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "house")
+
+# A shell's background job ignores Ctrl-C and hands that down to what tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(config, items):

@@ -3,7 +3,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -72,6 +72,7 @@ _VALUES = hnp.arrays(np.float32, st.integers(1, 300), elements=st.floats(-100, 1
 
 @settings(max_examples=60, deadline=None)
 @given(values=_VALUES, symmetric=st.booleans())
+@example(values=np.array([3.1e-40, 0], np.float32), symmetric=False)
 def test_a_chosen_range_lies_inside_the_extremes_holds_zero_and_rounds_no_worse(values, symmetric):
     seen = _observed(values)
     low, high = best_range(seen, symmetric=symmetric)
