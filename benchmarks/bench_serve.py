@@ -1,7 +1,6 @@
-"""The offload service under load: round trips, offloads a second, and large tensors on the direct data plane.
+"""The offload service under load: round trips and offloads a second; large tensors are `bench_direct`'s.
 
-Every figure is a ratio to a peer in the same run, interleaved with it: bare paho on both ends (see `bench_rtt`), or headtail
-over MQTT for the direct plane. "With reports": a device that publishes the breakdown of every answer, and the dashboard's collector
+Every figure is a ratio to a peer in the same run, interleaved with it: bare paho on both ends (see `bench_rtt`). "With reports": a device that publishes the breakdown of every answer, and the dashboard's collector
 listening. The tail is a `TailServer` in a process of its own; the broker has no access rules and no database takes part.
 """
 
@@ -33,7 +32,6 @@ from orchestrator.serving.served import Served  # noqa: E402
 from orchestrator.tail_server import ServerOptions, TailServer  # noqa: E402
 
 PAHO = {"peer": "paho-mqtt echo", "peer_version": version("paho-mqtt")}
-TENSOR = 1_000_000
 
 
 def rows(count: int = 600, seconds: float = 10.0) -> list[dict[str, Any]]:
@@ -43,7 +41,6 @@ def rows(count: int = 600, seconds: float = 10.0) -> list[dict[str, Any]]:
         try:
             found = round_trips(broker.url, count)
             found += offloads(broker.url, seconds)
-            found += direct(broker.url, max(40, count // 6))
         finally:
             for worker in workers:
                 stop(worker)
@@ -152,28 +149,6 @@ def run_for(calls: list[Callable[[], object]], seconds: float) -> int:
     for thread in threads:
         thread.join()
     return sum(counts)
-
-
-def direct(url: str, count: int) -> list[dict[str, Any]]:
-    """Row direct: 1 MB tensors over the direct plane against MQTT."""
-    array = np.random.default_rng(0).integers(0, 255, (1, 100, TENSOR // 100), dtype=np.uint8)
-    never = OffloadOptions(deadline_ms=10_000, direct_above_bytes=1 << 40)
-    with (
-        Offloader(url, "direct", key=KEY, options=OffloadOptions(deadline_ms=10_000)) as ours,
-        Offloader(url, "mqtt", key=KEY, options=never) as mqtt,
-    ):
-        ours.wait_connected()
-        mqtt.wait_connected()
-        end = time.monotonic() + 20
-        while not ours._route.direct_ready:
-            ours.infer(array)
-            if time.monotonic() > end:
-                return [row("direct", "1 MB tensors: no direct connection", None, "x", ">=", 5.0, {})]
-        fast, slow = interleave(lambda: ours.infer(array), lambda: mqtt.infer(array), count)
-    p50, peer50 = statistics.median(fast), statistics.median(slow)
-    what = f"1 MB tensors there and back, direct plane (CURVE) {p50:.2f} ms against MQTT {peer50:.2f} ms, p50"
-    peer = {"peer": "headtail over MQTT, QoS 0", "peer_version": "this commit"}
-    return [row("direct", what, peer50 / p50, "x", ">=", 5.0, peer)]
 
 
 def serve_tail(url: str) -> None:

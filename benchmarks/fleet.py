@@ -12,8 +12,9 @@ SUITE = Suite(
     "The figures of the fleet and its offload service.",
     {
         "serve": Part("benchmarks.bench_serve", 2),
-        "ends_once": Part("benchmarks.bench_ends_once", 4),
-        "devices": Part("benchmarks.bench_fleet_devices", 8),
+        "direct": Part("benchmarks.bench_direct", 1),
+        "ends_once": Part("benchmarks.bench_ends_once", 2),
+        "devices": Part("benchmarks.bench_fleet_devices", 6),
         "canary": Part("benchmarks.bench_fleet_canary", 2),
         "kills": Part("benchmarks.bench_fleet_kills", 4),
         "scale_out": Part("benchmarks.bench_fleet_scale", 3),

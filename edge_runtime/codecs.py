@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from edge_runtime.artefact import Artefact
-from edge_runtime.entropy import EntropyCodec, parse_tables
 from edge_runtime.manifest import TensorSpec
 from edge_runtime.wire import CODEC_ENTROPY, CODEC_RAW, RAW_CODECS, Codec, FormatError, Frame
 
@@ -22,6 +21,8 @@ def codec_of(artefact: Artefact) -> tuple[int, Codec]:
     cut = artefact.manifest.cut
     if cut is None or cut.codec == "raw":
         return CODEC_RAW, RAW_CODECS[CODEC_RAW]
+    from edge_runtime.entropy import EntropyCodec, parse_tables  # only where it is spoken: an agent starts sooner
+
     path = next(entry.path for entry in artefact.manifest.files if entry.sha256 == cut.tables_sha256)
     return CODEC_ENTROPY, EntropyCodec(parse_tables(artefact.path(path).read_bytes()))
 

@@ -22,7 +22,7 @@ from edge_runtime.wire import FLAG_DIRECT, Envelope, LimitError, Reply, Status, 
 
 log = logging.getLogger(__name__)
 MAX_MESSAGE_BYTES = 64 << 20
-PART_BYTES = 64 << 10  # of a message: the other end decrypts one while this one encrypts the next
+PART_BYTES = 256 << 10  # of a message: the other end decrypts one while this one encrypts the next
 _MAX_WAITING = 64  # messages that wait for the socket
 _ASK_AGAIN_S = 2.0
 _REFUSED_PAUSE_S = 30.0
