@@ -25,6 +25,7 @@ from benchmarks.rows import RESULTS, Measurement, circumstances, make_row, merge
 from device_profiles.errors import EdgeError
 from orchestrator.demo.processes import Children, edge_agent
 from orchestrator.tensor_parallel.checkpoint import Checkpoint, open_checkpoint
+from orchestrator.tensor_parallel.config import Encoding
 from orchestrator.tensor_parallel.demo import find_smollm2
 from orchestrator.tensor_parallel.engine import Engine, EngineOptions
 from orchestrator.tensor_parallel.generation import Generator, generate
@@ -79,7 +80,13 @@ def start_worker(children: Children, name: str, work: Path, *, ranks: int, addre
 
 @contextlib.contextmanager
 def running(
-    source: Checkpoint, work: Path, ranks: int, *, keep: float | None = None, **settings: Any
+    source: Checkpoint,
+    work: Path,
+    ranks: int,
+    *,
+    keep: float | None = None,
+    weights: Encoding = "float32",
+    **settings: Any,
 ) -> Iterator[tuple[Engine, Children]]:
     """A cluster of processes over the model, cut once for each number of ranks.
 
@@ -93,7 +100,7 @@ def running(
         for rank in range(1, ranks):
             address = start_worker(children, f"w{rank}", work, ranks=ranks)
             nodes.append(Node(name=f"w{rank}", address=address))
-        shard_checkpoint(source, nodes, folder, spares=1)
+        shard_checkpoint(source, nodes, folder, spares=1, weights=weights)
         options = RunSettings(**{"slots": 4, "context": 1536, "deadline_s": 60.0, **settings})
         if keep is not None:
             nodes = limited(source, nodes, options, keep)
@@ -177,11 +184,12 @@ def all_at_once(generator: Generator, requests: list[Request]) -> list[list[int]
 
 def parts() -> dict[str, Any]:
     """All parts by name."""
+    from benchmarks.bench_llm_memory import PARTS as MEMORY
     from benchmarks.bench_llm_serving import PARTS  # they use this module
     from benchmarks.bench_llm_speed import PARTS as SPEED
     from benchmarks.bench_llm_tokens import tokens_rows
 
-    return {"tokens": tokens_rows, **SPEED, **PARTS}
+    return {"tokens": tokens_rows, **SPEED, **MEMORY, **PARTS}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """Part `tokens` of bench_llm: greedy tokens and logits of every configuration against transformers in float32.
 
-Resumable: what a configuration gave, and what transformers says, is kept in .llm-cache/ under the hash of the code, the
-model and the protocol; a run that was interrupted goes on with the next configuration. Nothing is kept across a change.
+Resumable: what a configuration gave, and what transformers says, is kept in .llm-cache/ under the hash of what
+computes, the model and the protocol; a run that was interrupted goes on with the next configuration. Nothing is kept across a change.
 
 The reference is transformers' own greedy text. It is found by checking a guess (ours): where one pass over prompt and guess
 chooses the guess at every place, the guess is the greedy text; from the first difference on transformers goes on alone.
@@ -29,6 +29,10 @@ from orchestrator.tensor_parallel.text import Text
 
 CACHE = ROOT / ".llm-cache"
 SLOTS, CONTEXT = 16, 1408
+COMPUTED_BY = (
+    "blocks.py", "buffers.py", "collectives.py", "from_gguf.py", "gloo_collective.py", "layout.py", "loads.py", "partition.py",
+    "payload.py", "rank_runner.py", "sampling.py", "sharding.py", "window.py",
+)  # fmt: skip
 MARGIN = 1e-4  # below it two tokens are as good as each other in float32
 CHECKED = (1, 5)  # prompts whose logits are compared at every place: two turns, and one
 
@@ -108,10 +112,11 @@ class Reference:
         return out
 
 
-def tokens_rows(source: Checkpoint, work: Path, sizes: Sizes) -> list[Measurement]:
+def tokens_rows(source: Checkpoint, _work: Path, sizes: Sizes) -> list[Measurement]:
     """Run every configuration that the cache lacks, then compare all of them."""
-    folder = CACHE / _protocol(source, sizes)
+    folder, work = CACHE / _protocol(source, sizes), CACHE / "sets"
     folder.mkdir(parents=True, exist_ok=True)
+    work.mkdir(exist_ok=True)
     reference = Reference(source, folder)
     worst, compared, listed, different = 0.0, 0, [], 0
     for one in CONFIGURATIONS:
@@ -188,9 +193,9 @@ def _best(row: Any) -> tuple[int, float]:
 
 def _protocol(source: Checkpoint, sizes: Sizes) -> str:
     digest = hashlib.sha256(f"{sizes.prompts} {sizes.tokens} {source.path.stat().st_size}".encode())
-    for file in [*sorted((ROOT / "orchestrator" / "tensor_parallel").rglob("*.[pc]*")), Path(__file__)]:
-        if file.suffix in (".py", ".c"):
-            digest.update(file.read_bytes())
+    for name in COMPUTED_BY:
+        digest.update((ROOT / "orchestrator" / "tensor_parallel" / name).read_bytes())
+    digest.update(Path(__file__).read_bytes())
     return digest.hexdigest()[:16]
 
 

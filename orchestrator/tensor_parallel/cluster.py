@@ -11,12 +11,14 @@ import msgspec
 
 from device_profiles.errors import EdgeError
 from edge_runtime.broker_url import is_loopback_host
+from orchestrator.tensor_parallel.choice import choose, describe
 from orchestrator.tensor_parallel.collectives import Collective, MeshCollective, StarCollective
 from orchestrator.tensor_parallel.dial import answers, dial
 from orchestrator.tensor_parallel.errors import MemoryLimitError, NodesLostError, PartitionError, PeerError, ShardError
 from orchestrator.tensor_parallel.nodes import Node
 from orchestrator.tensor_parallel.partition import Share, cut
 from orchestrator.tensor_parallel.peer_link import Link, receive_control, send, send_control
+from orchestrator.tensor_parallel.probe import measure_links
 from orchestrator.tensor_parallel.protocol import (
     CHUNK_BYTES,
     Assign,
@@ -194,13 +196,14 @@ class Cluster:
         members_ranks = {member.rank for member in members}
         for rank in [rank for rank in links if rank not in members_ranks]:
             links.pop(rank).close()  # nothing to compute: it is not asked to
+        settings = self._chosen(links)
         for rank, link in links.items():
             assign = Assign(
                 shard_set=self.shard_set,
                 index=read_index(self.folder, rank, self.shard_set),
                 rank=rank,
                 members=members,
-                settings=self.settings,
+                settings=settings,
                 memory_limit=self.nodes[rank].memory_bytes,
             )
             with _blaming(rank):
@@ -210,24 +213,37 @@ class Cluster:
             with _blaming(rank):
                 self._send_weights(rank, link)
                 ready[rank] = self._expect_ready(link, self._load_timeout(rank))
-        return Epoch(self._number, members, links, self._connect(links, members), ready)
+        return Epoch(self._number, members, links, self._connect(links, members, settings.collective), ready)
 
-    def _connect(self, links: dict[int, Link], members: tuple[Member, ...]) -> Collective:
+    def _chosen(self, links: dict[int, Link]) -> RunSettings:
+        """The settings with `auto` decided by what the links take."""
+        if self.settings.collective != "auto":
+            return self.settings
+        if not links:
+            return msgspec.structs.replace(self.settings, collective="mesh")
+        one_machine = all(is_loopback_host(self.nodes[rank].host_port()[0]) for rank in links)
+        measured = measure_links(links, one_machine=one_machine, timeout_s=self.settings.deadline_s)
+        ranks, nbytes = 1 + len(links), 4 * self.shard_set.config.hidden
+        chosen = choose(ranks, nbytes, measured)
+        log.info("%s", describe(chosen, ranks, nbytes, measured))
+        return msgspec.structs.replace(self.settings, collective=chosen)
+
+    def _connect(self, links: dict[int, Link], members: tuple[Member, ...], kind: str) -> Collective:
         timeout_s = self.settings.deadline_s
         for rank, link in links.items():
             with _blaming(rank):
                 send_control(link, Connect(), timeout_s=timeout_s)
         collective: Collective
-        if self.settings.collective == "gloo":
+        if kind == "gloo":
             from orchestrator.tensor_parallel.gloo_collective import GlooCollective
 
             address = (members[0].host, self.settings.gloo_port)
             collective = GlooCollective(0, len(members), address, timeout_s=timeout_s)
-        elif self.settings.collective in ("star", "paper"):
-            in_turn = self.settings.collective == "paper"
-            collective = StarCollective(0, links, timeout_s=timeout_s, in_turn=in_turn)
+        elif kind in ("star", "paper"):
+            in_turn = kind == "paper"
+            collective = StarCollective(0, links, timeout_s=timeout_s, in_turn=in_turn, payload=self.settings.payload)
         else:
-            collective = MeshCollective(0, links, timeout_s=timeout_s)
+            collective = MeshCollective(0, links, timeout_s=timeout_s, payload=self.settings.payload)
         for rank, link in links.items():
             with _blaming(rank):
                 self._expect_ready(link, timeout_s + 1.0)

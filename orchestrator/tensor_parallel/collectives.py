@@ -3,11 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-import torch
-
 from orchestrator.tensor_parallel.errors import PeerError
+from orchestrator.tensor_parallel.payload import Payload, decode, encode, payload_bytes, rounded
 from orchestrator.tensor_parallel.peer_link import Link, move
 from orchestrator.tensor_parallel.protocol import Kind
 
@@ -37,10 +34,11 @@ class MeshCollective:
         rank: Own rank.
         links: The other ranks'.
         timeout_s: For each exchange.
+        payload: How partial sums cross the network.
     """
 
-    def __init__(self, rank: int, links: Mapping[int, Link], *, timeout_s: float) -> None:
-        self._rank, self._links, self._timeout_s = rank, dict(links), timeout_s
+    def __init__(self, rank: int, links: Mapping[int, Link], *, timeout_s: float, payload: Payload = "float32") -> None:
+        self._rank, self._links, self._timeout_s, self._payload = rank, dict(links), timeout_s, payload
         self._sequence = 0
 
     def allreduce(self, partial: Tensor | None, senders: Sequence[int], shape: tuple[int, int]) -> Tensor:
@@ -69,17 +67,17 @@ class MeshCollective:
         sequence = self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         sending = [self._links[rank] for rank in to] if partial is not None else []
         receiving = {rank: self._links[rank] for rank in senders if rank != self._rank}
-        nbytes = 4 * shape[0] * shape[1]
+        nbytes = payload_bytes(self._payload, shape)
         if sending:
-            payload = _bytes_of(partial)
+            payload = encode(partial, self._payload)
             for link in sending:
                 link.begin_send(Kind.PARTIAL, payload, sequence=sequence)
         for link in receiving.values():
             link.begin_receive(Kind.PARTIAL, sequence=sequence, limit=nbytes)
         move(sending, list(receiving.values()), timeout_s=self._timeout_s)
-        parts = {rank: _tensor_of(link, shape) for rank, link in receiving.items()}
+        parts = {rank: _tensor_of(link, shape, self._payload) for rank, link in receiving.items()}
         if partial is not None:
-            parts[self._rank] = partial
+            parts[self._rank] = rounded(partial, self._payload)
         return sum_in_order(parts, senders)
 
 
@@ -91,10 +89,20 @@ class StarCollective:
         links: To the master; on the master, to every worker.
         timeout_s: For each exchange.
         in_turn: The master reads worker after worker, and sends to worker after worker, as TPI-LLM does.
+        payload: How partial sums cross the network; totals are sent as they are.
     """
 
-    def __init__(self, rank: int, links: Mapping[int, Link], *, timeout_s: float, in_turn: bool = False) -> None:
+    def __init__(
+        self,
+        rank: int,
+        links: Mapping[int, Link],
+        *,
+        timeout_s: float,
+        in_turn: bool = False,
+        payload: Payload = "float32",
+    ) -> None:
         self._rank, self._links, self._timeout_s, self._in_turn = rank, dict(links), timeout_s, in_turn
+        self._payload = payload
         self._sequence = 0
 
     def allreduce(self, partial: Tensor | None, senders: Sequence[int], shape: tuple[int, int]) -> Tensor:
@@ -106,14 +114,14 @@ class StarCollective:
         total = self.reduce(partial, senders, shape)
         links = list(self._links.values())
         if total is not None:
-            payload = _bytes_of(total)
+            payload = encode(total, "float32")
             for link in links:
                 link.begin_send(Kind.PARTIAL, payload, sequence=self._sequence)
             self._move(links, [])
             return total
         links[0].begin_receive(Kind.PARTIAL, sequence=self._sequence, limit=4 * shape[0] * shape[1])
         self._move([], links)
-        return _tensor_of(links[0], shape)
+        return _tensor_of(links[0], shape, "float32")
 
     def reduce(self, partial: Tensor | None, senders: Sequence[int], shape: tuple[int, int]) -> Tensor | None:
         """As `Collective.reduce`.
@@ -125,16 +133,16 @@ class StarCollective:
         if self._rank:
             if partial is not None:
                 link = self._links[0]
-                link.begin_send(Kind.PARTIAL, _bytes_of(partial), sequence=self._sequence)
+                link.begin_send(Kind.PARTIAL, encode(partial, self._payload), sequence=self._sequence)
                 self._move([link], [])
             return None
         receiving = {rank: self._links[rank] for rank in senders if rank != 0}
         for link in receiving.values():
-            link.begin_receive(Kind.PARTIAL, sequence=self._sequence, limit=4 * shape[0] * shape[1])
+            link.begin_receive(Kind.PARTIAL, sequence=self._sequence, limit=payload_bytes(self._payload, shape))
         self._move([], list(receiving.values()))
-        parts = {rank: _tensor_of(link, shape) for rank, link in receiving.items()}
+        parts = {rank: _tensor_of(link, shape, self._payload) for rank, link in receiving.items()}
         if partial is not None:
-            parts[0] = partial
+            parts[0] = rounded(partial, self._payload)
         return sum_in_order(parts, senders)
 
     def close(self) -> None:
@@ -158,13 +166,8 @@ def sum_in_order(parts: Mapping[int, Tensor], senders: Sequence[int]) -> Tensor:
     return total
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
-    array: npt.NDArray[np.float32] = np.ascontiguousarray(tensor.numpy())
-    return array.data.cast("B")
-
-
-def _tensor_of(link: Link, shape: tuple[int, int]) -> Tensor:
+def _tensor_of(link: Link, shape: tuple[int, int], payload: Payload) -> Tensor:
     body = link.taken()
-    if len(body) != 4 * shape[0] * shape[1]:
-        raise PeerError(f"Wanted {shape} float32 values from {link.peer}, found {len(body)} B.")
-    return torch.frombuffer(body, dtype=torch.float32).view(shape)
+    if len(body) != payload_bytes(payload, shape):
+        raise PeerError(f"Wanted {shape} {payload} values from {link.peer}, found {len(body)} B.")
+    return decode(body, shape, payload)

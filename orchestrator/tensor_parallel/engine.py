@@ -15,10 +15,11 @@ from orchestrator.tensor_parallel.control import Directory
 from orchestrator.tensor_parallel.errors import PeerError
 from orchestrator.tensor_parallel.memory import resident_now
 from orchestrator.tensor_parallel.nodes import Node, parse_size
-from orchestrator.tensor_parallel.peer_link import move, send
+from orchestrator.tensor_parallel.peer_link import move, receive, send
 from orchestrator.tensor_parallel.protocol import Kind, RunSettings, Segment, pack_segments
 from orchestrator.tensor_parallel.rank_runner import RankRunner, RankTask
 from orchestrator.tensor_parallel.secure import Keys
+from orchestrator.tensor_parallel.trace import LIMIT_BYTES, Span, unpack_spans
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +151,40 @@ class Engine:
         self.restarts += 1
         self._end_epoch()
         self._begin()
+
+    def trace(self) -> dict[str, tuple[Span, ...]]:
+        """What each rank did in the last step, by name, the master first.
+
+        Raises:
+            PeerError: A worker left.
+        """
+        names = {member.rank: member.name for member in self.epoch.members}
+        found = {names[0]: self.runner.recorder.spans()}
+        for rank, link in self.epoch.links.items():
+            send(link, Kind.TRACE, b"", timeout_s=self.settings.deadline_s)
+            answer = receive(link, Kind.TRACE, timeout_s=self.settings.deadline_s, limit=LIMIT_BYTES)
+            found[names[rank]] = unpack_spans(answer, link.peer)
+        return found
+
+    def doing(self) -> dict[int, dict[str, int]]:
+        """What each rank of the epoch holds, and what it reads for each token."""
+        epoch, runner = self._epoch, self._runner
+        if epoch is None or runner is None:
+            return {}
+        memory = runner.memory
+        known = {0: (memory.total, memory.streamed)} | {
+            rank: (ready.peak_bytes, ready.streamed_bytes) for rank, ready in epoch.ready.items()
+        }
+        return {
+            member.rank: {
+                "kv_heads": member.share.kv_heads,
+                "columns": member.share.columns,
+                "memory_bytes": known[member.rank][0],
+                "streamed_bytes": known[member.rank][1],
+            }
+            for member in epoch.members
+            if member.rank in known
+        }
 
     @property
     def running(self) -> bool:

@@ -89,8 +89,14 @@ class Link:
 
     @property
     def is_probed(self) -> bool:
-        """Whether what came is a probe instead of the expected message."""
-        return self._header is not None and self._header.kind is Kind.PROBE
+        """Whether what came is a probe, or asks for a trace, instead of the expected message."""
+        return self.asked is not None
+
+    @property
+    def asked(self) -> Kind | None:
+        """PROBE or TRACE when that came instead of the expected message."""
+        kind = None if self._header is None else self._header.kind
+        return kind if kind in (Kind.PROBE, Kind.TRACE) else None
 
     def fill(self) -> bool:
         """Receive what is there; true when the message is complete.
@@ -134,7 +140,12 @@ class Link:
         kind, sequence, limit = self._expect
         if self.epoch < 0:
             self.epoch = header.epoch
-        if self._or_probe and header.kind is Kind.PROBE and header.epoch == self.epoch and header.length == 0:
+        if (
+            self._or_probe
+            and header.kind in (Kind.PROBE, Kind.TRACE)
+            and header.epoch == self.epoch
+            and header.length == 0
+        ):
             return header
         if header.kind is Kind.CONTROL and kind is not Kind.CONTROL and header.length <= CONTROL_LIMIT:
             raise PeerError(f"Wanted {kind.name} from {self.peer}, found a control message: it gave up.")

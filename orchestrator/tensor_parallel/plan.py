@@ -1,8 +1,7 @@
 """What a cut will cost before it is made: who holds what, memory of each node, predicted time a token. Pure.
 
 Time a token = compute + waiting for storage + communication. A matrix-vector product reads each weight once, so compute
-is bytes over the memory bandwidth that such a product reaches. With B the bytes of a residual, t the one-way time and r
-the link's rate, a sum takes t + (N - 1) B / r in a mesh and 2 (t + (N - 1) B / r) in a star; there are two for each layer.
+is bytes over the memory bandwidth that such a product reaches. Sums, two for each layer, take what `choice` says.
 """
 
 from collections.abc import Sequence
@@ -10,12 +9,14 @@ from collections.abc import Sequence
 import msgspec
 
 from device_profiles.link import Link
+from orchestrator.tensor_parallel.choice import Measured, choose, collective_ms
 from orchestrator.tensor_parallel.config import ModelConfig
 from orchestrator.tensor_parallel.errors import MemoryLimitError
 from orchestrator.tensor_parallel.loads import rank_loads
 from orchestrator.tensor_parallel.memory import TYPICAL_BASE_BYTES, plan_memory
 from orchestrator.tensor_parallel.nodes import Node
 from orchestrator.tensor_parallel.partition import Share, cut
+from orchestrator.tensor_parallel.payload import payload_bytes
 from orchestrator.tensor_parallel.protocol import RunSettings
 
 DEFAULT_READ_MB_PER_S = 10_000.0
@@ -66,9 +67,9 @@ def plan_cluster(config: ModelConfig, nodes: Sequence[Node], link: Link, setting
         _plan_node(config, node, share, settings, ranks=ranks, master=rank == 0)
         for rank, (node, share) in enumerate(zip(nodes, shares, strict=True))
     ]
-    residual_bytes = 4 * config.hidden
-    trip_ms = link.rtt_ms / 2 + (ranks - 1) * residual_bytes * 1e3 / link.up_bytes_per_s
-    communication_ms = 0.0 if ranks == 1 else (2 * config.layers + 1) * trip_ms  # of the mesh, which `serve` runs
+    nbytes, measured = payload_bytes(settings.payload, (1, config.hidden)), Measured(link.rtt_ms, link.up_bytes_per_s)
+    chosen = choose(ranks, nbytes, measured)
+    communication_ms = (2 * config.layers + 1) * collective_ms(chosen, ranks, nbytes, measured)
     computed_ms = max(node.compute_ms for node in planned) + communication_ms
     token_ms = max(computed_ms, *(node.storage_ms for node in planned))
     return ClusterPlan(nodes=tuple(planned), communication_ms=communication_ms, token_ms=token_ms)

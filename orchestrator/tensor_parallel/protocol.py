@@ -13,6 +13,7 @@ import msgspec
 from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.errors import PeerError
 from orchestrator.tensor_parallel.partition import Share
+from orchestrator.tensor_parallel.payload import Payload
 from orchestrator.tensor_parallel.shard_set import RankIndex, ShardSet
 
 HEADER = struct.Struct("<4sBBHIII")
@@ -32,6 +33,7 @@ class Kind(IntEnum):
     STEP = 3  # segments and embeddings: begin a step
     PARTIAL = 4  # a partial sum, or in a star its total
     PROBE = 5  # empty, between steps; a worker sends it back: both are there
+    TRACE = 6  # empty, between steps; a worker answers with what it did in the last one
 
 
 @dataclass(frozen=True)
@@ -153,13 +155,14 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class RunSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How an epoch runs, the same on all ranks."""
 
-    collective: str = "mesh"  # mesh | star | paper (a star whose master reads workers in turn) | gloo
+    collective: str = "mesh"  # mesh | star | paper (a star whose master reads workers in turn) | gloo | auto (the master measures and chooses)
     paper: bool = False  # blocks loaded again for each token, nothing kept
     window: int = 2
     context: int = 2048
     slots: int = 1
     step_tokens: int = 256  # most tokens in one step
     deadline_s: float = 10.0
+    payload: Payload = "float32"  # of partial sums
     gloo_port: int = 0
     kv_cache: str = "float32"  # or int8
     guessed: int = 0  # most guessed tokens of a sequence in one step
@@ -182,6 +185,12 @@ class Need(Control, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="
     offset: int
 
 
+class Measure(Control, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="measure"):
+    """Before an assignment; a worker answers with an empty one: the master measures the link."""
+
+    data: str = ""
+
+
 class Connect(Control, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="connect"):
     """All workers are ready: connect to each other."""
 
@@ -201,7 +210,7 @@ class Refused(Control, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
     message: str
 
 
-Message = Hello | Assign | Need | Connect | Ready | Refused
+Message = Hello | Measure | Assign | Need | Connect | Ready | Refused
 
 
 def decode_control(data: bytes | bytearray, peer: str) -> Message:

@@ -21,6 +21,7 @@ from orchestrator.tensor_parallel.memory import MemoryPlan, plan_memory
 from orchestrator.tensor_parallel.partition import Share
 from orchestrator.tensor_parallel.protocol import Member, RunSettings, Segment
 from orchestrator.tensor_parallel.shard_set import ShardSet
+from orchestrator.tensor_parallel.trace import Recorder
 from orchestrator.tensor_parallel.window import Window
 
 Tensor = Any  # torch is untyped here
@@ -93,7 +94,10 @@ class RankRunner:
         )
         self._file = WeightFile(task.file, drop_behind=task.memory_limit is not None and not task.settings.paper)
         self._norm = self._load_norm()
-        self.window = Window(self._file, self._loads.cycle, self.memory.kept, size=task.settings.window)
+        self.recorder = Recorder()
+        self.window = Window(
+            self._file, self._loads.cycle, self.memory.kept, size=task.settings.window, recorder=self.recorder
+        )
         settings = task.settings
         self._cache = KvCache(
             self.config, task.share.kv_heads, slots=settings.slots, context=settings.context, kind=settings.kv_cache
@@ -126,6 +130,7 @@ class RankRunner:
         if wrong:
             raise PromptError(f"Wanted tokens below {self.config.vocabulary}, found {wrong[0]}.")
         self._position = 0
+        self.recorder.begin()
         if self.task.settings.paper:
             with self.window.take(0) as weights:
                 rows = weights["rows"][list(tokens)]
@@ -151,17 +156,18 @@ class RankRunner:
         """
         if self.task.rank:
             self._position = 0
+            self.recorder.begin()
         context = (segments, self._rotary.table(segments))
         config, shape = self.config, (x.shape[0], x.shape[1])
         for layer in range(config.layers):
             partial = None
             if self.task.share.kv_heads:
-                with self._next() as weights:
+                with self._next() as weights, self.recorder.doing("compute", f"attention.{layer}"):
                     partial = attention(x, weights, config, (self._cache, layer), context)
             x = x + self._timed(collective.allreduce, partial, self._with_heads, shape)
             partial = None
             if self.task.share.columns:
-                with self._next() as weights:
+                with self._next() as weights, self.recorder.doing("compute", f"ffn.{layer}"):
                     partial = feed_forward(x, weights, config)
             last = layer == config.layers - 1
             total = self._timed(collective.reduce if last else collective.allreduce, partial, self._with_columns, shape)
@@ -175,7 +181,7 @@ class RankRunner:
         rows = rms_norm(x, self._norm, self.config)
         out = torch.empty((x.shape[0], self.config.vocabulary))
         for first, stop in self._loads.head_chunks:
-            with self._next() as weights:
+            with self._next() as weights, self.recorder.doing("compute", f"head.{first}"):
                 if x.shape[0]:
                     out[:, first:stop] = project(rows, weights["rows"])
         return out
@@ -204,7 +210,9 @@ class RankRunner:
     def _timed(self, operation: Any, *arguments: Any) -> Tensor | None:  # noqa: ANN401
         began = time.perf_counter()
         total = operation(*arguments)
-        self.communicated_s += time.perf_counter() - began
+        ended = time.perf_counter()
+        self.communicated_s += ended - began
+        self.recorder.add("communicate", "sum", began, ended)
         return total
 
     def _load_norm(self) -> Tensor | None:

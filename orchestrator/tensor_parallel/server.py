@@ -174,8 +174,10 @@ async def _health(_request: Request, *, service: Service) -> Response:
     """Nodes and what they do; 503 while none can answer."""
     cluster = service.engine.cluster
     running, waiting = service.generator.load
+    doing = service.engine.doing()
     nodes: list[dict[str, object]] = [
-        {"name": node.name, "rank": rank, "alive": rank in cluster.alive} for rank, node in enumerate(cluster.nodes)
+        {"name": node.name, "rank": rank, "alive": rank in cluster.alive, **doing.get(rank, {})}
+        for rank, node in enumerate(cluster.nodes)
     ]
     announced = {} if service.directory is None else service.directory.nodes
     for node in nodes:

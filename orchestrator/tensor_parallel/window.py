@@ -15,6 +15,7 @@ from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.buffers import Buffer, WeightFile
 from orchestrator.tensor_parallel.errors import PeerError
 from orchestrator.tensor_parallel.loads import Load, View
+from orchestrator.tensor_parallel.trace import Recorder
 
 Tensors = dict[str, Any]
 
@@ -48,9 +49,19 @@ class Window:
         cycle: The loads in execution order.
         resident: Indices of those that stay.
         size: Buffers for the others, at least 2.
+        recorder: Takes what is loaded and waited for.
     """
 
-    def __init__(self, file: WeightFile, cycle: tuple[Load, ...], resident: frozenset[int], *, size: int = 2) -> None:
+    def __init__(
+        self,
+        file: WeightFile,
+        cycle: tuple[Load, ...],
+        resident: frozenset[int],
+        *,
+        size: int = 2,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self._recorder = recorder
         self._file = file
         self._cycle = cycle
         self.times = LoadTimes()
@@ -128,7 +139,10 @@ class Window:
             if self._closed:
                 raise PeerError("Wanted the next block of weights, found the window closed.")
             slot = self._ready.pop(0)
-        self.times.wait_s += time.perf_counter() - began
+        ended = time.perf_counter()
+        self.times.wait_s += ended - began
+        if self._recorder is not None:
+            self._recorder.add("wait", self._cycle[index].name, began, ended)
         if slot.index != index:
             raise AssertionError(f"load {index} was taken out of order: the window has {slot.index}")
         return slot
@@ -158,7 +172,10 @@ class Window:
         began = time.perf_counter()
         for offset, nbytes, at in load.reads:
             self._file.read(offset, buffer.view[at : at + nbytes])
-        self.times.load_s += time.perf_counter() - began
+        ended = time.perf_counter()
+        self.times.load_s += ended - began
+        if self._recorder is not None:
+            self._recorder.add("load", load.name, began, ended)
         self.times.loaded_bytes += load.nbytes
         return {view.name: _seen(buffer, view) for view in load.views}
 

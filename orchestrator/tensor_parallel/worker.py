@@ -27,6 +27,7 @@ from orchestrator.tensor_parallel.protocol import (
     Connect,
     Hello,
     Kind,
+    Measure,
     Need,
     Ready,
     Refused,
@@ -37,6 +38,7 @@ from orchestrator.tensor_parallel.protocol import (
 from orchestrator.tensor_parallel.rank_runner import RankRunner, RankTask
 from orchestrator.tensor_parallel.secure import Keys
 from orchestrator.tensor_parallel.shard_set import check_index, read_set, verify_file
+from orchestrator.tensor_parallel.trace import pack_spans
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +129,8 @@ class Worker:
 
     def _epoch(self, links: dict[int, Link]) -> None:
         master = links[0]
-        assign = receive_control(master, timeout_s=10.0)
+        while isinstance(assign := receive_control(master, timeout_s=10.0), Measure):
+            send_control(master, Measure(), timeout_s=10.0)
         if not isinstance(assign, Assign) or not 0 < assign.rank < len(assign.shard_set.nodes):
             raise PeerError(f"Wanted an assignment from {master.peer}, found {type(assign).__name__}.")
         master.own_rank = assign.rank
@@ -214,7 +217,7 @@ class Worker:
             host = next(member.host for member in assign.members if member.rank == 0)
             return GlooCollective(place, len(assign.members), (host, settings.gloo_port), timeout_s=timeout_s)
         if settings.collective in ("star", "paper"):
-            return StarCollective(assign.rank, links, timeout_s=timeout_s)
+            return StarCollective(assign.rank, links, timeout_s=timeout_s, payload=settings.payload)
         hello = Hello(rank=assign.rank, epoch=links[0].epoch)
         others = [member for member in assign.members if member.rank not in (0, assign.rank)]
         for member in sorted(others, key=lambda one: one.rank):
@@ -222,7 +225,7 @@ class Worker:
                 address = (member.host, member.port)
                 links[member.rank] = dial(address, self._keys, hello, peer=member.name, timeout_s=timeout_s)
         self._accept_peers(links, {member.rank: member.name for member in others}, timeout_s)
-        return MeshCollective(assign.rank, links, timeout_s=timeout_s)
+        return MeshCollective(assign.rank, links, timeout_s=timeout_s, payload=settings.payload)
 
     def _accept_peers(self, links: dict[int, Link], names: dict[int, str], timeout_s: float) -> None:
         """Wait for the higher ranks of this epoch; whoever else comes is dropped."""
@@ -247,8 +250,9 @@ class Worker:
         limit = segments_limit(settings.slots) + 4 * settings.step_tokens * hidden
         while True:
             body = self._wait(master, Kind.STEP, limit, newer=True)
-            if master.is_probed:
-                send(master, Kind.PROBE, b"", timeout_s=settings.deadline_s)
+            if master.asked is not None:
+                answer = pack_spans(runner.recorder.spans()) if master.asked is Kind.TRACE else b""
+                send(master, master.asked, answer, timeout_s=settings.deadline_s)
                 continue
             segments, used = unpack_segments(body, slots=settings.slots, context=settings.context, peer=master.peer)
             count = sum(segment.count for segment in segments)

@@ -1,0 +1,108 @@
+"""`headtail llm trace` and `headtail llm top`: look at what a cluster does."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from orchestrator.commands.llm import cluster_nodes, need_torch, run_settings
+from orchestrator.commands.output import format_bytes, print_json
+from orchestrator.commands.serving import until_stopped
+
+
+def trace(
+    shards: Path,
+    *,
+    nodes: Path | None = None,
+    key: Path | None = None,
+    out: Path = Path("trace.json"),
+    prompt: str = "Hello",
+    memory_limit: str | None = None,
+    threads: int | None = None,
+) -> None:
+    """Compute one token and write what every rank did: a Chrome trace (chrome://tracing, ui.perfetto.dev).
+
+    Args:
+        shards: The set of `headtail llm shard`.
+        nodes: Nodes file with the addresses of the workers; not needed for a set of one node.
+        key: The cluster's key file.
+        out: The trace.
+        prompt: Text in front of the token.
+        memory_limit: Of the master, as in 512MB.
+        threads: Of torch.
+    """
+    need_torch()
+    import torch
+
+    from orchestrator.tensor_parallel.engine import Engine, EngineOptions, Piece
+    from orchestrator.tensor_parallel.text import Text
+    from orchestrator.tensor_parallel.trace import write_trace
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = run_settings("auto", "float32", paper=False, window=2, context=256, slots=1, deadline_s=10.0)
+    tokens = tuple(Text(shards).encode(prompt))[:200]
+    engine = Engine(EngineOptions(shards, cluster_nodes(shards, nodes, memory_limit), key, settings))
+    try:
+        first = engine.step([Piece(0, 0, tokens, 1)])[0]
+        engine.step([Piece(0, len(tokens), (int(first[0].argmax()),), 1)])
+        write_trace(out, engine.trace())
+        times = engine.times
+    finally:
+        engine.close()
+    sys.stdout.write(
+        f"wrote {out}: a token took {1e3 * times.total_s:.1f} ms, {1e3 * times.communicated_s:.1f} ms of it communication, "
+        f"{1e3 * times.waited_s:.1f} ms waiting for weights\n"
+    )
+
+
+def top(url: str = "http://127.0.0.1:8000", *, every_s: float = 1.0, once: bool = False, json: bool = False) -> None:
+    """Show the nodes of a running server, again and again until Ctrl-C.
+
+    Args:
+        url: Of `headtail llm serve`.
+        every_s: Seconds between two looks.
+        once: Look once.
+        json: Print what the server says, once.
+    """
+    if json:
+        print_json(_health(url))
+        return
+    with Live(_node_table(_health(url)), console=Console(), auto_refresh=False) as live, until_stopped():
+        while not once:
+            time.sleep(every_s)
+            live.update(_node_table(_health(url)), refresh=True)
+
+
+def _health(url: str) -> dict[str, Any]:
+    import json
+    import urllib.error
+    import urllib.request
+
+    from orchestrator.tensor_parallel.errors import PeerError
+
+    address = f"{url.rstrip('/').removesuffix('/v1')}/health"
+    try:
+        with urllib.request.urlopen(address, timeout=5) as answer:
+            found: dict[str, Any] = json.loads(answer.read())
+    except urllib.error.HTTPError as error:  # 503 while none can answer: it says so itself
+        found = json.loads(error.read())
+    except (OSError, ValueError) as error:
+        raise PeerError(f"Wanted a server of `headtail llm serve`, found {error} at {address}.") from error
+    return found
+
+
+def _node_table(health: dict[str, Any]) -> Table:
+    table = Table(title=f"{health['status']}: {health['running']} running, {health['waiting']} waiting")
+    for column in ("rank", "node", "state", "KV heads", "FFN columns", "memory", "read a token"):
+        table.add_column(column)
+    for node in health["nodes"]:
+        told = [node.get(key) for key in ("kv_heads", "columns", "memory_bytes", "streamed_bytes")]
+        cells = ["" if value is None else str(value) for value in told[:2]]
+        cells += ["" if value is None else format_bytes(value) for value in told[2:]]
+        table.add_row(str(node["rank"]), node["name"], "alive" if node["alive"] else "lost", *cells)
+    return table
