@@ -101,8 +101,7 @@ def _node_table(health: dict[str, Any]) -> Table:
     for column in ("rank", "node", "state", "KV heads", "FFN columns", "memory", "read a token"):
         table.add_column(column)
     for node in health["nodes"]:
-        told = [node.get(key) for key in ("kv_heads", "columns", "memory_bytes", "streamed_bytes")]
-        cells = ["" if value is None else str(value) for value in told[:2]]
-        cells += ["" if value is None else format_bytes(value) for value in told[2:]]
+        cells = [str(node.get(key, "")) for key in ("kv_heads", "columns")]
+        cells += [format_bytes(node[key]) if key in node else "" for key in ("memory_bytes", "streamed_bytes")]
         table.add_row(str(node["rank"]), node["name"], "alive" if node["alive"] else "lost", *cells)
     return table
