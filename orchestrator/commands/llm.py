@@ -166,7 +166,7 @@ def nodes(*, broker: str, tenant: str = "default", seconds: float = 2.0, json: b
         seconds: How long to listen.
         json: Print JSON.
     """
-    _need_torch()
+    need_torch()
     from orchestrator.tensor_parallel.control import Directory
 
     directory = Directory(broker, tenant)
@@ -294,7 +294,9 @@ def demo(
     run_demo(checkpoint, shards, question, say=lambda line: Console().print(line, markup=False, highlight=False))
 
 
-def cluster_nodes(shards: Path, nodes: Path | None, memory_limit: str | None, *, announced: bool = False) -> "tuple[Node, ...]":
+def cluster_nodes(
+    shards: Path, nodes: Path | None, memory_limit: str | None, *, announced: bool = False
+) -> "tuple[Node, ...]":
     """The nodes of a set, with the master's limit.
 
     Raises:

@@ -102,6 +102,6 @@ def _node_table(health: dict[str, Any]) -> Table:
         table.add_column(column)
     for node in health["nodes"]:
         cells = [str(node.get(key, "")) for key in ("kv_heads", "columns")]
-        cells += [format_bytes(node[key]) if key in node else "" for key in ("memory_bytes", "streamed_bytes")]
+        cells += [format_bytes(node.get(key)) or "" for key in ("memory_bytes", "streamed_bytes")]
         table.add_row(str(node["rank"]), node["name"], "alive" if node["alive"] else "lost", *cells)
     return table
