@@ -131,12 +131,20 @@ def _processes(device: str) -> Iterator[_Place]:
         torch.cuda.set_device(name)
     own = not distributed.is_initialized()
     if own:
-        distributed.init_process_group("nccl" if name.startswith("cuda") else "gloo")
+        _join("nccl" if name.startswith("cuda") else "gloo")
     try:
         yield _Place(torch.device(name), distributed.get_rank(), world)
     finally:
         if own:
             distributed.destroy_process_group()
+
+
+def _join(backend: str) -> None:
+    """A process group with keys of its own: torchrun's store outlives a group and would hand out its dead addresses."""
+    store, rank, world = next(distributed.rendezvous("env://"))
+    number = store.add(f"headtail/joined/{rank}", 1)
+    own = distributed.PrefixStore(f"headtail/{number}", store)
+    distributed.init_process_group(backend, store=own, rank=rank, world_size=world)
 
 
 class _Run:
@@ -169,6 +177,8 @@ class _Run:
 
     def go(self) -> TrainReport:
         self.options.folder.mkdir(parents=True, exist_ok=True)
+        if self.place.world > 1:
+            distributed.barrier()  # the first process may still be writing the checkpoint of a run before
         checkpoint = load_checkpoint(self.options.folder, run=self.run, device=self.place.device)
         self.position = checkpoint.position if checkpoint else Position()
         if self.place.rank == 0:

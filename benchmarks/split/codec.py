@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.rows import ROOT
 from edge_runtime.entropy import CountOptions, EntropyCodec, TableSet, count_tables
 from edge_runtime.entropy.c_tables import table_flash_bytes
-from edge_runtime.entropy.native import NativeCoder, built_coder
+from edge_runtime.entropy.native import NativeCoder
 
 CHANNELS = 24
 SIDES = (28, 55)
@@ -74,10 +74,7 @@ def entropy_bytes(latents: np.ndarray) -> float:
 
 
 def native_coder() -> NativeCoder:
-    """The coder of this tree: built with the package, else built here."""
-    found = built_coder()
-    if found is not None:
-        return found
+    """The coder of this tree, built as hatch_build.py does: a library that was built with the package may be older."""
     folder = Path(tempfile.mkdtemp(prefix="codec-"))
     sources = [str(path) for path in sorted((ROOT / "edge_runtime" / "csrc").glob("*.c"))]
     command = [

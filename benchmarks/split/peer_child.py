@@ -1,6 +1,6 @@
 """Runs in sc2bench's own environment (scripts/setup-sc2bench): its FP block, unmodified, on arrays from an .npz.
 
-    python peer_child.py weights|steps IN.npz OUT.npz
+    python peer_child.py weights|strings|steps IN.npz OUT.npz
 
 Imports torch, NumPy, sc2bench and `nets.py` beside it, nothing of headtail. Names of arrays: `state.<parameter of sc2bench's block>`,
 `net.<parameter of the network>`, `picture` or `batch` (uint8 or float), `seed`, `beta`.
@@ -57,6 +57,15 @@ def weights(arrays: Arrays) -> Arrays:
     return {"latent": latent.numpy(), "target": target.numpy(), **state}
 
 
+def strings(arrays: Arrays) -> Arrays:
+    """Bytes of each picture as the block itself codes it."""
+    block = block_of(arrays).eval()
+    block.update(force=True)
+    with torch.no_grad():
+        found = block.encode(torch.from_numpy(arrays["picture"]))
+    return {"sizes": np.array([sum(map(len, one)) for one in zip(*found["strings"], strict=True)])}
+
+
 def steps(arrays: Arrays) -> Arrays:
     """Stage 1 of the published recipe on given batches: squared errors of two layers, beta times bits, auxiliary loss; Adam."""
     sys.path.insert(0, str(Path(__file__).parent))
@@ -97,7 +106,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with np.load(source, allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
-    np.savez(target, **{"weights": weights, "steps": steps}[command](arrays))
+    np.savez(target, **{"weights": weights, "strings": strings, "steps": steps}[command](arrays))
 
 
 if __name__ == "__main__":

@@ -133,9 +133,11 @@ def test_two_processes_hold_the_same_weights(tmp_path):
         net = nn.Sequential(nn.Conv2d(3, 4, 3, 4, 1), nn.ReLU(), nn.Conv2d(4, 8, 3, 2, 1), nn.Flatten(), nn.Linear(128, 2))
         method = find_method("progressive")
         options = method.options(epochs=(2, 1), batch=8, width=4, decoder_width=8, int8=True)
-        pair = inject(trace_network(net, torch.rand(1, 3, 32, 32)), "1", lambda one: method.make(one, options), size=(32, 32))
         folder = Path(sys.argv[1])
-        train(*pair, data, method.stages(options), TrainOptions(folder=folder, augmentation=Augmentation(32, "flip"), device="cpu"))
+        for run in ("one", "two", "three", "three"):  # the last finds its own end
+            pair = inject(trace_network(net, torch.rand(1, 3, 32, 32)), "1", lambda one: method.make(one, options), size=(32, 32))
+            given = TrainOptions(folder=folder / run, augmentation=Augmentation(32, "flip"), device="cpu")
+            train(*pair, data, method.stages(options), given)
         torch.save(dict(pair[0].named_parameters()), folder / f"rank{os.environ['RANK']}.pt")
     """
     script = tmp_path / "run.py"
