@@ -1,6 +1,6 @@
 """Parts of bench_llm about serving: shared steps, guessing, sampled guessing keeps the distribution, killed workers.
 
-Run through `python -m benchmarks.bench_llm batch|lookup|spectr|kills`: SmolLM2, ranks are processes on this machine, one
+Run through `python -m benchmarks.bench_llm batch|lookup|spectr|kills|kv`: SmolLM2, ranks are processes on this machine, one
 thread each, over loopback: on a real link a pass costs more, and both sharing and guessing save more.
 """
 
@@ -244,9 +244,31 @@ def _kill_within(
     return found, longest
 
 
+def kv_rows(source: Checkpoint, work: Path, _sizes: Sizes) -> list[Measurement]:
+    """What an int8 cache costs: logits behind every token of a long prompt against those with the exact cache."""
+    logits, cached = [], []
+    for kind in ("float32", "int8"):
+        with running(source, work, 2, slots=1, kv_cache=kind) as (engine, _):
+            prompt = prompts(Text(engine.cluster.folder), 4)[3]
+            chunks = [tuple(prompt[at : at + 256]) for at in range(0, len(prompt), 256)]
+            pieces = [Piece(0, 256 * number, chunk, len(chunk)) for number, chunk in enumerate(chunks)]
+            logits.append(torch.cat([engine.step([piece])[0] for piece in pieces]))
+            cached.append(engine.runner.memory.cache)
+    exact, small = logits
+    same = float((exact.argmax(-1) == small.argmax(-1)).double().mean())
+    worst = float((exact - small).abs().max() / exact.std())
+    where = f"a prompt of {len(exact)} tokens, SmolLM2"
+    return [
+        Measurement(id="kv_int8.bytes", what="int8 cache of the master over the exact one", value=cached[1] / cached[0], unit="x", direction="info"),
+        Measurement(id="kv_int8.agree", what=f"places where it gives the same most probable token, {where}", value=100 * same, unit="%", direction="info"),
+        Measurement(id="kv_int8.logits", what="largest difference of a logit, in standard deviations of the logits", value=worst, unit="", direction="info"),
+    ]  # fmt: skip
+
+
 PARTS: dict[str, Callable[[Checkpoint, Path, Sizes], list[Measurement]]] = {
     "batch": batch_rows,
     "lookup": lookup_rows,
     "spectr": spectr_rows,
     "kills": kills_rows,
+    "kv": kv_rows,
 }
