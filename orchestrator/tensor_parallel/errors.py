@@ -39,6 +39,10 @@ class PromptError(EdgeError):
     """A request cannot be run: too long for the context, or with values out of range."""
 
 
+class ContextLengthError(PromptError):
+    """A prompt does not fit into the context."""
+
+
 class BusyError(EdgeError):
     """More requests wait than the server keeps; a later one may succeed."""
 

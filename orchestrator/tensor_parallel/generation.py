@@ -13,7 +13,7 @@ from typing import Any
 
 from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.engine import Engine, Piece
-from orchestrator.tensor_parallel.errors import BusyError, CancelledError, PeerError, PromptError
+from orchestrator.tensor_parallel.errors import BusyError, CancelledError, ContextLengthError, PeerError, PromptError
 from orchestrator.tensor_parallel.jobs import Counters, Event, Job, Request
 from orchestrator.tensor_parallel.lookup import Guess, guess
 from orchestrator.tensor_parallel.protocol import MAX_BRANCHES
@@ -60,7 +60,8 @@ class Generator:
         request.sampling.check()
         context = self._engine.settings.context
         if not request.prompt or len(request.prompt) >= context:
-            raise PromptError(
+            kind = ContextLengthError if request.prompt else PromptError
+            raise kind(
                 f"Wanted a prompt of 1 to {context - 1} tokens, found {len(request.prompt)}. "
                 "Shorten it, or serve with a larger --context."
             )

@@ -21,13 +21,21 @@ from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.api import Answer, ChatRequest, CompletionRequest, error_body, parse, to_request
 from orchestrator.tensor_parallel.control import Directory
 from orchestrator.tensor_parallel.engine import Engine
-from orchestrator.tensor_parallel.errors import BusyError, MemoryLimitError, NodesLostError, PeerError, PromptError
+from orchestrator.tensor_parallel.errors import (
+    BusyError,
+    ContextLengthError,
+    MemoryLimitError,
+    NodesLostError,
+    PeerError,
+    PromptError,
+)
 from orchestrator.tensor_parallel.generation import Generator
 from orchestrator.tensor_parallel.jobs import Event, Job
 from orchestrator.tensor_parallel.memory import resident_now, resident_peak
 from orchestrator.tensor_parallel.text import Text
 
 _BODY_LIMIT = 8 << 20
+_BODY_S = 30.0  # until a request must be here whole
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,8 @@ def _error(status: int, message: str, code: str) -> Response:
 
 def _from(error: EdgeError) -> Response:
     if isinstance(error, PromptError):
-        return _error(400, str(error), "PromptError")
+        code = "context_length_exceeded" if isinstance(error, ContextLengthError) else "PromptError"
+        return _error(400, str(error), code)
     if isinstance(error, BusyError):
         return _error(429, str(error), "BusyError")
     unavailable = isinstance(error, NodesLostError | PeerError | MemoryLimitError)
@@ -92,7 +101,7 @@ def _from(error: EdgeError) -> Response:
 
 async def _complete(request: Request, *, service: Service, kind: Literal["chat", "text"]) -> Response:
     try:
-        body = await _body(request)
+        body = await asyncio.wait_for(_body(request), _BODY_S)
         asked = parse(body, ChatRequest if kind == "chat" else CompletionRequest)
         wanted = to_request(
             asked, service.text, guessing=(service.lookup, service.drafts), context=service.engine.settings.context
@@ -107,6 +116,8 @@ async def _complete(request: Request, *, service: Service, kind: Literal["chat",
         job = service.generator.submit(wanted, put)
     except ClientDisconnect:
         return Response(status_code=499)
+    except asyncio.TimeoutError:
+        return _error(408, f"Wanted the whole request within {_BODY_S:g} s, found a part of it.", "timeout")
     except EdgeError as error:
         return _from(error)
     answer = Answer(service.model, kind, len(wanted.prompt))

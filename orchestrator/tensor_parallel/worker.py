@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ from orchestrator.tensor_parallel.trace import pack_spans
 log = logging.getLogger(__name__)
 
 _TURN_S = 0.5  # how often a waiting worker looks whether it should end
+_SILENCE_S = 60.0  # beyond the deadline: a master that sent heartbeats and then nothing for so long is given up
 
 
 OnChange = Callable[[bool, int, int], None]  # whether it computes, the epoch, bytes of weights in memory
@@ -248,9 +250,12 @@ class Worker:
         """Compute step after step; ends with a PeerError when the master leaves."""
         settings, hidden = runner.task.settings, runner.config.hidden
         limit = segments_limit(settings.slots) + 4 * settings.step_tokens * hidden
+        patience_s = None
         while True:
-            body = self._wait(master, Kind.STEP, limit, newer=True)
+            body = self._wait(master, Kind.STEP, limit, newer=True, patience_s=patience_s)
             if master.asked is not None:
+                if master.asked is Kind.PROBE:
+                    patience_s = _SILENCE_S + settings.deadline_s
                 answer = pack_spans(runner.recorder.spans()) if master.asked is Kind.TRACE else b""
                 send(master, master.asked, answer, timeout_s=settings.deadline_s)
                 continue
@@ -263,8 +268,11 @@ class Worker:
                 runner.forward(x, segments, collective)
             log.debug("step of %d tokens, peak %d MB", count, resident_peak() >> 20)
 
-    def _wait(self, master: Link, kind: Kind, limit: int, *, newer: bool = False) -> bytearray:
-        """Wait for the master, without a deadline; also look for the order to end and, between steps, for another master."""
+    def _wait(
+        self, master: Link, kind: Kind, limit: int, *, newer: bool = False, patience_s: float | None = None
+    ) -> bytearray:
+        """Wait for the master; also look for the order to end and, between steps, for another master."""
+        end = None if patience_s is None else time.monotonic() + patience_s
         master.begin_receive(kind, sequence=None, limit=limit, or_probe=newer)
         poll = select.poll()
         poll.register(master.fileno(), select.POLLIN)
@@ -278,6 +286,8 @@ class Worker:
                 self._look_for_newer_master(master)
             if self._stop.is_set():
                 raise PeerError("Wanted the next message, found that this worker should end.")
+            if end is not None and time.monotonic() > end:
+                raise PeerError(f"Wanted a step or a heartbeat of {master.peer} within {patience_s:g} s, found none.")
         return master.taken()
 
     def _look_for_newer_master(self, master: Link) -> None:

@@ -129,6 +129,12 @@ def test_requests_that_cannot_run_get_400_and_the_server_goes_on(body, message, 
     assert client(url).completions.create(model="m", prompt="x", max_tokens=2).usage.completion_tokens == 2
 
 
+def test_a_prompt_beyond_the_context_bears_the_code_that_clients_know(server):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client(server[0]).chat.completions.create(model="m", messages=[{"role": "user", "content": "x" * 500}])
+    assert refused.value.code == "context_length_exceeded"
+
+
 def test_a_client_that_leaves_frees_its_slot(server):
     url, service = server
     stream = client(url).completions.create(model="m", prompt="x", max_tokens=120, temperature=0, stream=True)
