@@ -9,7 +9,8 @@ from benchmarks import bench_fuzz
 from benchmarks.agent_probe import peak_bytes
 from benchmarks.bench_fuzz import Outcome, Target, fuzz
 from edge_runtime import messages
-from edge_runtime.messages import ArtefactRef, Desired, JobOrder, JobStatus, Models, Reported, Slots, Topics
+from edge_runtime.messages import ArtefactRef, Desired, JobOrder, JobStatus, Models, Ranked, Reported, Slots, Topics
+from edge_runtime.sample_message import SampleHead, pack_sample, unpack_sample
 from orchestrator.fleet import mqtt_packets as packets
 from orchestrator.fleet.selectors import parse_selector
 
@@ -17,6 +18,7 @@ CASES = int(os.environ.get("HEADTAIL_BENCH_CASES", "1000000"))
 HANG_MS = 50.0
 GROWTH_BYTES = 64 << 20
 _BOOT, _DIGEST = "0123456789abcdef", "b" * 64
+_SAMPLE = SampleHead(boot=_BOOT, seq=1, frame="a.jpg", form="jpeg", top=(Ranked(index=1, score=0.3, label="x"),))
 _KINDS = (Desired, Reported, JobOrder, JobStatus)
 
 
@@ -54,6 +56,7 @@ def fleet_targets() -> tuple[Target, ...]:
         Target("fleet_messages", _messages(), _decode_messages),
         Target("packets", (publish, stream), _decode_stream),
         Target("selectors", (b"site=lab,!old,gpu", b"a!=b"), lambda data: parse_selector(data.decode("latin-1"))({})),
+        Target("samples", (pack_sample(_SAMPLE, b"\xff\xd8\xff" + bytes(40)),), unpack_sample),
         Target("fleet_topics", tuple(name.encode() for name in names), _decode_topic),
     )
 

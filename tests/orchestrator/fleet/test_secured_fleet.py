@@ -130,6 +130,9 @@ def test_the_page_leads_to_a_device_that_runs_a_signed_model(walked, network, ca
     (view,) = devices(walked.store)
     assert view.id == "default/pi-1"
     assert view.slots.whole == network.whole.id
+    assert view.desired.models.whole.url.startswith("https://"), (
+        "fetched from the fleet's own server, by its certificates"
+    )
     assert "KEY" not in (walked.folder / "up.log").read_text()
     fleet = ["--folder", str(walked.folder / "fleet")]
     assert run(["fleet", "doctor", "--as-device", walked.join("pi-3")[0], *fleet]) == 0
@@ -165,7 +168,7 @@ def test_every_topic_of_today_reaches_who_needs_it_and_nobody_else(walked):
     )
     control, offload = walked.join("pi-2")
     mine, worker = Topics("default", "pi-2"), Topics(HOST_TENANT, "tail-1-0")
-    ups = [mine.up(kind) for kind in ("birth", "death", "hb", "result", "reported", "job", "deploy")]
+    ups = [mine.up(kind) for kind in ("birth", "death", "hb", "result", "reported", "job", "deploy", "sample")]
     downs = [mine.desired, mine.job, mine.deploy, mine.rollback, mine.block(BOOT)]
     asked, answered, beat = mine.request(KEY, BOOT), mine.reply(BOOT), worker.up("tail")
     found = f"{DISCOVERY}/device/headtail_default_pi-2/config"
