@@ -9,7 +9,7 @@ SYSTEM := mosquitto:mosquitto libdeflate.so.0:libdeflate0
 # the fleet's tests run on both databases
 SYSTEM_DEV := $(SYSTEM) psql:postgresql
 
-.PHONY: help demo test check format setup-demo setup-dev test-arm64 test-tflite-runtime bench-data bench-report fuzz-codec $(addprefix bench-,$(BENCHES))
+.PHONY: help demo test check format setup-demo setup-dev test-arm64 test-browser test-tflite-runtime bench-data bench-report fuzz-codec $(addprefix bench-,$(BENCHES))
 
 help:  ## what there is
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
@@ -47,6 +47,11 @@ test-arm64: setup-dev  ## the device packages under emulated aarch64
 
 test-tflite-runtime: setup-dev  ## an int8 artefact on tflite-runtime, in an environment of its own
 	scripts/test-tflite-runtime
+
+test-browser: setup-dev  ## the dashboard in a real Chromium
+	@scripts/setup-system chromium:chromium
+	$(PYTHON_VENV) -m pip install -q -c constraints/host.txt playwright
+	$(PYTHON_VENV) -m pytest -m browser tests/orchestrator/dashboard/test_browser.py $(PYTEST_ARGS)
 
 bench-data: setup-dev  ## check the third-party files that benchmarks read (HEADTAIL_DATA)
 	$(PYTHON_VENV) -m benchmarks.data

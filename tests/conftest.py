@@ -26,10 +26,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 def pytest_collection_modifyitems(config, items):
     """Deselect (pytest counts and prints that) what needs files that are not here, unless the command asks for it.
 
-    `arm64` needs the user space of `scripts/setup-arm64` (`make test-arm64`), `shared_data` the folder HEADTAIL_DATA.
+    `arm64` needs the user space of `scripts/setup-arm64` (`make test-arm64`), `browser` a Chromium (`make test-browser`),
+    `shared_data` the folder HEADTAIL_DATA.
     """
     asked = [config.option.markexpr, *config.args]
-    for mark, is_there in (("arm64", False), ("shared_data", bool(os.environ.get("HEADTAIL_DATA")))):
+    for mark, is_there in (
+        ("arm64", False),
+        ("browser", False),
+        ("shared_data", bool(os.environ.get("HEADTAIL_DATA"))),
+    ):
         left_out = [item for item in items if item.get_closest_marker(mark) is not None]
         if is_there or any(mark in text for text in asked) or not left_out:
             continue

@@ -4,6 +4,8 @@ import getpass
 import os
 import sys
 import time
+from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -43,7 +45,7 @@ def devices(to: str | None = None, *, store: str | None = None, folder: Path | N
         )
         for view in views
     ]  # fmt: skip
-    print_table(f"{len(rows)} devices", ("device", "status", "board", "runs", "state", "seen", "labels"), rows)
+    print_table(_devices(len(rows)), ("device", "status", "board", "runs", "state", "seen", "labels"), rows)
 
 
 def groups(
@@ -93,7 +95,7 @@ def label(to: str, *labels: str, store: str | None = None, folder: Path | None =
         found = queries.resolve(session, to, now_ms=now_ms())
         for device in found:
             registry.set_labels(session, device, new, remove=gone, actor=who(), now_ms=now_ms())
-    sys.stdout.write(f"{len(found)} devices labelled\n")
+    sys.stdout.write(f"{_devices(len(found))} labelled\n")
 
 
 def status(
@@ -118,10 +120,10 @@ def status(
         print_json({"fleet": summary, "rollouts": shown})
         return
     if rollout_id is None:
-        print_fields("Fleet", [(name, value) for name, value in msgspec.to_builtins(summary).items()])
+        print_fields("Fleet", summary_fields(summary))
     print_table(
         "Rollouts",
-        ("rollout", "version", "phase", "stage", "ended", "failed", "far", "left", "why"),
+        ("rollout", "version", "phase", "stage", "ended", "failed", "out of reach", "left", "why"),
         [rollout_row(view) for view in shown],
     )
     for view in shown if rollout_id is not None else ():
@@ -207,16 +209,17 @@ def config(
                 session, scope, key[:-1] if gone else key, None if gone else _value(value), actor=who(), now_ms=now_ms()
             )
         changed = refresh_config(session, now_ms=now_ms())
-    sys.stdout.write(f"{changed} devices get another configuration\n")
+    sys.stdout.write(f"{_devices(changed)} with another configuration\n")
 
 
 def logs(service: str = "orchestrator", *, lines: int = 40, folder: Path | None = None) -> None:
-    """Show the end of a service's log: orchestrator, ingest, dashboard, files, devices."""
+    """Show the end of a service's log: orchestrator, ingest, dashboard, files, enrolment, devices."""
     path = (folder or default_folder()) / "logs" / f"{service}.log"
     if not path.is_file():
         there = ", ".join(sorted(one.stem for one in path.parent.glob("*.log"))) or "none"
         raise FleetError(f"Wanted the log of {service!r} in {path.parent}, found: {there}.")
-    sys.stdout.write("\n".join(path.read_text(errors="replace").splitlines()[-lines:]) + "\n")
+    with path.open(errors="replace") as stream:
+        sys.stdout.writelines(deque(stream, maxlen=lines))
 
 
 def audit(
@@ -238,6 +241,22 @@ def audit(
 def open_store(store: str | None, folder: Path | None) -> Store:
     """The database by URL, or that of the fleet in a folder."""
     return Store(store or find_store(folder), migrate=store is not None)
+
+
+def summary_fields(summary: queries.FleetSummary) -> list[tuple[str, str]]:
+    """The fleet in figures, for people."""
+
+    def counted(counts: Mapping[str, int]) -> str:
+        return ", ".join(f"{count} {name}" for name, count in sorted(counts.items())) or "none"
+
+    return [
+        ("devices", f"{summary.devices}: {counted(summary.by_status)}" if summary.devices else "none"),
+        ("versions", counted(summary.by_version)),
+        ("boards", counted(summary.by_board)),
+        ("jobs", counted(summary.jobs)),
+        ("rollouts", counted({phase.replace("_", " "): count for phase, count in summary.rollouts.items()})),
+        ("out of step", f"{summary.out_of_step} devices do not run what they should"),
+    ]
 
 
 def rollout_row(view: queries.RolloutView) -> tuple[object, ...]:
@@ -269,6 +288,10 @@ def _value(text: str) -> bool | int | float | str:
 def who() -> str:
     """The person at the keyboard, for the audit log."""
     return f"user:{getpass.getuser()}"
+
+
+def _devices(count: int) -> str:
+    return "1 device" if count == 1 else f"{count} devices"
 
 
 def _ago(at_ms: int | None) -> str | None:

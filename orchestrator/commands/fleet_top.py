@@ -18,6 +18,7 @@ from orchestrator.fleet.store import Store
 
 _COLOURS = {"online": "green", "stale": "yellow", "offline": "red", "never": "dim"}
 _FIRST_S = 2.0
+_WIDE = 110  # columns that all figures need
 
 
 def top(
@@ -46,18 +47,18 @@ def top(
             if once or json:
                 time.sleep(_FIRST_S)
                 page = overview(opened, collector, search)
-                print_json(_as_json(page)) if json else Console().print(picture(page))
+                print_json(_as_json(page)) if json else Console().print(picture(page, Console().width))
                 return
-            with Screen(picture(overview(opened, collector, search)), screen=True, refresh_per_second=2) as screen:
+            with Screen(screen=True, refresh_per_second=2) as screen:
                 while True:
+                    screen.update(picture(overview(opened, collector, search), screen.console.width))
                     time.sleep(1)
-                    screen.update(picture(overview(opened, collector, search)))
     finally:
         opened.close()
 
 
-def picture(page: Overview) -> Group:
-    """What the terminal shows."""
+def picture(page: Overview, width: int = 120) -> Group:
+    """What a terminal of so many columns shows."""
     figures, summary = page.figures, page.summary
     head = Text.assemble(
         (f"{summary.by_status.get('online', 0)}/{summary.devices} online", "bold"),
@@ -66,30 +67,29 @@ def picture(page: Overview) -> Group:
         ("" if page.connected else "   no broker", "red"),
     )
     alerts = [Text(f"! {alert.text}", "red" if alert.level == "bad" else "yellow") for alert in page.alerts[:5]]
-    return Group(head, *alerts, _devices(page), _tails(page))
+    return Group(head, *alerts, _devices(page, wide=width >= _WIDE), _tails(page))
 
 
-def _devices(page: Overview) -> Table:
+def _devices(page: Overview, *, wide: bool) -> Table:
     table = Table(expand=True, box=None, header_style="dim")
     table.add_column("device", no_wrap=True, min_width=16)
-    for column in ("board", "version"):
+    for column in ("board", "version") if wide else ("version",):
         table.add_column(column, no_wrap=True)
-    for column in ("answers/s", "p50", "uplink", "tail", "by a tail", "errors", "memory"):
+    for column in ("answers/s", "p50", *(("uplink", "tail") if wide else ()), "by a tail", "errors", "memory"):
         table.add_column(column, justify="right", no_wrap=True)
     for line in page.devices[:40]:
         figures, view = line.figures, line.view
-        memory = view.heartbeat.rss_bytes if view.heartbeat else None
+        stages = [_ms(figures.groups[index]) if figures.count else "-" for index in (3, 5)]
         table.add_row(
             Text(view.id, _COLOURS[view.status]),
-            view.board,
+            *([view.board] if wide else []),
             line.version,
             f"{figures.per_second:.1f}" if figures.count else "-",
             _ms(figures.p50_ms),
-            _ms(figures.groups[3]) if figures.count else "-",
-            _ms(figures.groups[5]) if figures.count else "-",
+            *(stages if wide else []),
             _percent(figures.remote_share),
             str(figures.errors),
-            format_bytes(memory) or "-",
+            format_bytes(view.heartbeat.rss_bytes if view.heartbeat else None) or "-",
         )
     return table
 

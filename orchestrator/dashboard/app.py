@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import hmac
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from sqlalchemy.exc import DBAPIError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
@@ -25,6 +27,7 @@ from orchestrator.dashboard.render import PARTS, Renderer
 from orchestrator.fleet.errors import UnknownError
 from orchestrator.fleet.store import Store
 
+log = logging.getLogger(__name__)
 STATIC = Path(__file__).parent / "static"
 _EVERY_S = 1.0
 _HEADERS = {
@@ -80,6 +83,9 @@ class Dashboard:
             return HTMLResponse(await run_in_threadpool(self._renderer.page, kind, name))
         except UnknownError as error:
             return HTMLResponse(self._renderer.error(str(error)), 404)
+        except DBAPIError as error:
+            log.warning("the database is not to be had: %s", error.orig)
+            return HTMLResponse(self._renderer.error("The fleet's database is not to be had. Look again soon."), 503)
 
     async def _events(self, request: Request) -> Response:
         kind, name = request.path_params["kind"], request.query_params.get("name", "")[:200]
@@ -93,6 +99,9 @@ class Dashboard:
             try:
                 parts = await run_in_threadpool(self._renderer.parts, kind, name)
             except EdgeError:
+                return
+            except DBAPIError as error:  # the browser asks again
+                log.warning("the database is not to be had: %s", error.orig)
                 return
             for part, html in parts.items():
                 if sent.get(part) != html:

@@ -12,6 +12,7 @@ from orchestrator.dashboard.drift import Confidence
 WINDOW_S = 60.0
 MAX_SAMPLES = 600  # of one device
 MAX_DEVICES = 20_000
+MAX_TAILS = 1000
 BEAT_LIFE_S = 10.0
 # What a person tells apart, in the order in which time passes; the device's own names in brackets are summed.
 GROUPS = {
@@ -108,10 +109,14 @@ class Live:
         samples = self._samples.get(device)
         if samples is None:
             if len(self._samples) >= MAX_DEVICES:
+                self._forget_silent(now)
+            if len(self._samples) >= MAX_DEVICES:
                 return
             samples = self._samples[device] = deque(maxlen=MAX_SAMPLES)
         groups = tuple(sum(result.ms.get(name, 0.0) for name in names) for names in GROUPS.values())
         sample = Sample(now, result.source, result.ms.get("total_ms", sum(groups)), groups, result.sent)
+        while samples and now - samples[0].at > WINDOW_S:
+            samples.popleft()
         samples.append(sample)
         model = self.models.setdefault(self._model_of(device), ModelLive())
         model.results[result.source] += 1
@@ -127,6 +132,8 @@ class Live:
     def add_beat(self, worker: str, beat: TailBeat, now: float) -> None:
         """One beat of a tail worker."""
         before = self._tails.get(worker)
+        if before is None and len(self._tails) >= MAX_TAILS and len(self.tails(now)) >= MAX_TAILS:
+            return
         self._tails[worker] = Tail(beat, now, before.beat if before else None, before.at if before else 0.0)
 
     def tails(self, now: float) -> dict[str, Tail]:
@@ -145,6 +152,10 @@ class Live:
     def series(self, device: str, now: float) -> list[Sample]:
         """The samples of the window, oldest first."""
         return self._recent(device, now)
+
+    def _forget_silent(self, now: float) -> None:
+        """Make room: devices that said nothing within the window have nothing to show."""
+        self._samples = {name: kept for name, kept in self._samples.items() if kept and now - kept[-1].at <= WINDOW_S}
 
     def _recent(self, device: str, now: float) -> list[Sample]:
         return [sample for sample in self._samples.get(device, ()) if now - sample.at <= WINDOW_S]

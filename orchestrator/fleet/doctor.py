@@ -11,6 +11,7 @@ from orchestrator.fleet.queries import DeviceView
 
 NAGLE_MS = 40.0  # what one side without TCP_NODELAY costs: the peer's delayed acknowledgement
 _SLACK_MS = 8.0
+SIMULATED = "simulated"  # what simulated devices say in place of their version
 _SKEW_MS = 2000
 _SMALL_PACKET_BYTES = 300_000  # a request of 256 KB and its header
 
@@ -88,8 +89,9 @@ def diagnose_devices(views: Sequence[DeviceView], *, now_ms: int, host_version: 
             next=f"Look at {_some(away)}." if away else "",
         )
     ]
-    versions = Counter(view.agent for view in views if view.agent)
-    others = [view.id for view in views if view.agent and view.agent != host_version]
+    real = [view for view in views if view.agent and view.agent != SIMULATED]
+    versions = Counter(view.agent for view in real)
+    others = [view.id for view in real if view.agent != host_version]
     found.append(
         Finding(
             level="warn" if others else "ok",
@@ -113,7 +115,7 @@ def diagnose_devices(views: Sequence[DeviceView], *, now_ms: int, host_version: 
     found += [Finding(level="bad", what="model", found=text) for text in troubled[:10]]
     behind = [view.id for view in views if view.status == "online" and not view.in_step]
     if behind:
-        text = f"{len(behind)} online devices do not run what they should: {_some(behind)}"
+        text = f"of the online devices, {len(behind)} not running what they should: {_some(behind)}"
         found.append(Finding(level="warn", what="desired state", found=text, next="`headtail fleet status` says why."))
     return found
 

@@ -200,7 +200,7 @@ def apply_all(state: RolloutState, events: Iterable[Event]) -> RolloutState:
             before = targets.get(event.device)
             if before is not None and _may_become(before.state, event.state):
                 targets[event.device] = msgspec.structs.replace(
-                    before, state=event.state, error=event.error, changed_ms=event.at_ms
+                    before, state=event.state, error=event.error or before.error, changed_ms=event.at_ms
                 )
         elif isinstance(event, Reached):
             before = targets.get(event.device)

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from orchestrator.signing import read_trust_file
 
 log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
+_MAX_LOG_BYTES = 16 << 20
 DEMO_VERSIONS = ("demo@1", "demo@2", "demo@bad")
 
 
@@ -143,6 +145,7 @@ class Supervisor:
             except BrokerError as error:  # somebody else has its port: the next call tries again
                 log.warning("the broker does not start: %s", error)
         self._tell_revoked()
+        self._trim_logs()
         for one in self._running:
             status = one.process.poll()
             if status is not None and time.monotonic() - one.started > min(30, 2 ** min(one.starts, 8) * _PAUSE_S):
@@ -158,6 +161,13 @@ class Supervisor:
             self._crl_seen = changed
             log.info("certificates were revoked; the broker reads the list")
             self._broker.reload()
+
+    def _trim_logs(self) -> None:
+        """Keep the newest part of logs that grow, and one part before it."""
+        for path in self._logs.glob("*.log"):
+            if path.stat().st_size > _MAX_LOG_BYTES:
+                shutil.copyfile(path, path.with_suffix(".log.1"))
+                os.truncate(path, 0)  # programs append: they go on at the beginning
 
     def pid(self, name: str) -> int:
         """Process id of a service.

@@ -18,6 +18,7 @@ from edge_runtime.messages import Birth, Heartbeat, Ranked, Result, Slots, Topic
 from edge_runtime.mqtt import LinkOptions, MqttLink, Packet
 from edge_runtime.tail_messages import HOST_TENANT, TAIL_BOUNDS_MS, TailBeat, TailModel
 from orchestrator.dashboard.drift import ALERT, BINS, RECENT_COUNT, REFERENCE_COUNT, Confidence, stability_index
+from orchestrator.dashboard.live import MAX_DEVICES, MAX_TAILS, WINDOW_S, Live
 from orchestrator.fleet.presence import Beat, record_birth, record_heartbeats
 from orchestrator.fleet.store import Store, now_ms
 
@@ -233,3 +234,16 @@ def test_drift_is_told_only_after_enough_answers_and_only_when_there_is_any():
     assert steady.index < 0.05
     assert drifted.index > ALERT
     assert sum(drifted.shown) == RECENT_COUNT
+
+
+def test_what_is_kept_of_devices_and_workers_is_bounded():
+    live = Live(lambda _device: "m@1")
+    for index in range(MAX_DEVICES + 5):
+        live.add_result(f"default/d{index}", result(1), now=0.0)
+    live.add_result("default/new", result(1), now=1.0)
+    assert live.device("default/new", 1.0).count == 0, "no room while the others are heard"
+    live.add_result("default/new", result(2), now=WINDOW_S + 2)
+    assert live.device("default/new", WINDOW_S + 2).count == 1, "the silent ones made room"
+    for index in range(MAX_TAILS + 5):
+        live.add_beat(f"tail-{index}", beat(1, 1), now=0.0)
+    assert len(live.tails(0.0)) == MAX_TAILS

@@ -56,13 +56,16 @@ def test_versions_clocks_and_problems_of_devices_are_found(url):
     store, at = Store(url), now_ms()
     with store.write() as session:
         record_birth(session, "default/old", birth(), now_ms=at)
+        record_birth(session, "default/sim", birth(agent="simulated"), now_ms=at)
         record_birth(session, "default/late", birth(agent="1", problem="no engine"), now_ms=at + 60_000)
     with store.read() as session:
         views = list_devices(session, now_ms=at)
     store.close()
     found = diagnose_devices(views, now_ms=at, host_version="1")
     assert levels(found) == {"devices": "ok", "versions": "warn", "clocks": "bad", "model": "bad"}
-    assert "default/old" in next(one.next for one in found if one.what == "versions")
+    advice = next(one.next for one in found if one.what == "versions")
+    assert "default/old" in advice
+    assert "default/sim" not in advice, "simulated devices have no version of ours"
 
 
 def test_both_commands_speak_json(url, broker, capsys):

@@ -71,6 +71,9 @@ def test_a_bad_version_touches_the_canary_alone_and_is_reverted_there(count, sha
     assert touched <= share * count + 1
     assert states(state).count("reverted") == touched
     assert "failed in stage 1" in state.rollout.reason
+    assert {target.error for target in state.targets.values() if target.state == "reverted"} == {"bad"}, (
+        "it is kept why"
+    )
 
 
 def test_failures_count_only_with_the_minimum_sample_and_the_share():
