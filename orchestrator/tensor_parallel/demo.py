@@ -113,10 +113,13 @@ def _talk(url: str, children: Children, question: str, say: Say) -> None:
             temperature=0,
             max_tokens=_TOKENS,
             stream=True,
+            stream_options={"include_usage": True},
         )
+        tokens = 0
         longest, last = 0.0, began
         for chunk in stream:
             now = time.perf_counter()
+            tokens = chunk.usage.completion_tokens if chunk.usage is not None else tokens
             if chunk.choices and chunk.choices[0].delta.content:
                 pieces.append(chunk.choices[0].delta.content)
                 first = first or now - began
@@ -127,7 +130,7 @@ def _talk(url: str, children: Children, question: str, say: Say) -> None:
         elapsed = time.perf_counter() - began - first
         say(f"  {''.join(pieces)!r}")
         say(
-            f"  first text after {first:.2f} s, {len(pieces)} pieces, {1e3 * elapsed / max(1, len(pieces) - 1):.0f} ms a piece, longest pause {longest:.2f} s"
+            f"  first text after {first:.2f} s, {tokens} tokens, {1e3 * elapsed / max(1, tokens - 1):.0f} ms a token, longest pause {longest:.2f} s"
         )
         return "".join(pieces)
 
