@@ -107,7 +107,9 @@ class Follower:
 
     def configure_again(self) -> None:
         """Take what was configured before the start into use."""
-        self._keep(config_problem=self._configure(self._memory.config))
+        problem = self._configure(self._memory.config)
+        if problem != self._memory.config_problem:
+            self._keep(config_problem=problem)
 
     def follow(self, desired: Desired) -> None:
         """Do what a desired state says, unless it is old or decided."""
