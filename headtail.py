@@ -10,6 +10,12 @@
     with headtail.serve_tail("mqtt://host", tail.folder), headtail.Offloader("mqtt://host", "pi-1", head=head) as offloader:
         answer = offloader.infer(picture, deadline_ms=100)
 
+Where its time goes here, and where to cut it for another board and a link (`docs/planning.md`):
+
+    print(headtail.profile(whole).whole.p50, "ms")
+    found = headtail.plan(whole.folder, headtail.PlanOptions(link="20mbit/15ms", device="rpi-4b", deadline_ms=80))
+    print(found.plan.reason)
+
 A bottleneck instead of a cut (`docs/bottlenecks.md`):
 
     options = headtail.BottleneckOptions(method="slim", layer="layer2", data="photos/train", out=Path("pair"), time_budget_s=300)
@@ -32,6 +38,8 @@ if TYPE_CHECKING:
     from device_profiles.load import list_boards, load_board
     from edge_runtime.artefact import open_artefact as load
     from edge_runtime.offloader import Offloader, OffloadOptions
+    from edge_runtime.profiler import ProfileOptions
+    from edge_runtime.profiler import profile_artefact as profile
     from edge_runtime.session import open_session
     from export.bottleneck_run import BottleneckOptions, train_bottleneck
     from export.cut_pair import cut_network as cut
@@ -39,6 +47,8 @@ if TYPE_CHECKING:
     from export.evaluation import EvaluationOptions
     from export.evaluation import evaluate_pairs as evaluate
     from export.pipeline import export_model as export
+    from export.planning import PlanOptions
+    from export.planning import plan_network as plan
     from export.request import ExportOptions
     from orchestrator.broker import start_broker
     from orchestrator.deploy import deploy
@@ -51,6 +61,8 @@ _LAZY = {
     "ExportOptions": "export.request:ExportOptions",
     "OffloadOptions": "edge_runtime.offloader:OffloadOptions",
     "Offloader": "edge_runtime.offloader:Offloader",
+    "PlanOptions": "export.planning:PlanOptions",
+    "ProfileOptions": "edge_runtime.profiler:ProfileOptions",
     "cut": "export.cut_pair:cut_network",
     "cuts": "export.cut_pair:list_cuts",
     "deploy": "orchestrator.deploy:deploy",
@@ -60,6 +72,8 @@ _LAZY = {
     "load": "edge_runtime.artefact:open_artefact",
     "load_board": "device_profiles.load:load_board",
     "open_session": "edge_runtime.session:open_session",
+    "plan": "export.planning:plan_network",
+    "profile": "edge_runtime.profiler:profile_artefact",
     "serve_tail": "orchestrator.tail_server:serve_tail",
     "start_broker": "orchestrator.broker:start_broker",
     "train_bottleneck": "export.bottleneck_run:train_bottleneck",
@@ -72,6 +86,8 @@ __all__ = [
     "ExportOptions",
     "OffloadOptions",
     "Offloader",
+    "PlanOptions",
+    "ProfileOptions",
     "__version__",
     "cut",
     "cuts",
@@ -82,6 +98,8 @@ __all__ = [
     "load",
     "load_board",
     "open_session",
+    "plan",
+    "profile",
     "serve_tail",
     "start_broker",
     "train_bottleneck",

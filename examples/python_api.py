@@ -23,6 +23,11 @@ def main(folder: Path) -> None:
     head, tail = headtail.cut(whole.folder, cheapest.names, out=folder / "pair")
     unsplit = headtail.open_session(whole)
 
+    measured = headtail.profile(whole, headtail.ProfileOptions(runs=20, seconds=0.1))
+    print(f"{measured.whole.p50:.3f} ms here, {measured.mapped_share:.0%} of the kernels' time in named nodes")
+    planned = headtail.plan(whole.folder, headtail.PlanOptions(link="20mbit/15ms", device="rpi-4b", host="rpi-5-4gb"))
+    print(planned.plan.reason)
+
     with (
         headtail.start_broker() as broker,
         headtail.serve_tail(broker.url, tail.folder),

@@ -1,14 +1,18 @@
 """Calibrate a board: measure chains of convolutions on it, fit a roofline for each kernel class, cross-validate."""
 
+import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from device_profiles.measurement import NoisyProfileError, Profile, load_profile
 from edge_runtime.profiler import ProfileOptions, profile_artefact
 from export.chain_nets import Precision, chain, write_net
 from split.predict import Calibration, calibrate, samples_from
+from split.predict_memory import MIN_SAMPLES, MemoryModel, fit_memory, memory_sample
 
 CHAINS = 16
 _RUNS = 25  # of each chain, plain and instrumented
@@ -89,7 +93,7 @@ def fit_all(profiles: Sequence[Profile]) -> Calibration:
     """As `fit`, whatever the profiles' status."""
     samples, wholes = samples_from(profiles)
     first = profiles[0]
-    return calibrate(
+    found = calibrate(
         samples,
         board=first.board,
         precision=first.precision,
@@ -97,3 +101,13 @@ def fit_all(profiles: Sequence[Profile]) -> Calibration:
         wholes=wholes,
         power_mode=first.power_mode,
     )
+    return msgspec.structs.replace(found, memory=_memory(profiles))
+
+
+def _memory(profiles: Sequence[Profile]) -> MemoryModel | None:
+    """Memory of the board's processes; null where it was not measured, or of too few networks."""
+    samples = [one for one in map(memory_sample, profiles) if one is not None]
+    bare = [one.memory.rss_bare for one in profiles if one.memory.rss_bare is not None]
+    if len(samples) < MIN_SAMPLES or not bare:
+        return None
+    return msgspec.structs.replace(fit_memory(samples), bare_bytes=round(statistics.median(bare)))

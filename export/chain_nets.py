@@ -127,19 +127,30 @@ class NetBuilder:
 
 
 def chain(seed: int, precision: Precision = "fp32") -> tuple[bytes, int]:
-    """A chain of 5 to 12 random convolutions, and the size of its input."""
+    """A chain of 5 to 12 random blocks, and the size of its input; every class of kernels that networks have is in them.
+
+    A block is a convolution, or two with a residual sum, or two side by side whose channels are joined; some are pooled.
+    """
     choose = random.Random(seed)
     size = choose.choice([96, 128, 160, 224])
     net = NetBuilder(size, seed, precision)
-    x = net.conv(net.source, choose.choice([16, 32, 64]), 3, 2)
+    first = choose.choice([3, 3, 7])
+    x = net.conv(net.source, choose.choice([16, 32, 64]), first, choose.choice([1, 2, 2, 2]) if size <= 160 else 2)
     for index in range(choose.randint(5, 12)):
-        kind = choose.choice(["conv", "pointwise", "depthwise"])
+        kind = choose.choice(["conv", "pointwise", "depthwise", "pointwise", "depthwise", "residual", "joined"])
         out = min(512, x[1] * choose.choice([1, 1, 2]))
         stride = choose.choice([1, 1, 2]) if index < 8 else 1
         if kind == "depthwise":
             x = net.conv(x, x[1], 3, stride, groups=x[1])
+        elif kind == "residual":
+            x = net.add(net.conv(x, x[1], choose.choice([1, 3]), relu=False), x)
+        elif kind == "joined":
+            thin = net.conv(x, max(16, x[1] // choose.choice([2, 4])), 1)
+            x = net.concat(net.conv(thin, max(16, out // 2), 1), net.conv(thin, max(16, out // 2), 3))
         else:
             x = net.conv(x, out, 3 if kind == "conv" else 1, stride)
+        if index < 8 and choose.random() < 0.2:
+            x = net.pool(x)
     return net.finish(x), size
 
 

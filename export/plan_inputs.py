@@ -2,11 +2,19 @@
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from device_profiles.measurement import EngineSettings, Profile, ProfileMismatchError, load_profile, require_usable
+from device_profiles.measurement import (
+    EngineSettings,
+    MemoryUse,
+    Profile,
+    ProfileMismatchError,
+    load_profile,
+    require_usable,
+)
 from device_profiles.schema import DeviceProfile
 from edge_runtime.artefact import Artefact
 from edge_runtime.preprocess import MAX_PIXELS, centre_crop, decode_image
@@ -16,10 +24,13 @@ from export.picture_sizes import DEFAULT_PICTURE, picture_input
 from split.cold_start import cold_start
 from split.cut_graph import CutGraph
 from split.graph_work import work_of
-from split.plan import PlanError, Power
+from split.plan import PlanError, Power, format_ms
 from split.plan_problem import Cost, costs_from_profile
 from split.plan_variants import Picture
 from split.predict import Calibration, predict
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 QUALITIES = (50, 75, 90)
 _REPEATS = 5
@@ -34,6 +45,7 @@ class PlaceTimes:
     origin: str
     remarks: tuple[str, ...] = ()
     power: Power | None = None
+    memory: MemoryUse | None = None  # as measured
 
     @property
     def whole(self) -> Cost:
@@ -41,18 +53,36 @@ class PlaceTimes:
         return Cost(sum(one.p50_ms for one in self.costs), sum(one.p95_ms for one in self.costs))
 
 
+class MeasuredHere:
+    """Measures a network on this machine when it is first asked for, and only once."""
+
+    def __init__(self, source: CutSource, on_step: Callable[[str], None]) -> None:
+        self._source, self._on_step = source, on_step
+        self._found: Profile | None = None
+
+    def profile(self) -> Profile:
+        """Undisturbed, if one of a few attempts is."""
+        artefact = _artefact(self._source)
+        for attempt in range(1, _ATTEMPTS + 1):
+            if self._found is not None and self._found.status == "ok":
+                break
+            self._on_step(f"measuring {self._source.name} on this machine, attempt {attempt} of {_ATTEMPTS}")
+            self._found = profile_artefact(artefact)
+        assert self._found is not None
+        return self._found
+
+
 def place_times(
-    source: CutSource, board: DeviceProfile, *, here: bool, profile: Path | None, on_step: Callable[[str], None],
+    source: CutSource, board: DeviceProfile, *, here: MeasuredHere | None, profile: Path | None,
     calibration: Calibration | None = None,
 ) -> PlaceTimes:  # fmt: skip
-    """Times on one board: a profile if there is one, a measurement if it is this machine, else the board file.
+    """Times on one board: a profile if there is one, else its calibration, a measurement on this machine, the board file.
 
     Args:
         source: The network, of an artefact.
         board: Where it would run.
-        here: Whether that is the machine at hand.
+        here: Measures it, where that is the machine at hand.
         profile: What `headtail profile --out` wrote.
-        on_step: Told what is done next.
         calibration: Of the board; used where there is no profile.
 
     Raises:
@@ -63,13 +93,8 @@ def place_times(
     artefact = _artefact(source)
     if profile is not None:
         return _from_profile(source, artefact, board, load_profile(profile))
-    if here and calibration is None:
-        for attempt in range(1, _ATTEMPTS + 1):
-            on_step(f"measuring {source.name} on this machine, attempt {attempt} of {_ATTEMPTS}")
-            found = profile_artefact(artefact)
-            if found.status == "ok":
-                break
-        return _from_profile(source, artefact, board, found)
+    if here is not None and calibration is None:
+        return _from_profile(source, artefact, board, here.profile())
     known = calibration or cold_start(board, precision=artefact.manifest.precision)
     return predicted_times(source.graph, known, board, precision=artefact.manifest.precision)
 
@@ -96,20 +121,23 @@ def predicted_times(graph: CutGraph, calibration: Calibration, board: DeviceProf
     power = None
     if board.idle_power_w is not None and board.active_power_w is not None:
         power = Power(board.idle_power_w, board.active_power_w, origin="datasheet")
-    interval = f"{board.id}: predicted {prediction.ms:.1f} ms, 90 % within {prediction.low_ms:.1f} to {prediction.high_ms:.1f} ms"
+    interval = f"{board.id}: predicted {format_ms(prediction.ms)}, 90 % within {format_ms(prediction.low_ms)} to {format_ms(prediction.high_ms)}"
     if calibration.origin != "measured":
-        interval = f"{board.id}: predicted {prediction.ms:.1f} ms ({calibration.origin}), not measured"
+        interval = f"{board.id}: predicted {format_ms(prediction.ms)} ({calibration.origin}), not measured"
     remarks = (interval, *(f"{board.id}: {text}" for text in calibration.remarks))
     return PlaceTimes(tuple(costs), calibration.origin, remarks, power)
 
 
-def pictures(source: CutSource, *, slower: float, picture: Path | None) -> list[Picture]:
+def pictures(
+    source: CutSource, *, slower: float, picture: Path | None, qualities: Sequence[tuple[str, int]] = ()
+) -> list[Picture]:
     """JPEG and WebP at several qualities, sizes and times measured here; the device's time is scaled.
 
     Args:
         source: The network; nothing is given when it does not take a picture.
         slower: How many times slower than this machine the device is.
         picture: The file to encode; one that ships with headtail when null.
+        qualities: Codecs and qualities beside the usual ones: those whose accuracy was measured.
     """
     from PIL import Image
 
@@ -122,28 +150,25 @@ def pictures(source: CutSource, *, slower: float, picture: Path | None) -> list[
         raise PlanError(f"Wanted a picture, found no file at {path}.")
     image = decode_image(path.read_bytes(), MAX_PIXELS)
     cropped = Image.fromarray(centre_crop(image, manifest.preprocessing))
-    found = []
-    for codec in ("jpeg", "webp"):
-        for quality in QUALITIES:
-            encoded: list[bytes] = []
+    usual = [(codec, quality) for codec in ("jpeg", "webp") for quality in QUALITIES]
+    return [_coded(cropped, codec, quality, slower) for codec, quality in dict.fromkeys([*usual, *qualities])]
 
-            def encode(codec: str = codec, quality: int = quality, into: list[bytes] = encoded) -> None:
-                buffer = io.BytesIO()
-                cropped.save(buffer, format=codec.upper(), quality=quality)
-                into[:] = [buffer.getvalue()]
 
-            encode_ms = _fastest_ms(encode)
-            data = encoded[0]
+def _coded(image: "Image.Image", codec: str, quality: int, slower: float) -> Picture:
+    """Encode and decode a picture here, a few times."""
+    from PIL import Image
 
-            def decode(data: bytes = data) -> None:
-                Image.open(io.BytesIO(data)).load()
+    encoded = io.BytesIO()
 
-            decode_ms = _fastest_ms(decode)
-            there = encode_ms * slower
-            found.append(
-                Picture(codec, quality, len(data), Cost(there, 2 * there), Cost(decode_ms, 2 * decode_ms), None)
-            )
-    return found
+    def encode() -> None:
+        encoded.seek(0)
+        encoded.truncate()
+        image.save(encoded, format=codec.upper(), quality=quality)
+
+    there = slower * _fastest_ms(encode)
+    data = encoded.getvalue()
+    decode_ms = _fastest_ms(lambda: Image.open(io.BytesIO(data)).load())
+    return Picture(codec, quality, len(data), Cost(there, 2 * there), Cost(decode_ms, 2 * decode_ms), None)
 
 
 def _from_profile(source: CutSource, artefact: Artefact, board: DeviceProfile, profile: Profile) -> PlaceTimes:
@@ -166,8 +191,8 @@ def _from_profile(source: CutSource, artefact: Artefact, board: DeviceProfile, p
     if profile.energy is not None:
         energy = profile.energy
         power = Power(energy.idle_w, energy.active_w, energy.tx_w, origin=energy.origin)
-    remark = f"{board.id}: measured, {profile.whole.p50:.2f} ms (p50), {profile.engine.threads} thread(s)"
-    return PlaceTimes(costs_from_profile(source.graph, profile), "measured", (remark,), power)
+    remark = f"{board.id}: measured, {format_ms(profile.whole.p50)} (p50), {profile.engine.threads} thread(s)"
+    return PlaceTimes(costs_from_profile(source.graph, profile), "measured", (remark,), power, profile.memory)
 
 
 def _artefact(source: CutSource) -> Artefact:

@@ -18,6 +18,7 @@ COMMANDS = {
     "verify": ("orchestrator.commands.verify:verify", "Check an artefact and run its golden vectors."),
     "profile": ("orchestrator.commands.profiling:profile", "Measure an artefact: latency, kernels, memory, energy."),
     "calibrate": ("export.commands.calibrate:calibrate", "Measure small networks, to predict others on this board."),
+    "fit": ("export.commands.fit:fit", "Say whether an artefact fits a board, with the gap in bytes."),
     "broker": ("orchestrator.commands.broker:broker", "Start an MQTT broker for devices and tails."),
     "deploy": ("orchestrator.commands.deploy:deploy", "Send an artefact to a device and activate it."),
     "sign": ("orchestrator.commands.keys:sign", "Vouch for an artefact with signing keys."),

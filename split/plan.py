@@ -146,7 +146,10 @@ def broken_anywhere(candidate: Candidate, goal: Goal) -> str | None:
             return "have weights of unknown size"
         if candidate.weight_bytes > goal.flash_bytes:
             return "do not fit the flash"
-    if goal.ram_bytes is not None:
+    if goal.ram_bytes is not None and goal.weights_in_ram and candidate.rss_bytes is not None:
+        if candidate.rss_bytes > goal.ram_bytes:
+            return "do not fit the memory"
+    elif goal.ram_bytes is not None:
         if candidate.peak_bytes is None or (goal.weights_in_ram and candidate.weight_bytes is None):
             return "need memory of unknown size"
         weights = candidate.weight_bytes if goal.weights_in_ram else 0
@@ -204,7 +207,7 @@ def say_why(chosen: Priced, kept: Sequence[Priced], link: Link, goal: Goal) -> s
     away = rival.candidate.choice.away_ms(link)
     return (
         f"Do not split: {name} takes {_figures(chosen, goal)} over {link}, the best split "
-        f"({rival.candidate.choice.name}) {_figures(rival, goal)}, {away:.1f} ms of it on the link."
+        f"({rival.candidate.choice.name}) {_figures(rival, goal)}, {format_ms(away)} of it on the link."
     )
 
 
@@ -252,10 +255,15 @@ def _link_free(candidate: Candidate) -> list[float]:
 
 def _figures(priced: Priced, goal: Goal) -> str:
     if goal.objective == "energy" and priced.energy_mj is not None:
-        return f"{priced.energy_mj:.1f} mJ ({priced.p50_ms:.1f} ms)"
+        return f"{priced.energy_mj:.3g} mJ ({format_ms(priced.p50_ms)})"
     if goal.objective == "uplink":
-        return f"{priced.uplink_bytes:.0f} B ({priced.p50_ms:.1f} ms)"
-    return f"{priced.p95_ms:.1f} ms (p95)" if goal.objective == "p95" else f"{priced.p50_ms:.1f} ms"
+        return f"{priced.uplink_bytes:.0f} B ({format_ms(priced.p50_ms)})"
+    return f"{format_ms(priced.p95_ms)} (p95)" if goal.objective == "p95" else format_ms(priced.p50_ms)
+
+
+def format_ms(ms: float) -> str:
+    """Three digits below 10 ms, else one behind the point."""
+    return f"{ms:.1f} ms" if ms >= 10 else f"{ms:.3g} ms"
 
 
 def _remarks(goal: Goal, power: Power | None) -> tuple[str, ...]:

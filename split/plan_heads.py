@@ -34,6 +34,9 @@ class Candidate:
     tensors: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()  # operators of the head that the device cannot run
     build: tuple[str, ...] = field(default=())  # arguments of the command that builds it
+    rss_bytes: int | None = (
+        None  # peak of the device's process, measured or predicted; null: weights and activations count
+    )
 
 
 @dataclass(frozen=True)

@@ -31,14 +31,18 @@ class BottleneckEntry(_Data, frozen=True, kw_only=True):
     build: tuple[str, ...] = ()
     artefact: str | None = None  # route key of the head: first 16 digits of its cut id, `headtail inspect` shows it
 
-    def bottleneck(self) -> Bottleneck:
+    def bottleneck(self, *, device: float = 1.0, host: float = 1.0) -> Bottleneck:
         """As the planner takes it.
+
+        Args:
+            device: Factor on the times of the head, where they were measured on another board.
+            host: The same of the tail.
 
         Raises:
             ProfileError: A time that is not finite, negative, or a p95 below the median.
         """
-        head = Cost(self.head_ms, self.head_ms if self.head_p95_ms is None else self.head_p95_ms)
-        tail = Cost(self.tail_ms, self.tail_ms if self.tail_p95_ms is None else self.tail_p95_ms)
+        head = Cost(device * self.head_ms, device * (self.head_ms if self.head_p95_ms is None else self.head_p95_ms))
+        tail = Cost(host * self.tail_ms, host * (self.tail_ms if self.tail_p95_ms is None else self.tail_p95_ms))
         return Bottleneck(
             self.name, head, tail, self.payload_bytes, self.accuracy, self.weight_bytes, self.peak_bytes,
             exit_share=self.exit_share, build=self.build, artefact=self.artefact,
@@ -73,11 +77,21 @@ class PictureAccuracy(_Data, frozen=True, kw_only=True):
 
 
 class VariantFile(_Data, frozen=True, kw_only=True):
-    """Everything beside raw cuts and the whole model."""
+    """Everything beside raw cuts and the whole model.
+
+    `measured_on` is the board on which all times were taken; null: heads on the plan's device, tails on its host.
+    """
+
+    measured_on: str | None = None
+    accuracy: float | None = None  # of the whole network, on the same pictures
 
     bottlenecks: tuple[BottleneckEntry, ...] = ()
     encoders: tuple[EncoderEntry, ...] = ()
     pictures: tuple[PictureAccuracy, ...] = ()
+
+    def qualities(self) -> tuple[tuple[str, int], ...]:
+        """Codecs and qualities whose accuracy is known."""
+        return tuple((one.codec, one.quality) for one in self.pictures)
 
     def picture_accuracy(self, codec: str, quality: int | None) -> float | None:
         """Null where it was not measured."""
@@ -100,6 +114,7 @@ def parse_variants(data: bytes) -> VariantFile:
         raise PlanError(f"Wanted the fields of a variant file, found: {error}. docs/planning.md lists them.") from error
     known = [one.accuracy for one in found.pictures]
     known += [one.accuracy for one in found.bottlenecks if one.accuracy is not None]
+    known += [] if found.accuracy is None else [found.accuracy]
     if not all(math.isfinite(value) and 0 <= value <= 1 for value in known):
         raise PlanError(f"Wanted accuracies of 0 to 1, found {known}.")
     for entry in found.bottlenecks:

@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 
 from device_profiles.measurement import EngineSettings, Profile, ProfileMismatchError, check_profile
+from split.predict_memory import MemoryModel
 from split.roofline import MIN_SAMPLES, PredictError, Roofline, Sample, fit_roofline
 
 CALIBRATION_SCHEMA = 1
@@ -53,6 +54,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     interval: Interval
     power_mode: str | None = None
     remarks: tuple[str, ...] = ()
+    memory: MemoryModel | None = None  # null: not measured, or too few networks
 
     def class_of(self, kind: str) -> KernelClass:
         """The class of that name, or the one for all others."""

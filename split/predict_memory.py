@@ -33,6 +33,11 @@ class MemoryModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     per_kernel: float
     base_bytes: float
     samples: int
+    bare_bytes: int = 0  # interpreter and engine, before a network is opened
+
+    def peak(self, *, weights: int, largest_kernel: int) -> int:
+        """Predicted peak of the whole process in bytes."""
+        return self.bare_bytes + self.growth(weights=weights, largest_kernel=largest_kernel)
 
     def growth(self, *, weights: int, largest_kernel: int) -> int:
         """Predicted growth of the process in bytes."""

@@ -14,6 +14,7 @@ from export.evaluate import EvaluationError, picture_size
 from export.evaluation import LINKS, Evaluation, EvaluationOptions, evaluate_pairs
 from export.evaluation_report import sentences, write_report
 from export.labelled import open_labelled
+from export.variant_export import dump_variants, to_variants
 from split.training_data import DataOptions
 
 Pairs = dict[str, tuple[Artefact, Artefact]]
@@ -28,6 +29,7 @@ def evaluate(
     codecs: bool = True,
     link: tuple[str, ...] = LINKS,
     out: Path | None = None,
+    variants: Path | None = None,
     json: bool = False,
 ) -> None:
     """Measure pairs on labelled pictures; several pairs at once give a curve.
@@ -41,6 +43,7 @@ def evaluate(
         codecs: Compare with JPEG and WebP of the same pictures.
         link: Rate/round trip, as 1mbit/40ms; several for several.
         out: Folder for report.json, report.html and the charts.
+        variants: Write the pairs, with rates, accuracy and times on this machine, for `headtail plan --variants`.
         json: Print JSON instead of a table.
     """
     pairs, found_whole = find_pairs(artefacts, whole)
@@ -67,6 +70,8 @@ def evaluate(
         )
     if out is not None:
         write_report(found, out, title=f"Accuracy against bytes: {', '.join(pairs)}")
+    if variants is not None:
+        variants.write_bytes(dump_variants(to_variants(found, {name: pair[0] for name, pair in pairs.items()})))
     if json:
         sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
         return

@@ -30,7 +30,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         table.add_column(column, overflow="fold", no_wrap=first or figures, justify="right" if figures else "left")
     for row in rows:
         table.add_row(*["-" if cell is None else str(cell) for cell in row])
-    Console().print(table)
+    _console().print(table)
 
 
 def print_fields(title: str, fields: Sequence[tuple[str, object]]) -> None:
@@ -40,7 +40,18 @@ def print_fields(title: str, fields: Sequence[tuple[str, object]]) -> None:
     table.add_column(overflow="fold")
     for name, value in fields:
         table.add_row(name, "unknown" if value is None else str(value))
-    Console().print(table)
+    _console().print(table)
+
+
+def terminal_width() -> int:
+    """Columns that a table may take."""
+    return _console().width
+
+
+def _console() -> Console:
+    """Wide where nobody's terminal sets a width: a pipe or a file wraps nothing."""
+    console = Console()
+    return console if console.is_terminal else Console(width=150)
 
 
 def format_bytes(count: int | None) -> str | None:

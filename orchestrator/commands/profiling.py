@@ -10,8 +10,11 @@ from device_profiles.measurement import Profile, dump_profile
 from edge_runtime.artefact import open_artefact
 from edge_runtime.profile_text import SHOWN, costliest, facts, label
 from edge_runtime.profiler import ProfileOptions
-from orchestrator.commands.output import format_bytes, print_fields, print_json, print_table
+from orchestrator.commands.output import format_bytes, print_fields, print_json, print_table, terminal_width
 from orchestrator.commands.verify import find_place
+
+_WIDE = 120  # columns of a terminal that shows everything
+_NARROW = (0, 3, 4, 5)  # columns of the table that a smaller one shows
 
 
 def profile(
@@ -83,4 +86,10 @@ def _print(found: Profile, count: int) -> None:
             (f"{rest} more (--kernels)", None, "", f"{left:.3f}", "", f"{left / found.kernel_sum:.1%}", None, None)
         )
     columns = ("nodes of your graph", "kernel", "class", f"p50 {found.unit}", "p90", "share", "MAC", "bytes")
-    print_table("Kernels that take most time", columns, rows)
+    shown = range(len(columns)) if terminal_width() >= _WIDE else _NARROW
+    print_table(
+        "Kernels that take most time",
+        [columns[index] for index in shown],
+        [[row[index] for index in shown] for row in rows],
+        numbers=True,
+    )

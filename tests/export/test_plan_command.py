@@ -5,11 +5,12 @@ import json
 import msgspec
 import pytest
 
-from device_profiles.load import this_board_id
+from device_profiles.load import load_board, this_board_id
 from device_profiles.measurement import (
     EnergyUse,
     EngineSettings,
     KernelTime,
+    MemoryUse,
     Percentiles,
     Profile,
     dump_profile,
@@ -17,9 +18,14 @@ from device_profiles.measurement import (
 from device_profiles.plan_table import parse_plan_table
 from edge_runtime.adapt import Adapter
 from export.cut_source import open_cut_source
+from export.plan_inputs import PlaceTimes
+from export.planning import variant_factors
 from orchestrator.cli import run
 from split.graph_work import work_of
-from split.predict import Calibration, Interval, KernelClass
+from split.plan_problem import Cost
+from split.plan_variant_file import VariantFile
+from split.predict import Calibration, Interval, KernelClass, dump_calibration
+from split.predict_memory import MemoryModel
 from split.roofline import Roofline
 
 
@@ -174,6 +180,66 @@ def test_a_calibration_of_the_device_is_used_and_of_another_refused(plan, artefa
     assert any("90 % within" in remark for remark in report["remarks"])
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(known, board="rpi-5")))
     assert plan("--device-calibration", str(path))[2].startswith("ProfileMismatchError")
+
+
+def test_a_calibrated_host_is_planned_without_a_measurement_and_memory_is_predicted(artefact, tmp_path, capfd):
+    interval = Interval(low=0.8, high=1.25)
+    fast = KernelClass(
+        kind="other", roofline=Roofline(macs_per_ms=1e6, bytes_per_ms=1e6, overhead_ms=0.001), interval=interval
+    )
+    slow = msgspec.structs.replace(fast, roofline=Roofline(macs_per_ms=1e3, bytes_per_ms=1e3, overhead_ms=1.0))
+    memory = MemoryModel(per_weight=2.0, per_kernel=1.0, base_bytes=1e6, samples=16, bare_bytes=50_000_000)
+    settings = EngineSettings(name="onnxruntime", version="1")
+    words = ["plan", str(artefact.folder), "--link", "100mbit/1ms", "--json"]
+    for board, kernels, place in (("rpi-zero-2w", slow, "device"), ("rpi-5-8gb", fast, "host")):
+        known = Calibration(board=board, precision="int8", engine=settings, threads=1, origin="measured", classes=(),
+                            other=kernels, interval=interval, memory=memory)  # fmt: skip
+        path = tmp_path / f"{place}.json"
+        path.write_bytes(dump_calibration(known))
+        words += [f"--{place}", board, f"--{place}-calibration", str(path)]
+    assert run([*words, "--power", "idle=1,active=3,tx=4"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["chosen"]["kind"] != "local"
+    assert report["chosen"]["energy_mj"] > 0
+    cuts = [one for one in report["front"] if one["kind"] == "split"]
+    assert all(one["rss_bytes"] > 51_000_000 for one in cuts)
+    assert any("Peak memory is predicted from 16 networks" in remark for remark in report["remarks"])
+    path.write_bytes(dump_calibration(msgspec.structs.replace(known, precision="fp32")))
+    assert run(words) == 1
+    assert capfd.readouterr().err.startswith("ProfileMismatchError")
+
+
+def test_fit_names_every_part_and_measured_memory_is_compared(artefact, profile, tmp_path, capfd):
+    path = tmp_path / "p.json"
+    memory = MemoryUse(rss_bare=300 << 20, rss_peak=300 << 20)
+    path.write_bytes(dump_profile(msgspec.structs.replace(profile, board="rpi-zero-2w", memory=memory)))
+    assert run(["fit", str(artefact.folder), "--board", "rpi-zero-2w", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["verdict"] == "unknown"
+    assert run(["fit", str(artefact.folder), "--board", "rpi-zero-2w", "--profile", str(path), "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    parts = {one["part"]: one for one in found["fit"]["parts"]}
+    assert found["verdict"] == "does not fit"
+    assert (parts["memory"]["gap_bytes"], parts["operators"]["verdict"]) == (88 << 20, "fits")
+    assert run(["fit", str(artefact.folder), "--board", "rpi-4b", "--profile", str(path)]) == 1
+    assert capfd.readouterr().err.startswith("ProfileMismatchError")
+
+
+def test_variants_measured_on_another_board_are_scaled_or_refused(plan, tmp_path):
+    path = tmp_path / "variants.json"
+    bottleneck = {"name": "12 channels", "head_ms": 0.001, "tail_ms": 0.001, "payload_bytes": 1, "accuracy": 0.6}
+    given = {"measured_on": this_board_id(), "bottlenecks": [bottleneck], "accuracy": 0.9}
+    path.write_text(json.dumps(given))
+    status, out, _ = plan("--variants", str(path), "--json", "--min-accuracy", "0.7")
+    report = json.loads(out)
+    assert (status, report["chosen"]["accuracy"]) == (0, 0.9)
+    assert report["left_out"] == {"are below the accuracy floor": 1}
+    path.write_text(json.dumps(given | {"measured_on": "rpi-5-8gb"}))
+    assert plan("--variants", str(path))[2].startswith("ProfileMismatchError")
+    boards = (load_board("rpi-4b"), load_board(this_board_id()))
+    times = tuple(PlaceTimes((Cost(ms, ms),), "measured") for ms in (12.0, 3.0))
+    assert variant_factors(VariantFile(measured_on=this_board_id()), times, boards) == (4.0, 1.0)
+    assert variant_factors(VariantFile(measured_on="rpi-4b"), times, boards) == (1.0, 0.25)
+    assert variant_factors(VariantFile(), times, boards) == (1.0, 1.0)
 
 
 def test_work_is_classed_and_quantisation_pairs_are_fused(artefact):

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from types import SimpleNamespace
 
 import msgspec
@@ -7,12 +8,16 @@ import pytest
 from PIL import Image
 
 from edge_runtime.preprocess import prepare
+from edge_runtime.wire import FIXED_BYTES
 from export import evaluate
 from export.codec_points import FRAME_BYTES, code_picture, table_bytes
 from export.evaluate import EvaluationError, Times, Way, evaluate_pair, pictures_of, summarise
+from export.evaluation import Evaluation
 from export.head_cost import head_cost
 from export.pair_runner import PairRunner
+from export.variant_export import dump_variants, to_variants
 from split.intervals import bootstrap_mean, paired_difference
+from split.plan_variant_file import parse_variants
 
 
 def test_a_pair_costs_the_bytes_of_its_frames(pairs, picture_set):
@@ -26,6 +31,21 @@ def test_a_pair_costs_the_bytes_of_its_frames(pairs, picture_set):
     assert row.bytes_mean == pytest.approx(np.mean(way.sizes))
     assert row.accuracy_interval[0] <= row.accuracy <= row.accuracy_interval[1]
     assert row.loss == 0
+
+
+def test_pairs_and_their_early_exits_become_candidates_of_a_plan(pairs, picture_set):
+    pair, data = pairs["entropic"], picture_set(8, seed=23)
+    sent = evaluate_pair(pair.head, pair.tail, data, name="entropic")
+    times = Times(sent.times.device, *(0.5 * ms for ms in (sent.times.encode, sent.times.decode, sent.times.host)))
+    leaving = replace(sent, name="entropic, early exit", kind="exit", sizes=np.where(np.arange(8) % 2, 0, sent.sizes),
+                      times=times, sent=0.5)  # fmt: skip
+    rows = summarise([sent, leaving], data.labels, reference="entropic")
+    found = Evaluation(data="d", data_sha256="", pictures=8, skipped=0, machine="m", ways=rows, differences=(), links=())
+    every, some = parse_variants(dump_variants(to_variants(found, {"entropic": pair.head}))).bottlenecks
+    assert (every.exit_share, some.exit_share, some.artefact) == (0, 0.5, pair.head.key)
+    assert some.tail_ms == pytest.approx(every.tail_ms)
+    assert 0 <= every.payload_bytes + FIXED_BYTES + 12 - rows[0].bytes_mean < 1
+    assert some.accuracy == rows[1].accuracy
 
 
 def test_the_trained_pairs_still_know_their_colours(pairs, picture_set):
