@@ -18,7 +18,7 @@ from export.chain_nets import Precision, write_net
 from split.predict import Calibration, Work, predict
 
 CHAINS = 24
-CONVS = ("conv", "pointwise", "depthwise")
+CONVS = ("conv", "pointwise", "depthwise", "stem")
 ATTEMPTS = 4
 CASES: tuple[tuple[Precision, int], ...] = (("fp32", 1), ("int8", 1), ("fp32", 2), ("int8", 2))
 

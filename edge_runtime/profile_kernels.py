@@ -10,6 +10,7 @@ from edge_runtime.profile_mapping import map_nodes, match_calls
 from edge_runtime.profile_stats import percentiles
 from edge_runtime.profile_trace import Call, Trace
 
+STEM_CHANNELS = 4  # a convolution of a picture: too few input channels for the engines' blocked kernels
 _CLOCK_STEP_MS = 0.001  # of the engine's clock, which rounds down
 _CONVS = frozenset({"Conv", "FusedConv", "QLinearConv", "ConvInteger", "ConvTranspose", "NhwcFusedConv"})
 # operator -> class, beside convolutions
@@ -25,14 +26,19 @@ _KINDS = {
 _KIND_OF = {op: kind for kind, ops in _KINDS.items() for op in ops.split()}
 
 
-def build_kernels(trace: Trace, original: OnnxGraph, optimised: OnnxGraph) -> tuple[KernelTime, ...]:
+def build_kernels(
+    trace: Trace, original: OnnxGraph, optimised: OnnxGraph, *, cpu_shares: Sequence[float] | None = None
+) -> tuple[KernelTime, ...]:
     """One `KernelTime` for each kernel that ran, in order, with the labels of the user's nodes.
 
     Args:
         trace: Without warm-up runs.
         original: The user's graph.
         optimised: The graph that the engine made of it under the same options.
+        cpu_shares: CPU over wall time of each run: brings kernels, which the engine times by the wall clock, to the
+            clock of the whole run that they are compared with. Null: kernels stay in wall time.
     """
+    shares = [1.0] * len(trace.runs) if cpu_shares is None else cpu_shares
     groups = map_nodes(original, optimised)
     calls = trace.runs[0]
     found = []
@@ -48,7 +54,7 @@ def build_kernels(trace: Trace, original: OnnxGraph, optimised: OnnxGraph) -> tu
                 kind=classify(call, shapes),
                 macs=count_macs(call, shapes),
                 bytes=call.activation_bytes + call.output_bytes + weight_bytes,
-                latency=_latency([run[index].us for run in trace.runs]),
+                latency=_latency([share * run[index].us for share, run in zip(shares, trace.runs, strict=True)]),
                 output=_output(node),
                 op=call.op,
             )
@@ -56,7 +62,7 @@ def build_kernels(trace: Trace, original: OnnxGraph, optimised: OnnxGraph) -> tu
     return tuple(found)
 
 
-def _latency(us: Sequence[int]) -> Percentiles:
+def _latency(us: Sequence[float]) -> Percentiles:
     """In ms; what the clock shows as zero took less than a step and counts as half a step."""
     return percentiles([max(one / 1000, _CLOCK_STEP_MS / 2) for one in us])
 
@@ -90,6 +96,8 @@ def classify(call: Call, weights: Sequence[tuple[int, ...]]) -> str:
         return "conv"
     if kernel[1] == 1 and kernel[0] > 1 and max(call.inputs[0][1], call.inputs[0][-1]) > 1:
         return "depthwise"
+    if kernel[1] <= STEM_CHANNELS:
+        return "stem"
     return "pointwise" if math.prod(kernel[2:]) == 1 else "conv"
 
 

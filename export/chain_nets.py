@@ -18,6 +18,8 @@ from edge_runtime.manifest import Engine, Manifest, ModelInfo, TensorSpec, Tool
 Precision = Literal["fp32", "int8"]
 Tensor = tuple[str, int]  # name, channels
 CLASSES = 1000
+_MAX_MACS = 300_000_000  # of one convolution of a chain: a slow board should not take seconds for it
+_MIN_SIDE = 7  # of a chain's feature maps
 
 
 class NetBuilder:
@@ -134,23 +136,29 @@ def chain(seed: int, precision: Precision = "fp32") -> tuple[bytes, int]:
     choose = random.Random(seed)
     size = choose.choice([96, 128, 160, 224])
     net = NetBuilder(size, seed, precision)
-    first = choose.choice([3, 3, 7])
-    x = net.conv(net.source, choose.choice([16, 32, 64]), first, choose.choice([1, 2, 2, 2]) if size <= 160 else 2)
+    stride = choose.choice([1, 2, 2, 2])
+    x = net.conv(net.source, choose.choice([16, 32, 64]) if stride == 2 else 16, choose.choice([3, 3, 7]), stride)
+    side = size // stride
     for index in range(choose.randint(5, 12)):
-        kind = choose.choice(["conv", "pointwise", "depthwise", "pointwise", "depthwise", "residual", "joined"])
         out = min(512, x[1] * choose.choice([1, 1, 2]))
-        stride = choose.choice([1, 1, 2]) if index < 8 else 1
+        room = _MAX_MACS // (side * side * x[1])  # output channels times kernel size
+        kinds = [
+            kind for kind, need in (("conv", 9 * out), ("residual", 9 * x[1]), ("joined", 9 * out)) if need <= room
+        ]
+        kind = choose.choice([*kinds, "pointwise", "depthwise", "pointwise", "depthwise"])
+        stride = choose.choice([1, 1, 2]) if index < 8 and side > 2 * _MIN_SIDE else 1
         if kind == "depthwise":
             x = net.conv(x, x[1], 3, stride, groups=x[1])
         elif kind == "residual":
-            x = net.add(net.conv(x, x[1], choose.choice([1, 3]), relu=False), x)
+            x, stride = net.add(net.conv(x, x[1], choose.choice([1, 3]), relu=False), x), 1
         elif kind == "joined":
             thin = net.conv(x, max(16, x[1] // choose.choice([2, 4])), 1)
-            x = net.concat(net.conv(thin, max(16, out // 2), 1), net.conv(thin, max(16, out // 2), 3))
+            x, stride = net.concat(net.conv(thin, max(16, out // 2), 1), net.conv(thin, max(16, out // 2), 3)), 1
         else:
-            x = net.conv(x, out, 3 if kind == "conv" else 1, stride)
-        if index < 8 and choose.random() < 0.2:
-            x = net.pool(x)
+            x = net.conv(x, out if out <= room or kind == "conv" else x[1], 3 if kind == "conv" else 1, stride)
+        side //= stride
+        if side > 2 * _MIN_SIDE and choose.random() < 0.2:
+            x, side = net.pool(x), side // 2
     return net.finish(x), size
 
 

@@ -6,6 +6,7 @@ their own here. What an engine really fused is known from a profile only.
 
 import math
 
+from edge_runtime.profile_kernels import STEM_CHANNELS
 from split.cut_blocks import free_nodes
 from split.cut_graph import CutGraph, CutNode
 from split.predict import Work
@@ -55,9 +56,11 @@ def kind_of(graph: CutGraph, node: CutNode) -> str:
     data = graph.tensors[node.inputs[0]].shape
     channels = data[1] if node.op == "Conv" else data[-1]
     per_value = node.macs / math.prod(graph.tensors[node.outputs[0]].shape)  # in / groups * kernel height * width
-    if per_value == channels:
-        return "pointwise"
-    return "conv" if per_value % channels == 0 else "depthwise"  # ungrouped: every input channel takes part
+    if per_value % channels:
+        return "depthwise"  # ungrouped, every input channel would take part
+    if channels <= STEM_CHANNELS:
+        return "stem"
+    return "pointwise" if per_value == channels else "conv"
 
 
 def _follows_product(graph: CutGraph, node: CutNode) -> bool:
