@@ -245,6 +245,6 @@ def test_variants_measured_on_another_board_are_scaled_or_refused(plan, tmp_path
 def test_work_is_classed_and_quantisation_pairs_are_fused(artefact):
     graph = open_cut_source(artefact.folder).graph
     work = [one for one in work_of(graph, precision="int8") if one is not None]
-    assert [one.kind for one in work if one.macs] == ["conv", "depthwise", "pointwise", "matmul"]
+    assert [one.kind for one in work if one.macs] == ["stem", "depthwise", "pointwise", "matmul"]
     assert sum(one.macs for one in work) == graph.live_macs
     assert all(one.bytes > 0 for one in work)
