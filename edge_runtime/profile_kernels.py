@@ -26,19 +26,14 @@ _KINDS = {
 _KIND_OF = {op: kind for kind, ops in _KINDS.items() for op in ops.split()}
 
 
-def build_kernels(
-    trace: Trace, original: OnnxGraph, optimised: OnnxGraph, *, cpu_shares: Sequence[float] | None = None
-) -> tuple[KernelTime, ...]:
+def build_kernels(trace: Trace, original: OnnxGraph, optimised: OnnxGraph) -> tuple[KernelTime, ...]:
     """One `KernelTime` for each kernel that ran, in order, with the labels of the user's nodes.
 
     Args:
         trace: Without warm-up runs.
         original: The user's graph.
         optimised: The graph that the engine made of it under the same options.
-        cpu_shares: CPU over wall time of each run: brings kernels, which the engine times by the wall clock, to the
-            clock of the whole run that they are compared with. Null: kernels stay in wall time.
     """
-    shares = [1.0] * len(trace.runs) if cpu_shares is None else cpu_shares
     groups = map_nodes(original, optimised)
     calls = trace.runs[0]
     found = []
@@ -54,7 +49,7 @@ def build_kernels(
                 kind=classify(call, shapes),
                 macs=count_macs(call, shapes),
                 bytes=call.activation_bytes + call.output_bytes + weight_bytes,
-                latency=_latency([share * run[index].us for share, run in zip(shares, trace.runs, strict=True)]),
+                latency=_latency([run[index].us for run in trace.runs]),
                 output=_output(node),
                 op=call.op,
             )
@@ -62,7 +57,7 @@ def build_kernels(
     return tuple(found)
 
 
-def _latency(us: Sequence[float]) -> Percentiles:
+def _latency(us: Sequence[int]) -> Percentiles:
     """In ms; what the clock shows as zero took less than a step and counts as half a step."""
     return percentiles([max(one / 1000, _CLOCK_STEP_MS / 2) for one in us])
 

@@ -240,9 +240,7 @@ def _read_kernels(
     trace = whole.keep([kept[index] for index in chosen])
     beside = pairs.plain.cpu if threads == 1 else pairs.plain.wall
     original = read_graph(artefact.entry)
-    runs = pairs.instrumented
-    shares = [min(runs.cpu[index] / runs.wall[index], 1.0) for index in chosen] if threads == 1 else None
-    kernels = build_kernels(trace, original, read_graph(folder / child.OPTIMISED), cpu_shares=shares)
+    kernels = build_kernels(trace, original, read_graph(folder / child.OPTIMISED))
     peak, held = arena_bytes(whole)
     return replace(
         measured,
