@@ -40,7 +40,9 @@ def test_pairs_and_their_early_exits_become_candidates_of_a_plan(pairs, picture_
     leaving = replace(sent, name="entropic, early exit", kind="exit", sizes=np.where(np.arange(8) % 2, 0, sent.sizes),
                       times=times, sent=0.5)  # fmt: skip
     rows = summarise([sent, leaving], data.labels, reference="entropic")
-    found = Evaluation(data="d", data_sha256="", pictures=8, skipped=0, machine="m", ways=rows, differences=(), links=())
+    found = Evaluation(
+        data="d", data_sha256="", pictures=8, skipped=0, machine="m", ways=rows, differences=(), links=()
+    )
     every, some = parse_variants(dump_variants(to_variants(found, {"entropic": pair.head}))).bottlenecks
     assert (every.exit_share, some.exit_share, some.artefact) == (0, 0.5, pair.head.key)
     assert some.tail_ms == pytest.approx(every.tail_ms)
