@@ -44,7 +44,9 @@ def test_the_commands_for_a_model_of_ones_own_work(newcomer):
 def test_the_python_api_answers_through_a_broker(newcomer):
     done = newcomer("python python_api.py .")
     assert done.returncode == 0, done.stderr
-    answers = done.stdout.strip().splitlines()
+    measured, planned, *answers = done.stdout.strip().splitlines()
+    assert " ms here, " in measured
+    assert planned.startswith(("Split: ", "Do not split: "))
     assert len(answers) == 5
     assert all(line.startswith("remote") and line.endswith("equal to unsplit: True") for line in answers)
 
