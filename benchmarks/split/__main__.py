@@ -19,7 +19,7 @@ SUITE = Suite(
         "shipped": Part("benchmarks.split.shipped", 3),
         "scenes": Part("benchmarks.split.scene_curves", 240),
         "es": Part("benchmarks.split.entropic_student", 3),
-        "coder": Part("benchmarks.split.coder_share", 8),
+        "coder": Part("benchmarks.split.coder_share", 2),
         "arch": Part("benchmarks.split.arch", 3),
         "heads": Part("benchmarks.split.heads", 1),
         "curves": Part("benchmarks.split.study_rows", 2),
