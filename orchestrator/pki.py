@@ -26,7 +26,7 @@ CA_DAYS = 3650
 SERVICE_DAYS = 825
 DEVICE_DAYS = 365
 CRL_DAYS = 3650  # made anew at every revocation
-SERVICES = ("broker", "orchestrator", "tails", "homeassistant")
+SERVICES = ("broker", "orchestrator", "tails", "llm", "homeassistant")
 _LOOPBACK = ("127.0.0.1", "localhost")  # services on this host reach each other there
 _STORE = "store.url"
 _EARLIER = datetime.timedelta(minutes=5)  # clocks of devices differ

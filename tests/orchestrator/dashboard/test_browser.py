@@ -199,5 +199,6 @@ def test_bytes_agreement_confidence_and_drift_of_a_model_are_seen(page, fleet):
             expect(row).to_contain_text(text)
         assert row.locator("svg.histogram rect").count() == 20
         expect(page.locator("#part-alerts")).to_contain_text("confidence has drifted")
+        keep(page, f"model-{page.scheme}")
     page.goto(f"{fleet.url}/devices/default/{name}")
     expect(page.locator("svg.series circle").first).to_be_visible()

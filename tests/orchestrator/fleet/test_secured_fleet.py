@@ -163,12 +163,12 @@ class Heard:
 
 def test_every_topic_of_today_reaches_who_needs_it_and_nobody_else(walked):
     port, authority = int(walked.ports["service"]), Authority(walked.folder / "pki")
-    host, tails, home = (
-        tls_url("127.0.0.1", port, authority.files(name)) for name in ("orchestrator", "tails", "homeassistant")
-    )
+    names = ("orchestrator", "tails", "llm", "homeassistant")
+    host, tails, llm, home = (tls_url("127.0.0.1", port, authority.files(name)) for name in names)
     control, offload = walked.join("pi-2")
     mine, worker = Topics("default", "pi-2"), Topics(HOST_TENANT, "tail-1-0")
-    ups = [mine.up(kind) for kind in ("birth", "death", "hb", "result", "reported", "job", "deploy", "sample")]
+    ups = [mine.up(kind) for kind in ("birth", "death", "hb", "result", "reported", "job", "deploy", "sample", "llm")]
+    plan = Topics("default", "master-1").up("llm-plan")
     downs = [mine.desired, mine.job, mine.deploy, mine.rollback, mine.block(BOOT)]
     asked, answered, beat = mine.request(KEY, BOOT), mine.reply(BOOT), worker.up("tail")
     found = f"{DISCOVERY}/device/headtail_default_pi-2/config"
@@ -177,6 +177,7 @@ def test_every_topic_of_today_reaches_who_needs_it_and_nobody_else(walked):
         Heard(host, *(one for one, _ in fleet_filters()), "ht/v1/+/+/up/#", *everything) as orchestrator,
         Heard(tails, requests_filter(KEY), *everything) as tail,
         Heard(home, *everything) as assistant,
+        Heard(llm, *everything) as master,
         Heard(control, *everything) as device,
         Heard(offload, *everything) as sender,
         Heard(walked.join("pi-4")[1], *everything) as stranger,
@@ -186,20 +187,23 @@ def test_every_topic_of_today_reaches_who_needs_it_and_nobody_else(walked):
             (sender, [asked, beat, *ups, answered]),
             (orchestrator, [*downs, found]),
             (tail, [answered, beat, *downs]),
-            (assistant, [*ups, *downs]),
+            (assistant, [*ups, *downs, plan]),
+            (master, [plan, *ups, *downs, asked]),
         ):
             for topic in topics:
                 who.link.publish(Packet(topic, b"{}", 1))
         until(lambda: beat in orchestrator.topics and asked in tail.topics and answered in sender.topics)
         until(lambda: set(ups) <= orchestrator.topics and set(downs) <= device.topics)
-        until(lambda: {found, mine.up("hb")} <= assistant.topics)
+        until(lambda: {found, mine.up("hb")} <= assistant.topics and mine.up("llm") in master.topics)
+        until(lambda: plan in orchestrator.topics)
 
         def of_mine(heard):
             return {one for one in heard.topics if "pi-1" not in one}
 
-        assert of_mine(orchestrator) == {*ups, beat}
+        assert of_mine(orchestrator) == {*ups, beat, plan}
         assert of_mine(tail) == {asked}
         assert of_mine(assistant) == {found, mine.up("hb")}
+        assert of_mine(master) == {mine.up("llm")}
         assert of_mine(device) == set(downs)
         assert of_mine(sender) == {answered}
         assert of_mine(stranger) == set()
