@@ -146,7 +146,8 @@ def main() -> None:
     file, cycle = _file(spec.weights, spec.rank), cycle_of(made.blocks(spec.rank), spec.weights)
     rank_runner.WeightFile = lambda path, *, drop_behind: CyclicFile(path, drop_behind=drop_behind, cycle=cycle)  # type: ignore[assignment,misc]
     runner = RankRunner(RankTask(made, file, spec.rank, members, SETTINGS, spec.limit), base_bytes=base)
-    mesh = AllreduceSpec(spec.rank, ("127.0.0.1",) * RUN, spec.key, 0, 0)
+    hosts = tuple(f"127.0.0.{rank + 1}" for rank in range(RUN))
+    mesh = AllreduceSpec(spec.rank, hosts, spec.key, 0, 0)
     collective = MeshCollective(spec.rank, links_between(mesh, 7140, plain=False), timeout_s=600)
     say({"ready": True, "planned": runner.memory.total, "streamed": runner.memory.streamed})
     place = 0
