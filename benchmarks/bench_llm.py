@@ -192,6 +192,12 @@ def parts() -> dict[str, Any]:
     return {"tokens": tokens_rows, **SPEED, **MEMORY, **PARTS}
 
 
+MINUTES = {  # on two idle cores, once `--prepare` has made models and shard sets
+    "tokens": 20, "allreduce": 1, "paper_ratio": 3, "accelerate": 3, "one_device": 1, "low_bit": 1, "low_bit_big": 2,
+    "stream_big": 5, "mem_70b_fp32": 8, "mem_70b_q4": 3,
+}  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run parts and write their rows."""
     from benchmarks.llm_rig import prepare  # it uses this module
@@ -214,7 +220,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         with tempfile.TemporaryDirectory(prefix="bench-llm-") as work:
             for part in options.parts or parts():
-                print(f"== {part}", flush=True)
+                budget = f", about {MINUTES[part]} min on two idle cores" if part in MINUTES else ""
+                print(f"== {part}{budget}", flush=True)
                 _write(
                     f"python -m benchmarks.bench_llm {' '.join(arguments or sys.argv[1:])}",
                     parts()[part](source, Path(work), sizes),
