@@ -184,16 +184,17 @@ def all_at_once(generator: Generator, requests: list[Request]) -> list[list[int]
 
 def parts() -> dict[str, Any]:
     """All parts by name."""
+    from benchmarks.bench_llm_accuracy import accuracy_rows
     from benchmarks.bench_llm_memory import PARTS as MEMORY
     from benchmarks.bench_llm_serving import PARTS  # they use this module
     from benchmarks.bench_llm_speed import PARTS as SPEED
     from benchmarks.bench_llm_tokens import tokens_rows
 
-    return {"tokens": tokens_rows, **SPEED, **MEMORY, **PARTS}
+    return {"tokens": tokens_rows, "accuracy": accuracy_rows, **SPEED, **MEMORY, **PARTS}
 
 
 MINUTES = {  # on two idle cores, once `--prepare` has made models and shard sets
-    "tokens": 20, "allreduce": 1, "paper_ratio": 3, "accelerate": 3, "one_device": 1, "low_bit": 1, "low_bit_big": 2,
+    "tokens": 20, "accuracy": 2, "allreduce": 1, "paper_ratio": 3, "accelerate": 3, "one_device": 1, "low_bit": 1, "low_bit_big": 2,
     "stream_big": 5, "mem_70b_fp32": 8, "mem_70b_q4": 3,
 }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """Part `tokens` of bench_llm: greedy tokens and logits of every configuration against transformers in float32.
 
-Resumable: what a configuration gave, and what transformers says, is kept in .llm-cache/ under the hash of what
+Resumable: what a configuration gave, and what transformers says, is kept in the rig's cache under the hash of what
 computes, the model and the protocol; a run that was interrupted goes on with the next configuration. Nothing is kept across a change.
 
 The reference is transformers' own greedy text. It is found by checking a guess (ours): where one pass over prompt and guess
@@ -20,6 +20,7 @@ import msgspec
 import torch
 
 from benchmarks.bench_llm import Sizes, all_at_once, prompts, reference_model, running
+from benchmarks.llm_rig import CACHE
 from benchmarks.rows import ROOT, Measurement
 from orchestrator.tensor_parallel.checkpoint import Checkpoint
 from orchestrator.tensor_parallel.engine import Engine, Piece
@@ -27,7 +28,7 @@ from orchestrator.tensor_parallel.generation import Generator
 from orchestrator.tensor_parallel.jobs import Request
 from orchestrator.tensor_parallel.text import Text
 
-CACHE = ROOT / ".llm-cache"
+KEPT = CACHE / "tokens"
 SLOTS, CONTEXT = 16, 1408
 COMPUTED_BY = (
     "blocks.py", "buffers.py", "collectives.py", "from_gguf.py", "gloo_collective.py", "layout.py", "loads.py", "partition.py",
@@ -114,7 +115,7 @@ class Reference:
 
 def tokens_rows(source: Checkpoint, _work: Path, sizes: Sizes) -> list[Measurement]:
     """Run every configuration that the cache lacks, then compare all of them."""
-    folder, work = CACHE / _protocol(source, sizes), CACHE / "sets"
+    folder, work = KEPT / _protocol(source, sizes), KEPT / "sets"
     folder.mkdir(parents=True, exist_ok=True)
     work.mkdir(exist_ok=True)
     reference = Reference(source, folder)
