@@ -30,10 +30,10 @@ PASSAGE = (
     "The red lighthouse stood on the cliff. Its keeper, Anna Berg, lit the lamp at six each evening and wrote the date in "
     "a blue book. "
 )
-QUOTING = (
-    "Fix the spelling and give back the whole text, nothing else: "
-    f"{PASSAGE}{PASSAGE.replace('red', 'white').replace('Anna Berg', 'Tom Hill')}",
-    f"Repeat this text word by word: {PASSAGE * 2}",
+ROAD = "The road to the harbour is narrow, and in winter the ferry to the islands leaves only on Mondays. "
+OTHER = PASSAGE.replace("red", "white").replace("Anna Berg", "Tom Hill")
+QUOTING = tuple(
+    f"Fix the spelling and give back the whole text, nothing else: {text}" for text in (PASSAGE + OTHER, ROAD + OTHER)
 )
 ROUNDS = 5
 TOY_VOCABULARY, TOY_TOKENS = 50, 40_000
