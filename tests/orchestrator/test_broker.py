@@ -67,15 +67,19 @@ def test_nothing_is_left_when_the_broker_ends():
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_runs_a_broker_until_it_is_stopped(number):
     process = subprocess.Popen([*HEADTAIL, "broker", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True)
-    url = read_json(process)["url"]
-    with MqttLink(url, LinkOptions(), lambda *_: None) as link:
-        link.wait_connected(10)
-        check = subprocess.run(
-            [*HEADTAIL, "broker", "--url", url, "--json"], capture_output=True, text=True, timeout=60
-        )
-        assert json.loads(check.stdout)["max_packet_bytes"] == 4 << 20
-        process.send_signal(number)
-        assert process.wait(10) == 0
+    try:
+        url = read_json(process)["url"]
+        with MqttLink(url, LinkOptions(), lambda *_: None) as link:
+            link.wait_connected(10)
+            check = subprocess.run(
+                [*HEADTAIL, "broker", "--url", url, "--json"], capture_output=True, text=True, timeout=60
+            )
+            assert json.loads(check.stdout)["max_packet_bytes"] == 4 << 20
+            process.send_signal(number)
+            assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
     with pytest.raises(NotConnectedError):
         measure_echo(url, timeout_s=0.2)
 
