@@ -26,7 +26,7 @@ from orchestrator.fleet.ingest import Ingest
 from orchestrator.fleet.queries import summarise
 from orchestrator.fleet.store import Store, default_url, now_ms
 
-STEPS = tuple(int(step) for step in os.environ.get("HEADTAIL_BENCH_STEPS", "5000,8000,10000,12000").split(","))  # fmt: skip
+STEPS = tuple(int(step) for step in os.environ.get("HEADTAIL_BENCH_STEPS", "1000,1500,2000,2500,3000,3500,4000,5000,6000,8000").split(","))  # fmt: skip
 SECONDS = 5.0
 LIMIT_MS = 100.0
 SAMPLE_EVERY = 7

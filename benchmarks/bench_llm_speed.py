@@ -67,7 +67,7 @@ def allreduce_rows(_source: Checkpoint, _work: Path, _sizes: Sizes) -> list[Meas
     return [
         Measurement(id="allreduce.ms", what=f"{what}, encrypted mesh", value=median["mesh"], unit="ms", direction="info"),
         Measurement(id="allreduce.mesh", what="over an unencrypted mesh of raw sockets in the same run", value=median["mesh"] / plain, unit="x", direction="<=", bar=1.2, peer="raw sockets"),
-        Measurement(id="allreduce.gloo", what="the same: gloo's time over ours", value=gloo / median["mesh"], unit="x", direction=">=", bar=4, peer="torch gloo", peer_version=torch.__version__),
+        Measurement(id="allreduce.gloo", what="the same: gloo's time over ours", value=gloo / median["mesh"], unit="x", direction=">=", bar=4, peer="torch gloo", peer_version=str(torch.__version__)),
         Measurement(id="allreduce.star", what="the same: our encrypted star's time over the mesh's", value=median["star"] / median["mesh"], unit="x", direction="info"),
     ]  # fmt: skip
 
