@@ -14,7 +14,7 @@ import numpy as np
 
 from device_profiles.measurement import EngineSettings, Profile, ProfileMismatchError, check_profile
 from split.predict_memory import MemoryModel
-from split.roofline import MIN_SAMPLES, PredictError, Roofline, Sample, fit_roofline
+from split.roofline import MIN_SAMPLES, PredictError, Roofline, Sample, choose_overlap, fit_roofline
 
 CALIBRATION_SCHEMA = 1
 LEVEL = 0.9  # of the intervals
@@ -145,17 +145,18 @@ def calibrate(
         raise PredictError(f"Wanted kernels of at least 4 networks, found {len(groups)}. Measure more chains.")
     totals = {group: math.fsum(s.ms for s in samples if s.group == group) for group in groups}
     totals |= {group: ms for group, ms in (wholes or {}).items() if group in totals}
+    overlaps = {kind: choose_overlap(each) for kind, each in _by_kind(samples).items()}
     ratios: dict[str, list[float]] = {}
     whole_ratios = []
     for group in groups:
-        fitted, other = _fit_classes([sample for sample in samples if sample.group != group])
+        fitted, other = _fit_classes([sample for sample in samples if sample.group != group], overlaps)
         predicted = 0.0
         for sample in (one for one in samples if one.group == group):
             ms = fitted.get(sample.kind, other).ms(sample.macs, sample.bytes)
             predicted += ms
             ratios.setdefault(sample.kind, []).append(sample.ms / ms)
         whole_ratios.append(totals[group] / predicted)
-    fitted, other = _fit_classes(samples)
+    fitted, other = _fit_classes(samples, overlaps)
     everything = [ratio for each in ratios.values() for ratio in each]
     whole = float(np.median(whole_ratios))
     return Calibration(
@@ -226,13 +227,19 @@ def parse_calibration(data: bytes) -> Calibration:
     return calibration
 
 
-def _fit_classes(samples: Sequence[Sample]) -> tuple[dict[str, Roofline], Roofline]:
-    by_kind: dict[str, list[Sample]] = {}
+def _by_kind(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """Classes with enough kernels."""
+    found: dict[str, list[Sample]] = {}
     for sample in samples:
-        by_kind.setdefault(sample.kind, []).append(sample)
-    fitted = {kind: fit_roofline(each) for kind, each in by_kind.items() if len(each) >= MIN_SAMPLES}
+        found.setdefault(sample.kind, []).append(sample)
+    return {kind: each for kind, each in found.items() if len(each) >= MIN_SAMPLES}
+
+
+def _fit_classes(samples: Sequence[Sample], overlaps: Mapping[str, bool]) -> tuple[dict[str, Roofline], Roofline]:
+    by_kind = _by_kind(samples)
+    fitted = {kind: fit_roofline(each, overlapped=overlaps[kind]) for kind, each in by_kind.items()}
     if not fitted:
-        raise PredictError(f"Wanted a class with {MIN_SAMPLES} kernels, found none among {sorted(by_kind)}.")
+        raise PredictError(f"Wanted a class with {MIN_SAMPLES} kernels, found none.")
     rates = [one.bytes_per_ms for one in fitted.values() if one.bytes_per_ms is not None]
     overhead = float(np.median([one.overhead_ms for one in fitted.values()]))
     return fitted, Roofline(macs_per_ms=None, bytes_per_ms=float(np.median(rates)), overhead_ms=overhead)

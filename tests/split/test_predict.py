@@ -15,7 +15,7 @@ from device_profiles.measurement import (
 )
 from split.cold_start import cold_start
 from split.predict import Work, calibrate, parse_calibration, predict, samples_from
-from split.roofline import PredictError, Roofline, Sample, fit_roofline
+from split.roofline import PredictError, Roofline, Sample, choose_overlap, fit_roofline
 
 ENGINE = EngineSettings(name="onnxruntime", version="1.32.0")
 TRUE = {
@@ -51,6 +51,20 @@ def test_the_fit_recovers_the_constants_without_noise():
             assert fitted.macs_per_ms is None
         else:
             assert fitted.macs_per_ms == pytest.approx(true.macs_per_ms, rel=0.05)
+
+
+@pytest.mark.parametrize("overlapped", [True, False])
+def test_the_form_of_a_class_is_found(overlapped):
+    true = Roofline(macs_per_ms=53.6e6, bytes_per_ms=6.5e6, overhead_ms=0.002, overlapped=overlapped)
+    samples = [
+        Sample("conv", one.macs, one.bytes, true.ms(one.macs, one.bytes), one.group)
+        for one in _samples(networks=24)
+        if one.kind == "conv"
+    ]
+    assert choose_overlap(samples) == overlapped
+    fitted = fit_roofline(samples, overlapped=overlapped)
+    for one in samples:
+        assert fitted.ms(one.macs, one.bytes) == pytest.approx(one.ms, rel=0.08)
 
 
 def test_one_disturbed_kernel_does_not_move_the_fit():
