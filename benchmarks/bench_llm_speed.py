@@ -94,7 +94,7 @@ def _interface(net: Any) -> str:
 
 def paper_ratio_rows(source: Checkpoint, _work: Path, _sizes: Sizes) -> list[Measurement]:
     """Everything this project adds, against TPI-LLM as published, under the same enforced limit."""
-    folder, limits = shards(source, "smollm2"), _sixty(source)
+    folder, limits = shards(source, "smollm2"), _least(source)
     with lab("a", "b") as net, ours(net, folder, 7070, limits) as (full, groups):
         bare = [Limits(enforced=one.enforced) for one in limits]
         with ours(net, folder, 7071, bare, paper=True, collective="paper") as (paper, paper_groups):
@@ -102,7 +102,7 @@ def paper_ratio_rows(source: Checkpoint, _work: Path, _sizes: Sizes) -> list[Mea
             peaks = [group.peak_bytes for group in (*groups, *paper_groups)]
     print(f"charged at most: {[f'{peak / 1e6:.0f} MB' for peak in peaks]}", flush=True)
     equal = found["ours"]["tokens"] == found["paper"]["tokens"]
-    what = f"ms a token, SmolLM2 float32, 2 ranks, 1 ms / 300 Mbit/s, {_limit_words(limits)}: {found['ours']['median']:.0f} ms against {found['paper']['median']:.0f} ms"
+    what = f"ms a token, SmolLM2 float32, 2 ranks, 1 ms / 300 Mbit/s, {_limit_words(limits)}, 60 % of the resident size where --paper runs with that: {found['ours']['median']:.0f} ms against {found['paper']['median']:.0f} ms"
     value = found["ours"]["median"] / found["paper"]["median"] if equal else None
     return [
         Measurement(id="paper_ratio", what=what, value=value, unit="x", direction="<=", bar=0.4, peer="TPI-LLM as published (--paper)")
@@ -125,7 +125,7 @@ def accelerate_rows(source: Checkpoint, _work: Path, _sizes: Sizes) -> list[Meas
                 other.close()
     finally:
         group.close()
-    what = f"ms a token, SmolLM2 float32, 2 ranks, 1 ms / 300 Mbit/s, {_limit_words(limits)}: {found['ours']['median']:.0f} ms against {found['accelerate']['median']:.0f} ms on one device without a link"
+    what = f"ms a token, SmolLM2 float32, 2 ranks, 1 ms / 300 Mbit/s, 60 % of the resident size, {_limit_words(limits)}: {found['ours']['median']:.0f} ms against {found['accelerate']['median']:.0f} ms on one device without a link"
     return [
         Measurement(id="accelerate", what=what, value=_ratio(found, "ours", "accelerate"), unit="x", direction="<=", bar=0.25, peer="Accelerate, disk offload", peer_version=accelerate.__version__)
     ]  # fmt: skip
@@ -248,6 +248,13 @@ def stream_big_rows(_source: Checkpoint, _work: Path, _sizes: Sizes) -> list[Mea
     ]  # fmt: skip
 
 
+def _least(source: Checkpoint) -> list[Limits]:
+    """As `_sixty`, or what the published mode takes where that is more: it keeps the embedding and lm_head whole, and is killed below."""
+    published = plans(source.config, paper=True)
+    sizes = [max(one.promised or 0, plan.total) for one, plan in zip(_sixty(source), published, strict=True)]
+    return [Limits(size, None if unavailable() else size) for size in sizes]
+
+
 def _sixty(source: Checkpoint) -> list[Limits]:
     """60 % of what each rank takes with all weights in memory, promised and enforced."""
     why = unavailable()
@@ -259,7 +266,7 @@ def _sixty(source: Checkpoint) -> list[Limits]:
 
 def _limit_words(limits: list[Limits]) -> str:
     enforced = "enforced" if limits[0].enforced else "promised alone"
-    return f"60 % of the resident size ({' and '.join(f'{(one.promised or 0) / 1e6:.0f} MB' for one in limits)}, {enforced})"
+    return f"limits ({' and '.join(f'{(one.promised or 0) / 1e6:.0f} MB' for one in limits)}, {enforced})"
 
 
 def _ratio(found: dict[str, dict[str, Any]], one: str, other: str) -> float:
