@@ -51,7 +51,7 @@ def bottlefit_rows(found: Sequence[Pair], codecs: Sequence[CodecPoint], whole: n
         sizes, right = max(found, key=lambda one: one[1].mean())
         loss = paired_difference(100.0 * whole, 100.0 * right)
         cheapest = bytes_at(float(right.mean()), codecs, tuned=False)
-        said = f"{sizes.mean():.0f} B at {100 * right.mean():.1f} %, of {len(RATES['b']['bottlefit'])} rates the one that loses least"
+        said = f"{sizes.mean():.0f} B at {100 * right.mean():.1f} %, of {len(RATES['b']['bottlefit'])} rates the one that loses least, trained behind another fine-tuning of the same network"
         share = None if cheapest is None else 100 * float(sizes.mean()) / cheapest
     yield {
         "id": "bottlefit", "what": f"bytes of BottleFit's frames against the cheaper of WebP and JPEG at equal accuracy of the unsplit network, {WHERE['b']}: {said}",
@@ -71,7 +71,12 @@ def bottlefit_rows(found: Sequence[Pair], codecs: Sequence[CodecPoint], whole: n
 def _losses(loss: Estimate | None) -> list[tuple[str, str, float | None, float]]:
     mean, high = (None, None) if loss is None else (loss.value, loss.high)
     return [
-        ("bottlefit.loss", "accuracy of BottleFit below the unsplit network's on the same pictures", mean, LOSS_BAR),
+        (
+            "bottlefit.loss",
+            "accuracy of BottleFit below that of the unsplit network (another fine-tuning than its teacher), same pictures",
+            mean,
+            LOSS_BAR,
+        ),
         ("bottlefit.loss_upper", "upper end of that loss's 95 % interval", high, UPPER_BAR),
     ]
 
