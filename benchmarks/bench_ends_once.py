@@ -1,7 +1,7 @@
 """Every offload ends once, in time: workers killed with kill -9, a fifth of the packets lost, the device cut off for 5 s.
 
 Host and device are two hosts of `benchmarks.netlab`; broker and tail workers run on one, an offloader on the other, each
-a process. The device knows every request's start, end and deadline; nothing else is trusted.
+a process. Two machines do not share a core, so that the device has the first one to itself. The device knows every request's start, end and deadline; nothing else is trusted.
 """
 
 import argparse
@@ -69,6 +69,8 @@ def run(head: Path, tail: Path, fallback: Path, seconds: float) -> dict[str, Any
     program = find_mosquitto()
     if program is None:
         raise FileNotFoundError("mosquitto is not installed")
+    first, *others = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, others or {first})  # this process carries the link; broker and workers inherit it
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     lossy = Access(up_mbit=50, down_mbit=50, delay_ms=2.0, loss=0.2)
     with tempfile.TemporaryDirectory() as folder, NetLab({"host": Access(), "device": lossy}, seed=1) as lab:
@@ -90,7 +92,7 @@ def run(head: Path, tail: Path, fallback: Path, seconds: float) -> dict[str, Any
             assert service.stdout is not None
             service.stdout.readline()
             asker = device.popen(
-                [*python, "benchmarks.bench_ends_once", "--ask", head, fallback, "--url", url, "--seconds", str(seconds)],
+                [*python, "benchmarks.bench_ends_once", "--ask", head, fallback, "--url", url, "--seconds", str(seconds), "--core", str(first)],
                 env=environment, stdout=subprocess.PIPE, text=True,
             )  # fmt: skip
             processes.append(asker)
@@ -199,10 +201,12 @@ def main() -> None:
     parser.add_argument("--ask", type=Path, nargs=2)
     parser.add_argument("--url")
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--core", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.serve:
         serve(arguments.serve, arguments.url)
     elif arguments.ask:
+        os.sched_setaffinity(0, {arguments.core})
         ask(*arguments.ask, arguments.url, arguments.seconds)
     else:
         for one in rows(arguments.seconds):
