@@ -75,9 +75,7 @@ class NetworkBuilder:
 
     def view(self, node: Node, place: int) -> View:
         """The view of the node's input number ``place``, which must be an activation computed before."""
-        index = node.inputs[place] if place < len(node.inputs) else -1
-        if index < 0:
-            raise ModelFileError(f"node {node.index} ({node.op}): input {place} is missing.")
+        index = node.input_index(place)
         if index not in self.views:
             tensor = self.file.tensors[index]
             if tensor.data is not None:
@@ -127,7 +125,7 @@ class NetworkBuilder:
 
     def is_constant(self, node: Node, place: int) -> bool:
         """Whether input ``place`` holds data in the file."""
-        return self.file.tensors[node.inputs[place]].data is not None
+        return self.file.tensors[node.input_index(place)].data is not None
 
 
 def _source_axes(view: View) -> tuple[int, int, int]:

@@ -146,9 +146,9 @@ class _EdgeBuilder(NetworkBuilder):
         shape = self.file.tensors[index].shape
         orders = set()
         for node in readers:
-            if node.op != "TRANSPOSE" or len(shape) != 4 or self.file.tensors[node.inputs[1]].data is None:
+            if node.op != "TRANSPOSE" or len(shape) != 4 or self.file.tensors[node.input_index(1)].data is None:
                 return None
-            data = self.file.tensors[node.inputs[1]].data
+            data = self.file.tensors[node.input_index(1)].data
             assert data is not None
             orders.add(tuple(int(i) for i in data.reshape(-1)))
         if len(orders) != 1:
@@ -177,8 +177,8 @@ class _EdgeBuilder(NetworkBuilder):
         view = self.view(node, 0)
         if view.shape != self.file.tensors[index].shape:
             raise ModelFileError(f"node {node.index} ({node.op}): the shape changes from {view.shape}.")
-        self.check_sign_flip(node, index, node.inputs[0])
-        self.given[index] = node.inputs[0]
+        self.check_sign_flip(node, index, node.input_index(0))
+        self.given[index] = node.input_index(0)
 
     def check_sign_flip(self, node: Node, edge: int, inner: int) -> None:
         """A uint8 edge must be the int8 tensor plus 128: anything else would need arithmetic."""

@@ -49,6 +49,17 @@ class Node:
     outputs: tuple[int, ...]
     options: Any
 
+    def input_index(self, place: int) -> int:
+        """The tensor of input ``place``.
+
+        Raises:
+            ModelFileError: There is none.
+        """
+        index = self.inputs[place] if place < len(self.inputs) else -1
+        if index < 0:
+            raise ModelFileError(f"node {self.index} ({self.op}): input {place} is missing.")
+        return index
+
     def refuse(self, why: str, accepted: str) -> UnsupportedOpError:
         """Make the error for a form of the operator that can not become C."""
         return UnsupportedOpError(f"node {self.index} ({self.op}): {why}. Accepted: {accepted}.")

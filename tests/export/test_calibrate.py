@@ -30,7 +30,7 @@ def test_a_chain_runs_as_integers_and_every_convolution_is_found(measured):
 def test_a_calibration_comes_back_from_its_file_and_says_how_wrong_it_is(measured):
     found = fit_all(measured)
     assert (found.precision, found.threads, found.origin) == ("int8", 1, "measured")
-    assert {one.kind for one in found.classes} >= {"pointwise", "depthwise", "pool"}
+    assert {one.kind for one in found.classes} >= {"conv", "pointwise", "depthwise", "elementwise"}
     assert all(one.mape is not None and one.interval.low <= 1 <= one.interval.high for one in found.classes)
     assert parse_calibration(dump_calibration(found)) == found
 

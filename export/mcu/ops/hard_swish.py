@@ -32,7 +32,7 @@ def read_hard_swish(node: Node, net: NetworkBuilder) -> None:
 
     Source: tensorflow/lite/micro/kernels/hard_swish_common.cc and internal/reference/hard_swish.h.
     """
-    source = net.quant(net.file.tensors[node.inputs[0]])
+    source = net.quant(net.file.tensors[node.input_index(0)])
     target = net.quant(net.file.tensors[node.outputs[0]])
     fine_scale = np.float32(1.0 / 128.0) * source.scale
     output_q, output_shift = quantize_multiplier(float(np.float32(fine_scale / target.scale)))

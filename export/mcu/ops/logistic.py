@@ -80,7 +80,7 @@ def read_logistic(node: Node, net: NetworkBuilder) -> None:
 
     Source: tensorflow/lite/micro/kernels/logistic_common.cc and internal/reference/integer_ops/logistic.h.
     """
-    source = net.quant(net.file.tensors[node.inputs[0]])
+    source = net.quant(net.file.tensors[node.input_index(0)])
     target = net.quant(net.file.tensors[node.outputs[0]])
     if target.zero_point != -128:
         raise node.refuse(f"output zero point {target.zero_point}", "output zero point -128 and scale 1/256")

@@ -18,7 +18,7 @@ EDGE_TYPES = (np.dtype("float32"), np.dtype("uint8"))
 
 def read_quantize(node: Node, net: NetworkBuilder) -> None:
     """QUANTIZE at the edge (from float32 or uint8, or to uint8) leaves the network; int8 to int8 is a table."""
-    source, target = net.file.tensors[node.inputs[0]], net.file.tensors[node.outputs[0]]
+    source, target = net.file.tensors[node.input_index(0)], net.file.tensors[node.outputs[0]]
     if source.dtype in EDGE_TYPES and source.index in net.file.inputs:
         net.take_input(node, source.index)
         return

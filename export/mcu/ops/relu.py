@@ -20,7 +20,7 @@ def read_relu(node: Node, net: NetworkBuilder) -> None:
 
     Source: CalculateReluOpData and Relu6Prepare, tensorflow/lite/micro/kernels/activations_common.cc.
     """
-    source = net.quant(net.file.tensors[node.inputs[0]])
+    source = net.quant(net.file.tensors[node.input_index(0)])
     target = net.quant(net.file.tensors[node.outputs[0]])
 
     def relu(x: Int64s) -> Int64s:

@@ -45,6 +45,15 @@ def test_changed_bytes_never_crash(small_model, data):
     accepts_or_names_the_problem(bytes(changed))
 
 
+def test_lists_that_lost_their_second_element_never_crash(small_model):
+    places = [place for place in range(0, len(small_model) - 3, 4) if small_model[place : place + 4] == b"\2\0\0\0"]
+    assert len(places) > 10
+    for place in places:
+        changed = bytearray(small_model)
+        changed[place] = 1
+        accepts_or_names_the_problem(bytes(changed))
+
+
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_changed_words_never_crash(small_model, data):
