@@ -15,9 +15,7 @@ from orchestrator.broker import BrokerOptions, free_port
 from orchestrator.cli import run
 from orchestrator.fleet.supervisor import Supervisor
 
-sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.browser
-expect = sync_api.expect
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 BOOT = "0123456789abcdef"
 MS = {"preprocess_ms": 1.0, "head_ms": 6.0, "uplink_ms": 3.0, "tail_ms": 4.0, "downlink_ms": 1.5, "total_ms": 15.5}
@@ -44,13 +42,22 @@ LEAST_CONTRAST = """() => {
 }"""
 
 
+def expect(what):
+    """Playwright's assertions, which wait; imported here because only `make test-browser` installs it."""
+    from playwright.sync_api import expect as wait_for
+
+    return wait_for(what)
+
+
 @pytest.fixture(scope="module")
 def browser():
     """One Chromium."""
     if CHROMIUM is None:
         pytest.fail("Wanted chromium, found none. `make test-browser` installs it.")
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_api.sync_playwright() as playwright:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
         yield opened
         opened.close()
