@@ -113,11 +113,13 @@ def page(request, browser, fleet):
 
 def visit(page, url):
     """Go there; the dashboard may still be starting."""
+    from playwright.sync_api import Error
+
     for _ in range(150):
         try:
             page.goto(url)
             break
-        except sync_api.Error:
+        except Error:
             page.wait_for_timeout(200)
     expect(page.locator("#state")).to_have_text("live", timeout=10_000)
 
