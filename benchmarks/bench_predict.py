@@ -1,64 +1,58 @@
 """The predictor: convolutions and whole networks that it has not seen, in fp32 and int8, with one and two threads.
 
 Chains and held-out networks are profiled alike: plain and instrumented runs in turn, medians over the pairs that kept the
-core, over the time of one reference network beside each (`benchmarks.pace`). Whether a profile was quiet is counted and said; times
-that were disturbed say nothing of the predictor.
+core. Whether a profile was quiet is counted and said; times that were disturbed say nothing of the predictor.
 """
 
 import statistics
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pace import Pace
 from benchmarks.profile_nets import NETS, SIZES
 from device_profiles.measurement import Profile
-from edge_runtime.artefact import open_artefact
 from edge_runtime.profiler import ProfileOptions, profile_artefact
-from export.calibrate import fit_all, write_chains
+from export.calibrate import fit_all, measure_chains
 from export.chain_nets import Precision, write_net
 from split.predict import Calibration, Work, predict
 
 CHAINS = 24
 CONVS = ("conv", "pointwise", "depthwise", "stem")
+ATTEMPTS = 4
 CASES: tuple[tuple[Precision, int], ...] = (("fp32", 1), ("int8", 1), ("fp32", 2), ("int8", 2))
 
 
 def rows() -> list[dict[str, Any]]:
     """Rows layer_mape, layer_acc10 and net_error; those of fp32 and one thread have bars."""
     found: list[dict[str, Any]] = []
-    pace = Pace()
     for precision, threads in CASES:
-        calibration, chain_status = calibrated(precision, threads, CHAINS if threads == 1 else 12, pace=pace)
-        profiles = held_out(precision, threads, pace)
+        calibration, chain_status = calibrated(precision, threads, CHAINS if threads == 1 else 12)
+        profiles = held_out(precision, threads)
         found += case_rows(calibration, profiles, chain_status, bars=(precision, threads) == ("fp32", 1))
     return found
 
 
-def calibrated(
-    precision: Precision, threads: int, count: int = CHAINS, *, pace: Pace | None = None
-) -> tuple[Calibration, str]:
+def calibrated(precision: Precision, threads: int, count: int = CHAINS) -> tuple[Calibration, str]:
     """A calibration, and how many of its chains were measured quietly."""
-    options = ProfileOptions(threads=threads, runs=25, seconds=0.0, limit_s=2.0, kernels_only=True)
-    pace = pace or Pace()
-    with tempfile.TemporaryDirectory() as folder:
-        chains = [open_artefact(path) for path in write_chains(Path(folder), precision=precision, count=count)]
-        measured = [pace.measure(partial(profile_artefact, one, options)) for one in chains]
-    quiet = [one for one in measured if one.status == "ok"]
-    return fit_all(quiet if len(quiet) >= count / 2 else measured), f"{len(quiet)} of {count} chains quiet"
+    measured = measure_chains(precision=precision, threads=threads, count=count)
+    enough = measured.profiles if len(measured.profiles) >= count / 2 else (*measured.profiles, *measured.noisy)
+    return fit_all(enough), f"{len(measured.profiles)} of {count} chains quiet"
 
 
-def held_out(precision: Precision, threads: int, pace: Pace) -> list[Profile]:
+def held_out(precision: Precision, threads: int) -> list[Profile]:
     """The networks' profiles."""
     options = ProfileOptions(threads=threads, runs=100, seconds=0.0, limit_s=6.0, kernels_only=True)
+    found = []
     with tempfile.TemporaryDirectory() as folder:
-        nets = [
-            write_net(Path(folder), name, build(precision=precision), SIZES[name], precision)
-            for name, build in NETS.items()
-        ]
-        return [pace.measure(partial(profile_artefact, one, options)) for one in nets]
+        for name, build in NETS.items():
+            artefact = write_net(Path(folder), name, build(precision=precision), SIZES[name], precision)
+            for _ in range(ATTEMPTS):
+                profile = profile_artefact(artefact, options)
+                if profile.status == "ok":
+                    break
+            found.append(profile)
+    return found
 
 
 def work_of(profile: Profile) -> list[Work]:
