@@ -83,9 +83,7 @@ class Follower:
         if state in ("downloading", "verifying"):  # the retained desired state begins it again
             state = "idle"
         version = self._memory.version
-        if (
-            state == "probation" and store.probation is None
-        ):  # cut before the switch, at the commit, or while going back
+        if state == "probation" and store.probation is None:  # cut before the switch, at the commit, or going back
             done = store.active == self._memory.wanted
             state, version = ("active", self._memory.coming) if done else ("idle", version)
         self._keep(starts=self._memory.starts + 1, state=state, version=version)

@@ -81,6 +81,7 @@ class Supervisor:
             raise FleetError(
                 "Wanted simulated devices in a fleet with certificates, found that they have none. Leave --demo out."
             )
+        self._secured = None if access is None else secure(access, trust)
         self._folder = folder
         self._logs = folder / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,6 @@ class Supervisor:
         self._broker: MosquittoBroker | EmbeddedBroker | None = None
         self._crl = None if access is None else access.folder / "crl.pem"
         self._crl_seen = _changed(self._crl)
-        self._secured = None if access is None else secure(access, trust)
         try:
             self._broker = start_broker(options) if broker is None else None
             self.broker = broker or (self._broker.url if self._broker else "")

@@ -62,8 +62,7 @@ def test_a_share_of_packed_bytes_is_the_packed_share(encoding, by_column):
 @pytest.mark.parametrize("count", [1, 7])
 def test_c_and_torch_agree_within_the_rounding_of_activations(encoding, by_column, count):
     library = lowbit._library()
-    if library is None:
-        pytest.skip("no C compiler here")
+    assert library is not None, "the project's set-up installs a compiler"
     packed = torch.from_numpy(lowbit.pack(matrix(64, 96, 2), encoding, by_column=by_column))
     weights = lowbit.Packed(packed, 64, 96, encoding, by_column)
     x = torch.from_numpy(matrix(count, 96, 3))
