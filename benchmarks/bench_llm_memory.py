@@ -256,7 +256,7 @@ def _measurements(name: str, weights: Encoding, limit: int, steps: int) -> list[
     what = f"Llama-2-70B shape, {weights}, 8 ranks planned, 2 run, {files}, limit of {limit / 1e9:.1f} GB enforced by a control group"
     return [
         Measurement(id=name, what=f"peak of a rank (VmHWM), {what}", value=peak, unit="B", direction="<=", bar=limit),
-        Measurement(id=f"{name}.charged", what="the same: most that a control group was charged, page cache included", value=charged, unit="B", direction="<=", bar=limit),
+        Measurement(id=f"{name}.charged", what="the same: most that a control group was charged, page cache included: the kernel lets it grow up to the limit", value=charged, unit="B", direction="info"),
         Measurement(id=f"{name}.predicted", what=f"how far the planner's ms a token ({predicted:.0f}) is from those measured ({measured:.0f}), storage of 300 MB/s a rank", value=abs(predicted - measured) / measured, unit="", direction="<=", bar=0.15),
     ]  # fmt: skip
 
