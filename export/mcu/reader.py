@@ -8,7 +8,7 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
 from export.mcu.errors import ModelFileError, UnsupportedOpError
-from export.mcu.flatbuffer_check import OPTIONS, check_model, check_options
+from export.mcu.flatbuffer_check import check_model, check_options
 from export.mcu.values import MAX_ELEMENTS
 
 Accessor: TypeAlias = Any  # the schema classes carry no types
@@ -22,6 +22,20 @@ DTYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.FLOAT32: np.dtype("<f4"),
 }
 OP_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+# The table that holds an operator's options, for the operators that are read with them
+_OPTIONS_OF = {
+    "CONV_2D": "Conv2DOptions",
+    "DEPTHWISE_CONV_2D": "DepthwiseConv2DOptions",
+    "FULLY_CONNECTED": "FullyConnectedOptions",
+    "ADD": "AddOptions",
+    "MUL": "MulOptions",
+    "AVERAGE_POOL_2D": "Pool2DOptions",
+    "MAX_POOL_2D": "Pool2DOptions",
+    "MEAN": "ReducerOptions",
+    "CONCATENATION": "ConcatenationOptions",
+    "SOFTMAX": "SoftmaxOptions",
+    "RESIZE_NEAREST_NEIGHBOR": "ResizeNearestNeighborOptions",
+}
 OPTIONS_NAMES = {code: name for name, code in vars(schema.BuiltinOptions).items() if isinstance(code, int)}
 
 
@@ -176,7 +190,10 @@ def _read_node(data: bytes, model: Accessor, operator: Accessor, index: int, ten
         name = f"CUSTOM {(code.CustomCode() or b'?').decode('utf-8', 'replace')[:60]}"
     options = None
     table = OPTIONS_NAMES.get(operator.BuiltinOptionsType(), "NONE")
-    if table in OPTIONS and operator.BuiltinOptions() is not None:
+    wanted = _OPTIONS_OF.get(name)
+    if wanted is not None and table not in (wanted, "NONE"):
+        raise ModelFileError(f"node {index} ({name}) wants {wanted}, found {table}; file damaged.")
+    if wanted == table and operator.BuiltinOptions() is not None:
         union = operator.BuiltinOptions()
         check_options(data, union.Pos, table)
         options = getattr(schema, table)()

@@ -85,6 +85,8 @@ def read_logistic(node: Node, net: NetworkBuilder) -> None:
     if target.zero_point != -128:
         raise node.refuse(f"output zero point {target.zero_point}", "output zero point -128 and scale 1/256")
     mantissa, left_shift = math.frexp(float(source.scale) * (1 << (31 - INTEGER_BITS)))
+    if not -31 <= left_shift <= 31:  # the kernel shifts an int32 by that
+        raise node.refuse(f"input scale {source.scale:g}", "an input scale of 2^-59 to 16")
     multiplier = round_half_away(mantissa * 2**31)
     radius = math.floor(((1 << INTEGER_BITS) - 1) * (1 << (31 - INTEGER_BITS)) / 2.0**left_shift)
 

@@ -5,6 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -52,6 +53,27 @@ def test_lists_that_lost_their_second_element_never_crash(small_model):
         changed = bytearray(small_model)
         changed[place] = 1
         accepts_or_names_the_problem(bytes(changed))
+
+
+@pytest.mark.parametrize("scale", [1e-38, 100.0])
+def test_a_scale_that_the_kernel_cannot_shift_by_is_named(tflite_builder, scale):
+    net = tflite_builder()
+    source = net.activation((1, 2, 2, 3), scale, 0)
+    with pytest.raises(UnsupportedOpError, match=r"LOGISTIC.*input scale"):
+        lower(net.finish([source], [net.unary("LOGISTIC", source)]))
+
+
+def test_options_of_another_operator_are_named(small_model):
+    conv, pool = schema.BuiltinOptions.Conv2DOptions, schema.BuiltinOptions.Pool2DOptions
+    said = set()
+    for place in (place for place, byte in enumerate(small_model) if byte == conv):
+        changed = bytearray(small_model)
+        changed[place] = pool
+        try:
+            lower(bytes(changed))
+        except EdgeError as error:
+            said.add(str(error))
+    assert any("(CONV_2D) wants Conv2DOptions, found Pool2DOptions" in text for text in said)
 
 
 @settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
