@@ -10,7 +10,7 @@ FROM python:3.11-slim-bookworm
 COPY --from=build /wheels /wheels
 COPY constraints/device-py311.txt /wheels/constraints.txt
 RUN set -eu; wheel="$(ls /wheels/*.whl)"; \
-    pip install --no-cache-dir -c /wheels/constraints.txt "${wheel}[fleet-device,ort]" pillow; rm -r /wheels; \
+    pip install --no-cache-dir -c /wheels/constraints.txt "${wheel}[tuf,ort]" pillow; rm -r /wheels; \
     useradd --system --uid 990 headtail; install -d -m 0700 -o headtail /var/lib/headtail
 USER headtail
 ENV XDG_STATE_HOME=/var/lib OMP_NUM_THREADS=1

@@ -18,6 +18,7 @@ from edge_runtime.deployments import Deployments
 from edge_runtime.fetch import fetch_options
 from edge_runtime.follow import Follower
 from edge_runtime.frame_result import result_of, result_of_error
+from edge_runtime.freshness import open_freshness
 from edge_runtime.gate import Gatekeeper
 from edge_runtime.messages import (
     BLOCK_BYTES,
@@ -85,7 +86,8 @@ class Agent:
         self._topics = Topics(options.offload.tenant, options.device)
         self._board = load_board(options.board).id
         unsigned = options.insecure or is_loopback(options.broker)
-        self._gate = Gatekeeper(options.state, self._board, unsigned=unsigned)
+        fresh = open_freshness(options.state, options.broker)
+        self._gate = Gatekeeper(options.state, self._board, unsigned=unsigned, fresh=fresh)
         self._store = SlotStore(options.state, self._gate.ask)
         self._given = (head, whole)
         self.boot = os.urandom(8).hex()

@@ -16,6 +16,7 @@ from device_profiles.version import __version__
 from edge_runtime.cli_observing import add_observing, open_tracer_of, samples_of, set_up_logging_of
 
 if TYPE_CHECKING:
+    from edge_runtime.freshness import Anchor
     from edge_runtime.messages import Result
     from edge_runtime.offload_options import OffloadOptions
     from edge_runtime.pipeline import PlanChoice
@@ -115,6 +116,10 @@ def _add_joining(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     trust.set_defaults(command=_trust)
     trust.add_argument("file", type=Path, help="trust.json of `headtail keys trust`")
     trust.add_argument("--state", type=Path, default=default_state(), metavar="DIR")
+    trust.add_argument(
+        "--root", type=Path, metavar="FILE", help="N.root.json of `headtail keys root`: ask that repository too"
+    )
+    trust.add_argument("--metadata", metavar="URL", help="where its metadata is; https://HOST:8081/tuf of a fleet")
     trust.add_argument("--replace", action="store_true", help="even where the device has another key set")
 
 
@@ -310,6 +315,7 @@ def _fill_in_identity(arguments: argparse.Namespace) -> str | None:
 
 
 def _trust(arguments: argparse.Namespace) -> int:
+    from edge_runtime.freshness import install_anchor
     from edge_runtime.gate import TRUST_NAME, install_trust
     from edge_runtime.signature import TrustError, parse_trust_file
 
@@ -320,10 +326,21 @@ def _trust(arguments: argparse.Namespace) -> int:
         raise TrustError(f"Wanted a trust file of `headtail keys trust`, found: {error}.") from error
     if path.exists() and not arguments.replace:
         raise TrustError(f"Wanted a device without a key set, found {path}. --replace trusts the new one instead.")
+    anchor = _read_anchor_of(arguments)
     install_trust(path, found)
+    if anchor is not None:
+        install_anchor(arguments.state, anchor)
     names = ", ".join(key.name for key in found.newest.keys)
     sys.stdout.write(f"{path}: {found.newest.threshold} of {names} must sign (key set {found.newest.version})\n")
     return 0
+
+
+def _read_anchor_of(arguments: argparse.Namespace) -> "Anchor | None":
+    from edge_runtime.freshness import AnchorError, read_root
+
+    if (arguments.root is None) != (arguments.metadata is None):
+        raise AnchorError("Wanted --root and --metadata together, found one of them.")
+    return None if arguments.root is None else read_root(arguments.root, arguments.metadata)
 
 
 def _profile(arguments: argparse.Namespace) -> int:

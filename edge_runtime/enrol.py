@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from device_profiles.errors import EdgeError, MissingDependencyError
+from edge_runtime.freshness import Anchor, install_anchor
 from edge_runtime.gate import TRUST_NAME, install_trust
 from edge_runtime.identity import Identity, Place, identity_folder
 from edge_runtime.messages import Name, check_segment
@@ -45,6 +46,7 @@ class EnrolAnswer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     certificate: str
     place: Place
     trust: TrustFile | None = None  # the key set whose signatures it shall accept
+    anchor: Anchor | None = None  # the TUF root that it shall ask before it takes a version
 
 
 def enrol(url: str, token: str, *, device: str, tenant: str, state: Path) -> Identity:
@@ -76,6 +78,8 @@ def enrol(url: str, token: str, *, device: str, tenant: str, state: Path) -> Ide
     if answer.trust is not None:
         parse_trust_file(msgspec.json.encode(answer.trust))
         install_trust(state / TRUST_NAME, answer.trust)
+    if answer.anchor is not None:
+        install_anchor(state, answer.anchor)
     return identity
 
 

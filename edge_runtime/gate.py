@@ -6,6 +6,7 @@ only to a device whose broker is on the same machine, or whose owner said so.
 
 import hashlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,13 +53,16 @@ class Gatekeeper:
         folder: The state folder.
         board: The device's board id.
         unsigned: Whether artefacts may pass without a signature as long as no key set is there.
+        fresh: Raises when the fleet does not vouch for a statement now; null where the device holds no TUF root.
 
     With a key set that cannot be read nothing may run, rather than everything; the agent itself stays reachable.
     """
 
-    def __init__(self, folder: Path, board: str, *, unsigned: bool) -> None:
+    def __init__(
+        self, folder: Path, board: str, *, unsigned: bool, fresh: Callable[[Statement], None] | None = None
+    ) -> None:
         self._path = folder / TRUST_NAME
-        self._board, self._unsigned = board, unsigned
+        self._board, self._unsigned, self._fresh = board, unsigned, fresh
         self.trust: Trust | None = None
         self._damage: TrustError | None = None
         try:
@@ -93,13 +97,21 @@ class Gatekeeper:
         return Passed(*check_statement(signature, artefact, self.trust))
 
     def check_version(self, passed: Passed, floors: dict[str, int]) -> None:
-        """Refuse what is older than its line's floor.
+        """Refuse what is older than its line's floor, and what the fleet does not vouch for now.
 
         Raises:
             RollbackError: With both numbers.
+            FreshnessError: On a device with a TUF root: one of its subclasses says why not.
+            UnsignedError: On such a device, without a key set.
         """
         if passed.statement is not None:
             check_floor(passed.statement, floors)
+        if self._fresh is not None:
+            if passed.statement is None:
+                raise UnsignedError(
+                    f"Wanted a key set beside the TUF root, found no {self._path}. Give it one: edge-agent trust FILE."
+                )
+            self._fresh(passed.statement)
 
     def check_target(self, manifest: Manifest) -> None:
         """Refuse what was made for another kind of board.

@@ -22,6 +22,7 @@ from edge_runtime.messages import BLOCK_BYTES
 
 log = logging.getLogger(__name__)
 _PATH = re.compile(r"/artefacts/([0-9a-f]{64}\.zip(?:\.blocks)?)\Z")
+_METADATA = re.compile(r"/tuf/((?:\d{1,16}\.(?:root|targets|snapshot)|timestamp)\.json)\Z")
 _RANGE = re.compile(r"bytes=(\d{1,12})-(\d{0,12})\Z")
 _CHUNK_BYTES = 256 << 10
 _TIMEOUT_S = 30.0
@@ -51,6 +52,7 @@ class ArtefactServer:
         port: 0 takes a free one.
         advertise: Host name that devices use; `host` when null.
         tls: Of the server; plain HTTP when null.
+        metadata: Folder with the fleet's published TUF metadata; served below /tuf.
 
     Raises:
         ServeArtefactsError: The address cannot be listened on.
@@ -64,16 +66,18 @@ class ArtefactServer:
         port: int = 0,
         advertise: str | None = None,
         tls: ssl.SSLContext | None = None,
+        metadata: Path | None = None,
     ) -> None:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._server = _Server((host, port), folder, tls)
+            self._server = _Server((host, port), folder, tls, metadata)
         except OSError as error:
             raise ServeArtefactsError(f"Wanted to serve artefacts on {host}:{port}, found: {error}.") from error
         self.port = int(self._server.server_address[1])
         scheme = "https" if tls is not None else "http"
-        self.url = f"{scheme}://{advertise or host}:{self.port}/artefacts"
+        place = f"{scheme}://{advertise or host}:{self.port}"
+        self.url, self.metadata_url = f"{place}/artefacts", f"{place}/tuf"
         self._thread = threading.Thread(target=self._server.serve_forever, name="artefacts", daemon=True)
         self._thread.start()
 
@@ -132,8 +136,10 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = True
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], folder: Path, tls: ssl.SSLContext | None) -> None:
-        self.folder, self.tls = folder, tls
+    def __init__(
+        self, address: tuple[str, int], folder: Path, tls: ssl.SSLContext | None, metadata: Path | None
+    ) -> None:
+        self.folder, self.tls, self.metadata = folder, tls, metadata
         self.room = threading.BoundedSemaphore(_MAX_CONNECTIONS)
         super().__init__(address, _Handler)
 
@@ -177,8 +183,7 @@ class _Handler(BaseHTTPRequestHandler):
         log.debug(format, *args)
 
     def _answer(self, *, with_body: bool) -> None:
-        match = _PATH.match(self.path)
-        path = self.server.folder / match[1] if match else None
+        path = self._find()
         if path is None or not path.is_file():
             self.send_error(404)
             return
@@ -200,6 +205,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if with_body:
             self._send(path, *span)
+
+    def _find(self) -> Path | None:
+        if match := _PATH.match(self.path):
+            return self.server.folder / match[1]
+        match = _METADATA.match(self.path)
+        return self.server.metadata / match[1] if match and self.server.metadata else None
 
     def _send(self, path: Path, first: int, end: int) -> None:
         with path.open("rb") as stream:

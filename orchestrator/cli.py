@@ -41,6 +41,8 @@ GROUPS = {
             "trust": ("orchestrator.commands.keys:trust", "Write the first key set for devices."),
             "rotate": ("orchestrator.commands.keys:rotate", "Replace keys of a key set."),
             "show": ("orchestrator.commands.keys:show", "Show the key set of a trust file."),
+            "root": ("orchestrator.commands.keys:root", "Make or sign the fleet's TUF repository."),
+            "withdraw": ("orchestrator.commands.keys:withdraw", "Take a version out of the TUF repository."),
         },
     ),
     "fleet": (

@@ -6,6 +6,7 @@ import secrets
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -14,6 +15,7 @@ from sqlalchemy import select
 from device_profiles.errors import EdgeError
 from edge_runtime.broker_url import TlsFiles
 from edge_runtime.enrol import EnrolAnswer, EnrolRequest
+from edge_runtime.freshness import Anchor
 from edge_runtime.identity import Place
 from edge_runtime.messages import Topics
 from edge_runtime.signature import TrustFile
@@ -37,6 +39,8 @@ class EnrolmentOptions:
     host: str = "127.0.0.1"
     port: int = 0
     trust: TrustFile | None = None
+    tuf: Path | None = None  # a TUF repository: devices get its newest root
+    tuf_url: str = ""  # where they find its metadata
 
 
 def make_token(store: Store, authority: Authority, *, tenant: str, device: str | None, valid_s: float) -> str:
@@ -111,8 +115,16 @@ class EnrolmentServer:
         except (EdgeError, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.warning("refused an enrolment: %s", type(error).__name__)  # its text may hold what was sent
             return Answer(403, b"refused: the token is not good for this name, or the request is not valid")
-        answer = EnrolAnswer(certificate=pem, place=self._options.place, trust=self._options.trust)
+        options = self._options
+        answer = EnrolAnswer(certificate=pem, place=options.place, trust=options.trust, anchor=self._anchor())
         return Answer(200, msgspec.json.encode(answer))
+
+    def _anchor(self) -> Anchor | None:
+        if self._options.tuf is None:
+            return None
+        from orchestrator.update_repository import UpdateRepository
+
+        return Anchor(url=self._options.tuf_url, root=UpdateRepository(self._options.tuf).newest_root().decode())
 
 
 def revoke_device(store: Store, authority: Authority, device: str) -> int:

@@ -1,4 +1,4 @@
-"""The fleet's own certificate authority: one folder with the CA, the broker's and services' certificates, and the CRL.
+"""The fleet's own certificate authority: one folder with the CA, the services' certificates, the CRL and the online key.
 
 Devices have their name as common name; services have `@name`, which no device can be called. Keys are P-256. Only
 services may act as TLS servers.
@@ -20,7 +20,7 @@ from device_profiles.errors import EdgeError
 from edge_runtime.broker_url import TlsFiles
 from edge_runtime.durable import write_durably
 from edge_runtime.messages import check_segment
-from orchestrator.signing import write_private
+from orchestrator.signing import make_key, write_private
 
 CA_DAYS = 3650
 SERVICE_DAYS = 825
@@ -28,6 +28,7 @@ DEVICE_DAYS = 365
 CRL_DAYS = 3650  # made anew at every revocation
 SERVICES = ("broker", "orchestrator", "tails", "llm", "homeassistant")
 _LOOPBACK = ("127.0.0.1", "localhost")  # services on this host reach each other there
+ONLINE_KEY = "online.pem"  # signs the TUF repository's snapshot and timestamp
 _STORE = "store.url"
 _EARLIER = datetime.timedelta(minutes=5)  # clocks of devices differ
 
@@ -60,7 +61,7 @@ class Authority:
 
     @classmethod
     def make(cls, folder: Path, hosts: Sequence[str]) -> "Authority":
-        """Make an authority and the certificates of services.
+        """Make an authority, the certificates of services, and the key that says that updates are fresh.
 
         Args:
             folder: Must not hold one already.
@@ -83,6 +84,7 @@ class Authority:
         authority.revoke(())
         for service in SERVICES:
             authority.issue_service(service, (*hosts, *(one for one in _LOOPBACK if one not in hosts)))
+        make_key(folder / ONLINE_KEY, name="online")
         return authority
 
     def files(self, service: str) -> TlsFiles:

@@ -27,6 +27,7 @@ def up(
     pki: Path | None = None,
     host: str = "127.0.0.1",
     trust: Path | None = None,
+    tuf: Path | None = None,
     tenant: str = "default",
     device_port: int = 8883,
     service_port: int = 8884,
@@ -47,6 +48,8 @@ def up(
         pki: Folder of `headtail pki init`: broker, file server and the server where devices enrol use its certificates.
         host: Address that they listen on, with --pki.
         trust: Trust file of `headtail keys trust`, which devices get when they enrol: they run only what its keys signed.
+        tuf: TUF repository of `headtail keys root`, whose root devices get when they enrol: they take only versions that it lists,
+            and notice when somebody withholds newer ones.
         tenant: Of the devices, with --pki.
         device_port: Where devices connect, with --pki.
         service_port: Where services connect and devices offload, with --pki.
@@ -59,7 +62,7 @@ def up(
     """
     place = folder or default_folder()
     ports = {"dashboard": dashboard_port, "files": files_port, ENROLMENT: enrol_port}
-    if pki is None and (trust is not None or host != "127.0.0.1"):
+    if pki is None and (trust is not None or tuf is not None or host != "127.0.0.1"):
         raise FleetError(
             "Wanted certificates for other machines and their keys, found no --pki. Make it: headtail pki init."
         )
@@ -76,6 +79,7 @@ def up(
             options=options,
             ports=ports,
             trust=trust,
+            tuf=tuf,
             home_assistant=home_assistant,
             demo=demo,
         ) as fleet,

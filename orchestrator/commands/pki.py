@@ -67,6 +67,8 @@ def serve(
     device_port: int = DEVICE_PORT,
     service_port: int = SERVICE_PORT,
     trust: Path | None = None,
+    tuf: Path | None = None,
+    tuf_url: str | None = None,
     json: bool = False,
 ) -> None:
     """Let devices enrol over HTTPS until Ctrl-C.
@@ -81,13 +83,17 @@ def serve(
         device_port: Of the broker's listener for devices.
         service_port: Of its listener for services and offloaded requests.
         trust: Trust file that devices get: they run only what its keys have signed.
+        tuf: TUF repository of `headtail keys root`, whose root devices get: they take only versions that it lists.
+        tuf_url: Where devices find its published metadata.
         json: Print JSON.
     """
     from orchestrator.enrolment import EnrolmentOptions, EnrolmentServer
 
     place = Place(host=public_host, device_port=device_port, service_port=service_port)
     keys = read_trust_file(trust) if trust is not None else None
-    options = EnrolmentOptions(place=place, host=host, port=port, trust=keys)
+    if (tuf is None) != (tuf_url is None):
+        raise PkiError("Wanted --tuf and --tuf-url together, found one of them. `headtail fleet up --tuf` gives both.")
+    options = EnrolmentOptions(place=place, host=host, port=port, trust=keys, tuf=tuf, tuf_url=tuf_url or "")
     with _open(folder, store) as opened, EnrolmentServer(opened, Authority(folder), options) as server, until_stopped():
         url = f"https://{public_host}:{server.port}"
         if json:

@@ -20,6 +20,7 @@ from orchestrator.fleet.tables import ConfigKey
 from orchestrator.pki import Authority
 
 FOLDER = "artefacts"  # below the fleet's
+METADATA_FOLDER = "tuf"  # what `orchestrator.fleet.freshness` publishes
 
 
 def announce(store: Store, url: str) -> None:
@@ -57,7 +58,10 @@ def main() -> None:
         signal.signal(number, lambda *_: stopped.set())
     tls = None if parsed.pki is None else members_only(Authority(parsed.pki))
     folder = parsed.folder / FOLDER
-    server = ArtefactServer(folder, host=parsed.host, port=parsed.port, advertise=parsed.advertise, tls=tls)
+    published = parsed.folder / METADATA_FOLDER
+    server = ArtefactServer(
+        folder, host=parsed.host, port=parsed.port, advertise=parsed.advertise, tls=tls, metadata=published
+    )
     with server:
         announce(Store(parsed.store), server.url)
         sys.stdout.write(f"files ready at {server.url}\n")

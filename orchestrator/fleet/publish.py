@@ -7,7 +7,7 @@ from pathlib import Path
 from edge_runtime.artefact import Artefact, file_sha256, pack_artefact
 from orchestrator.artefact_server import block_hashes
 from orchestrator.fleet.errors import ConflictError
-from orchestrator.fleet.files import FOLDER
+from orchestrator.fleet.files import FOLDER, METADATA_FOLDER
 from orchestrator.fleet.registry import NewArtefact, register_artefact, register_version
 from orchestrator.fleet.store import Store, now_ms
 
@@ -24,6 +24,7 @@ def publish_version(store: Store, folder: Path, name: str, artefacts: Sequence[A
 
     Raises:
         ConflictError: Two of one role, a tail that does not accept the head's cut, or another version of that name.
+        UpdateRepositoryError: The fleet has a TUF repository, and it does not list what is for devices.
     """
     by_role = {artefact.manifest.role: artefact for artefact in artefacts}
     if len(by_role) != len(artefacts):
@@ -31,6 +32,10 @@ def publish_version(store: Store, folder: Path, name: str, artefacts: Sequence[A
             f"Wanted one artefact of each role in {name}, found {len(artefacts)} with {sorted(by_role)}."
         )
     _check_pair(name, by_role.get("head"), by_role.get("tail"))
+    if (folder / METADATA_FOLDER).is_dir():
+        from orchestrator.fleet.freshness import check_published
+
+        check_published(folder / METADATA_FOLDER, artefacts)
     kept = [_keep(folder / FOLDER, artefact) for artefact in artefacts]
     with store.write() as session:
         for artefact in kept:

@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.pki import ONLINE_KEY
+
 
 @dataclass(frozen=True)
 class Service:
@@ -32,6 +34,7 @@ class Secured:
     device_port: int
     service_port: int
     trust: Path | None = None  # the key set that devices get when they enrol
+    tuf: Path | None = None  # folder of the TUF repository whose root devices get as well
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Settings:
 
 
 ENROLMENT, ENROLMENT_PORT = "enrolment", 8885
+FRESHNESS = "freshness"
 _HEADTAIL = "from orchestrator.cli import main; main()"
 _WEB = ("starlette", "uvicorn", "prometheus_client", "jinja2")
 SERVICES = (
@@ -84,9 +88,19 @@ def command_of(service: Service, settings: Settings, *, port: int | None = None)
     return command
 
 
-def enrolment_command(secured: Secured, store: str, *, port: int) -> list[str]:
+def freshness_command(tuf: Path, secured: Secured, folder: Path) -> list[str]:
+    """The command line of the service that signs the TUF repository's snapshot and timestamp."""
+    command = [sys.executable, "-m", "orchestrator.fleet.freshness", "--source", str(tuf), "--folder", str(folder)]
+    return [*command, "--key", str(secured.pki / ONLINE_KEY)]
+
+
+def enrolment_command(secured: Secured, store: str, *, port: int, files_port: int) -> list[str]:
     """The command line of the server where devices enrol."""
     command = [sys.executable, "-c", _HEADTAIL, "pki", "serve", str(secured.pki), "--store", store]
     command += ["--public-host", secured.public_host, "--host", secured.host, "--port", str(port)]
     command += ["--device-port", str(secured.device_port), "--service-port", str(secured.service_port)]
-    return command + (["--trust", str(secured.trust)] if secured.trust is not None else [])
+    if secured.trust is not None:
+        command += ["--trust", str(secured.trust)]
+    if secured.tuf is not None:
+        command += ["--tuf", str(secured.tuf), "--tuf-url", f"https://{secured.public_host}:{files_port}/tuf"]
+    return command

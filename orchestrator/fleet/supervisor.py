@@ -23,17 +23,19 @@ from orchestrator.fleet.registry import NewArtefact, register_artefact, register
 from orchestrator.fleet.services import (
     ENROLMENT,
     ENROLMENT_PORT,
+    FRESHNESS,
     SERVICES,
     Secured,
     Settings,
     command_of,
     enrolment_command,
+    freshness_command,
     is_installed,
 )
 from orchestrator.fleet.store import Store, default_url, now_ms
 from orchestrator.leash import Leash
-from orchestrator.pki import Authority
-from orchestrator.signing import read_trust_file
+from orchestrator.pki import ONLINE_KEY, Authority
+from orchestrator.signing import read_key, read_trust_file
 
 log = logging.getLogger(__name__)
 _PAUSE_S = 0.5
@@ -60,6 +62,7 @@ class Supervisor:
         options: Of the broker that is started.
         ports: Of services by name, instead of their usual ones.
         trust: The key set that devices get when they enrol, where `options` has certificates.
+        tuf: Folder of the TUF repository that vouches for their updates; they get its root.
         home_assistant: Announce the devices to Home Assistant.
         demo: So many simulated devices, and versions to roll out to them.
     """
@@ -73,6 +76,7 @@ class Supervisor:
         options: BrokerOptions | None = None,
         ports: dict[str, int] | None = None,
         trust: Path | None = None,
+        tuf: Path | None = None,
         home_assistant: bool = False,
         demo: int = 0,
     ) -> None:
@@ -81,7 +85,7 @@ class Supervisor:
             raise FleetError(
                 "Wanted simulated devices in a fleet with certificates, found that they have none. Leave --demo out."
             )
-        self._secured = None if access is None else secure(access, trust)
+        self._secured = None if access is None else secure(access, trust, tuf)
         self._folder = folder
         self._logs = folder / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
@@ -114,7 +118,10 @@ class Supervisor:
             self._start(service.name, command_of(service, settings, port=used[service.name]))
         if settings.secured is not None:
             used[ENROLMENT] = port = wanted.get(ENROLMENT, ENROLMENT_PORT)
-            self._start(ENROLMENT, enrolment_command(settings.secured, self.store, port=port))
+            files_port = used["files"] or 0
+            self._start(ENROLMENT, enrolment_command(settings.secured, self.store, port=port, files_port=files_port))
+            if settings.secured.tuf is not None:
+                self._start(FRESHNESS, freshness_command(settings.secured.tuf, settings.secured, settings.folder))
         self.services = [one.name for one in self._running]
         self.ports = {name: port for name, port in used.items() if port is not None}
         if demo:
@@ -217,18 +224,25 @@ class Supervisor:
         return process
 
 
-def secure(access: AccessOptions, trust: Path | None) -> Secured:
+def secure(access: AccessOptions, trust: Path | None, tuf: Path | None = None) -> Secured:
     """What services of a fleet with certificates are told.
 
     Raises:
         PkiError: No authority there.
-        KeyFileError: Not a trust file.
+        KeyFileError: Not a trust file, or no online key.
+        UpdateRepositoryError: No TUF repository there whose root has enough signatures.
     """
     if trust is not None:
         read_trust_file(trust)
+    if tuf is not None:
+        from orchestrator.update_repository import UpdateRepository
+
+        read_key(access.folder / ONLINE_KEY)
+        UpdateRepository(tuf).newest_root()
     public = Authority(access.folder).hosts[0]
     ports = (access.device_port, access.service_port)
-    return Secured(access.folder, access.host, public, *ports, trust=None if trust is None else trust.resolve())
+    held, repository = (None if path is None else path.resolve() for path in (trust, tuf))
+    return Secured(access.folder, access.host, public, *ports, trust=held, tuf=repository)
 
 
 def service_url(secured: Secured) -> str:

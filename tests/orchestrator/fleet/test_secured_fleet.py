@@ -1,6 +1,7 @@
 """A fleet with certificates, from nothing to a device that runs a signed model, by the commands of docs/fleet.md."""
 
 import contextlib
+import datetime
 import re
 import shlex
 import shutil
@@ -9,8 +10,12 @@ import sys
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Metadata, Timestamp
 
+from edge_runtime.artefact import write_artefact
 from edge_runtime.broker_url import tls_url
 from edge_runtime.identity import broker_urls, read_identity
 from edge_runtime.messages import Topics, fleet_filters, requests_filter
@@ -21,8 +26,10 @@ from orchestrator.broker_access import DISCOVERY
 from orchestrator.cli import run
 from orchestrator.fleet import queries
 from orchestrator.fleet.fleet_file import read_fleet_file
+from orchestrator.fleet.freshness import check_published
 from orchestrator.fleet.store import Store, now_ms
-from orchestrator.pki import Authority
+from orchestrator.pki import ONLINE_KEY, Authority
+from orchestrator.signing import read_key
 
 DOCS = Path(__file__).parents[3] / "docs" / "fleet.md"
 PROGRAMS = {"headtail": "orchestrator.cli", "edge-agent": "edge_runtime.cli"}
@@ -139,6 +146,33 @@ def test_the_page_leads_to_a_device_that_runs_a_signed_model(walked, network, ca
     said = " ".join(capsys.readouterr().out.split())
     assert "nobody connects without credentials" in said
     assert "a device reaches its own topics alone" in said
+
+
+def test_a_rollout_of_what_the_metadata_does_not_vouch_for_leaves_the_device_as_it_is(walked, network, tmp_path, capfd):
+    seen = walked.folder / "device" / "tuf" / "metadata" / "timestamp.json"
+    assert seen.is_file(), "the walk's device asked before it took the model"
+    names = network.whole.manifest.files_by_path
+    files = {path: network.whole.path(path).read_bytes() for path in names}
+    manifest = msgspec.structs.replace(network.whole.manifest, files=())
+    other = write_artefact(walked.folder / "build" / "other", manifest, {**files, "name": b"other"})
+    (sign, _) = walked.commands("deploy")
+    done = subprocess.run(
+        [str(other.folder) if word == "build/whole" else word for word in sign], cwd=walked.folder, timeout=60
+    )
+    assert done.returncode == 0
+    published = walked.folder / "fleet" / "tuf"
+    check_published(published, [other])
+    timestamp = Metadata[Timestamp].from_bytes((published / "timestamp.json").read_bytes())
+    timestamp.signed.version += 1
+    timestamp.signed.expires = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=1)
+    timestamp.sign(CryptoSigner(read_key(walked.folder / "pki" / ONLINE_KEY)))
+    (published / "timestamp.json").write_bytes(timestamp.to_bytes())  # as if nobody had signed anew for a day
+    folder = ["--folder", str(walked.folder / "fleet")]
+    assert run(["deploy", str(other.folder), "--to", "pi-1", "--probation", "1", *folder]) == 1
+    (view,) = [one for one in devices(walked.store) if one.name == "pi-1"]
+    assert view.slots.whole == network.whole.id
+    assert run(["fleet", "jobs", "--json", *folder]) == 0
+    assert "FrozenError" in capfd.readouterr().out
 
 
 class Heard:
