@@ -11,6 +11,7 @@ from tuf.api import exceptions
 from tuf.api.metadata import Metadata, Timestamp
 from tuf.ngclient import FetcherInterface, Updater, UpdaterConfig
 
+from edge_runtime.durable import sync
 from edge_runtime.freshness import (
     SIGNED_AT,
     TIME_FORMAT,
@@ -52,19 +53,16 @@ def check_listed(
     Raises:
         FreshnessError: One of its subclasses says why not.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    fetcher = _Fetcher(tls)
     try:
-        updater = Updater(str(folder), anchor.url, fetcher=fetcher, config=_CONFIG, bootstrap=anchor.root.encode())
-    except (exceptions.RepositoryError, ValueError) as error:
-        raise AnchorError(f"Wanted this device's root to be valid, found: {error}. Enrol it again.") from error
-    try:
+        updater = _open(anchor, folder, tls)
         updater.refresh()
         target = updater.get_targetinfo(statement.artefact)
+        for path in (*folder.glob("*.json"), folder / "root_history", folder):
+            sync(path)  # or a power cut might take what tells a rollback
     except (exceptions.RepositoryError, exceptions.DownloadError) as error:
         raise _named(error, anchor.url, now) from error
     except OSError as error:
-        raise FreshnessError(f"Wanted to keep metadata in {folder}, found: {error}.") from error
+        raise FreshnessError(f"Wanted to keep metadata in {folder}, found: {error}. Is the disk full?") from error
     _check_clock(folder / "timestamp.json", now)
     if target is None:
         raise UnlistedError(
@@ -78,6 +76,14 @@ def check_listed(
             f"Wanted the statement about {statement.artefact[:16]}.. that the fleet's targets list, found another one "
             f"(version {statement.counter} of {statement.line!r}, floor {statement.floor}). List it: headtail sign --tuf."
         ) from error
+
+
+def _open(anchor: Anchor, folder: Path, tls: ssl.SSLContext | None) -> Updater:
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        return Updater(str(folder), anchor.url, fetcher=_Fetcher(tls), config=_CONFIG, bootstrap=anchor.root.encode())
+    except (exceptions.RepositoryError, ValueError) as error:
+        raise AnchorError(f"Wanted this device's root to be valid, found: {error}. Enrol it again.") from error
 
 
 def _check_clock(path: Path, now: datetime.datetime) -> None:

@@ -1,5 +1,6 @@
 """TUF metadata of a fleet: signed offline and online, served over HTTP, and what a device refuses by which name."""
 
+import contextlib
 import datetime
 import shutil
 import threading
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Snapshot, Targets, Timestamp
 
-from edge_runtime.artefact import open_artefact
+from edge_runtime.agent import Agent, AgentOptions
+from edge_runtime.artefact import open_artefact, write_artefact
+from edge_runtime.cli import main as agent_command
 from edge_runtime.fetch import FetchOptions
 from edge_runtime.freshness import (
     SIGNED_AT,
@@ -30,9 +33,13 @@ from edge_runtime.freshness import (
     install_anchor,
     open_freshness,
 )
-from edge_runtime.signature import Statement
+from edge_runtime.gate import Gatekeeper, install_trust
+from edge_runtime.probation import ProbationOptions
+from edge_runtime.signature import Statement, UnsignedError, parse_signature
+from edge_runtime.slots import SlotStore
 from orchestrator.artefact_server import ArtefactServer
 from orchestrator.cli import run
+from orchestrator.deploy import RejectedError, deploy
 from orchestrator.fleet.freshness import Publisher, check_published
 from orchestrator.signing import first_trust, make_key, read_key, rotate, sign_artefact
 from orchestrator.update_repository import UpdateRepository, UpdateRepositoryError
@@ -102,11 +109,21 @@ class Fleet:
         return path, Metadata.from_bytes(path.read_bytes()).signed
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server whose published folder is a link, and that link."""
+    folder = tmp_path_factory.mktemp("server")
+    with ArtefactServer(folder / "artefacts", metadata=folder / "published") as running:
+        yield running, folder / "published"
+
+
 @pytest.fixture
-def served(tmp_path):
-    """URL of a server for the published folder."""
-    with ArtefactServer(tmp_path / "artefacts", metadata=tmp_path / "published") as server:
-        yield server.metadata_url
+def served(server, tmp_path):
+    """URL under which this test's published folder is served."""
+    running, link = server
+    link.unlink(missing_ok=True)
+    link.symlink_to(tmp_path / "published")
+    return running.metadata_url
 
 
 @pytest.fixture
@@ -310,6 +327,17 @@ def test_a_server_that_comes_back_costs_time_alone(fleet):
     timer.join()
 
 
+def test_metadata_that_a_power_cut_tore_is_fetched_again(fleet):
+    fleet.ask(V1)
+    seen = fleet.state / "tuf" / "metadata"
+    for path in [*seen.glob("*.json"), *seen.glob("root_history/*")]:
+        content = path.read_bytes()
+        for torn in (b"", content[: len(content) // 2]):
+            path.write_bytes(torn)
+            fleet.ask(V1)
+            assert path.read_bytes() == content
+
+
 def test_a_damaged_anchor_takes_nothing_and_another_root_forgets_what_was_seen(fleet):
     fleet.ask(V1)
     seen = fleet.state / "tuf" / "metadata"
@@ -390,3 +418,71 @@ def test_two_holders_sign_by_commands_one_after_the_other(tmp_path, network, cap
     assert "lists 0 version(s)" in capsys.readouterr().out
     assert run(["keys", "root", "elsewhere", "--key", "alice.pem"]) == 1
     assert "--online" in capsys.readouterr().err
+
+
+def test_an_agent_takes_what_is_listed_refuses_the_rest_by_name_and_runs_on(fleet, broker, network, tmp_path):
+    def make(name, number, **more):
+        manifest = msgspec.structs.replace(network.whole.manifest, files=())
+        files = {path: network.whole.path(path).read_bytes() for path in network.whole.manifest.files_by_path}
+        made = write_artefact(tmp_path / name, manifest, {**files, "name": name.encode()})
+        sign_artefact(made, fleet.holders, counter=number, **more)
+        return made, parse_signature((made.folder / "manifest.sig").read_bytes()).statement
+
+    install_trust(fleet.state / "trust.json", fleet.trust)
+    (good, listed), (fresh, later), (other, _), (known, _) = (make(f"m{n}", n) for n in (1, 2, 3, 4))
+    fleet.publish(listed, later, msgspec.structs.replace(listed, artefact=known.id))
+    options = AgentOptions(broker=broker, device="fresh1", state=fleet.state, probation=ProbationOptions(seconds=0.0))
+
+    @contextlib.contextmanager
+    def running():
+        agent = Agent(options)
+        thread = threading.Thread(target=agent.run, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            agent.stop()
+            thread.join(10)
+
+    def refused(artefact):
+        with pytest.raises(RejectedError) as told:
+            deploy(broker, "fresh1", artefact)
+        assert SlotStore(fleet.state).active.whole == good.id
+        return told.value.code
+
+    with running():
+        assert deploy(broker, "fresh1", good).state in ("active", "committed")
+        assert refused(other) == "UnlistedError"
+        assert refused(known) == "TargetMismatchError"
+        path, _ = fleet.newest("snapshot")
+        fleet.timestamp(2**40, path.read_bytes(), expires=NOW - HOUR)
+        assert refused(fresh) == "FrozenError"
+        fleet.timestamp(2**40, path.read_bytes(), key="other")
+        assert refused(fresh) == "MetadataSignatureError"
+    shutil.rmtree(fleet.published)
+    with running():  # nobody is asked for what runs already
+        birth = SlotStore(fleet.state)
+        assert (birth.active.whole, birth.problem) == (good.id, None)
+        fleet.now += HOUR
+        fleet.publisher_of("online").keep()
+        assert deploy(broker, "fresh1", fresh).state in ("active", "committed")
+
+
+def test_a_device_with_a_root_and_no_key_set_takes_nothing(fleet):
+    gate = Gatekeeper(fleet.state, "this", unsigned=True, fresh=open_freshness(fleet.state, "mqtt://127.0.0.1"))
+    with pytest.raises(UnsignedError, match="beside the TUF root"):
+        gate.check_version(gate.ask_for(V1.artefact, None), {})
+
+
+def test_a_root_is_given_to_a_device_by_hand(fleet, tmp_path, capsys):
+    state = tmp_path / "by-hand"
+    (tmp_path / "trust.json").write_bytes(msgspec.json.encode(fleet.trust))
+    words = ["trust", str(tmp_path / "trust.json"), "--state", str(state)]
+    with pytest.raises(SystemExit):
+        agent_command([*words, "--root", str(fleet.source / "1.root.json")])
+    assert "--metadata together" in capsys.readouterr().err
+    assert not state.exists()
+    with pytest.raises(SystemExit) as ended:
+        agent_command([*words, "--root", str(fleet.source / "1.root.json"), "--metadata", fleet.url])
+    assert ended.value.code == 0
+    open_freshness(state, "mqtt://127.0.0.1")(V1)
