@@ -5,14 +5,14 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from queue import Empty, Full, Queue
+
+import msgspec
 
 from device_profiles import load_board
 from device_profiles.errors import EdgeError
 from device_profiles.version import __version__
 from edge_runtime.agent_options import AgentOptions as AgentOptions
 from edge_runtime.artefact import Artefact
-from edge_runtime.blocks import decode_block
 from edge_runtime.broker_url import is_loopback
 from edge_runtime.deployments import Deployments
 from edge_runtime.fetch import fetch_options
@@ -20,23 +20,19 @@ from edge_runtime.follow import Follower
 from edge_runtime.frame_result import result_of, result_of_error
 from edge_runtime.freshness import open_freshness
 from edge_runtime.gate import Gatekeeper
+from edge_runtime.inbox import Inbox
 from edge_runtime.messages import (
     BLOCK_BYTES,
     Birth,
     Death,
-    DeployStart,
     DeployStatus,
-    Desired,
     Heartbeat,
-    JobOrder,
     Result,
     RollBack,
     Settings,
     Slots,
     Topics,
-    decode_control,
     encode_control,
-    parse_topic,
 )
 from edge_runtime.mqtt import LinkOptions, MqttLink, Packet
 from edge_runtime.offload import Counters
@@ -45,6 +41,7 @@ from edge_runtime.process_memory import resident_bytes
 from edge_runtime.remote_config import read_config, with_config
 from edge_runtime.reporter import Reporter
 from edge_runtime.samples import Sampler
+from edge_runtime.self_update import SelfUpdate
 from edge_runtime.session import available_engines
 from edge_runtime.slots import Probation, SlotStore
 from edge_runtime.sources import Frame, Newest
@@ -94,7 +91,6 @@ class Agent:
         self._stop = threading.Event()
         self._watchdog = Watchdog()
         self._started = time.monotonic()
-        self._inbox: Queue[tuple[str, bytes]] = Queue(maxsize=64)  # what does not fit, the host sends again
         self._reporter = Reporter(self._topics)
         self._trial = Trial(self._store, options.probation, boot=self.boot, report=self._report)
         self._deployments = Deployments(
@@ -106,14 +102,17 @@ class Agent:
             fetch=fetch_options(options.broker),
             stopped=self._stop.is_set,
         )
+        self._updates = SelfUpdate(options.state, self._gate, options.launched)
         self._follower = Follower(
             self._store,
             self._deployments,
+            self._updates,
             boot=self.boot,
             activate=self._activate,
             publish=self._reporter.tell,
             configure=self._configure,
         )
+        self._inbox = Inbox(self._deployments, self._follower, self._told_to_go_back)
         self._pipeline: Pipeline | None = None
         self._next: Pipeline | None = None  # built by a deployment, taken by the main loop
         self._swap = threading.Lock()
@@ -124,7 +123,7 @@ class Agent:
         subscriptions = tuple((topic, 1) for topic in self._topics.orders)
         self._death = Packet(self._topics.up("death"), encode_control(Death(boot=self.boot)), 1, retain=True)
         link_options = LinkOptions(subscriptions=subscriptions, greeting=self._birth, will=self._death)
-        self._link = self._reporter.link = MqttLink(options.broker, link_options, self._received)
+        self._link = self._reporter.link = MqttLink(options.broker, link_options, self._inbox.put)
         allowed = options.samples
         self._sampler = None if allowed is None else Sampler(allowed, options.state, self._topics, self._link.publish)
 
@@ -134,7 +133,7 @@ class Agent:
         Raises:
             EdgeError: The source broke, or an artefact given on the command line cannot be opened.
         """
-        threads = [threading.Thread(target=work, daemon=True) for work in (self._take_deployments, self._beat)]
+        threads = [threading.Thread(target=work, daemon=True) for work in (self._take_orders, self._beat)]
         self._follower.configure_again()
         self._pipeline = self._build_at_start()
         with self._link:
@@ -158,6 +157,11 @@ class Agent:
         """End `run` soon; from another thread or a signal."""
         self._stop.set()
 
+    @property
+    def restart_wanted(self) -> bool:
+        """Whether `run` has ended so that another version of the agent takes over."""
+        return self._updates.restart_wanted
+
     def _loop(self, frames: int | None) -> None:
         started = False
         self._watchdog.ready()
@@ -176,6 +180,9 @@ class Agent:
                 self._run_frame(self._pipeline, frame)
             elif self._source.ended:
                 return
+
+    def _take_orders(self) -> None:
+        self._inbox.work(self._stop.is_set)
 
     def _run_frame(self, pipeline: Pipeline, frame: Frame) -> None:
         self._frames += 1
@@ -207,6 +214,10 @@ class Agent:
 
     def _judge(self) -> None:
         """Commit what is on probation, or go back when it failed or the host says so."""
+        if self._updates.judge(connected=self._link.connected, models_problem=self._store.problem):
+            self._follower.agent_proved()
+        if self._updates.restart_wanted:
+            self._stop.set()
         told, self._told = self._told, None
         failure = ProbationError("Told by the host.") if told is not None else self._trial.judge()
         if failure is not None:
@@ -303,35 +314,6 @@ class Agent:
         if replaced is not None:
             replaced.close()
 
-    def _received(self, topic: str, payload: bytes, _qos: int) -> None:
-        try:
-            self._inbox.put_nowait((topic, payload))
-        except Full:
-            log.warning("too many messages at once; %s is dropped", topic)
-
-    def _take_deployments(self) -> None:
-        while not self._stop.is_set():
-            try:
-                topic, payload = self._inbox.get(timeout=_POLL_S)
-            except Empty:
-                continue
-            try:
-                rest = parse_topic(topic).rest
-                if rest == ("down", "deploy"):
-                    self._deployments.begin(decode_control(payload, DeployStart))
-                elif rest == ("down", "rollback"):
-                    self._told_to_go_back(decode_control(payload, RollBack))
-                elif rest == ("down", "desired"):
-                    self._follower.follow(decode_control(payload, Desired))
-                elif rest == ("down", "job"):
-                    self._follower.work(decode_control(payload, JobOrder))
-                elif rest[:2] == ("down", "blk"):
-                    self._deployments.add(rest[2], decode_block(payload))
-            except EdgeError as error:
-                log.warning("ignored a message: %s", error)
-            except Exception:
-                log.exception("a deployment message could not be handled")
-
     def _told_to_go_back(self, message: RollBack) -> None:
         leave = Probation(message.artefact, message.artefact[:16])
         try:
@@ -353,7 +335,8 @@ class Agent:
             engines=available_engines(),
             max_block_bytes=BLOCK_BYTES,
             slots=self._slots(),
-            problem=self._store.problem,
+            problem=self._store.problem or self._updates.problem,
+            agent_artefact=self._updates.running or msgspec.UNSET,
             boot_count=self._follower.starts,
             desired_rev=self._follower.rev,
         )

@@ -4,7 +4,6 @@ Order of the checks: signature where one is wanted, manifest, then size and sha2
 refuses, and only then may a model parser see a byte.
 """
 
-import hashlib
 import os
 import shutil
 import stat
@@ -14,17 +13,20 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 import numpy as np
 
 from device_profiles.errors import EdgeError
+from edge_runtime.durable import file_sha256
 from edge_runtime.manifest import (
     MANIFEST_NAME,
     MAX_FILE_BYTES,
     MAX_FILES,
     MAX_MANIFEST_BYTES,
     FileEntry,
+    Listing,
     Manifest,
     ManifestError,
     TensorSpec,
@@ -40,7 +42,7 @@ MAX_ARTEFACT_BYTES = 2 << 30  # all files together
 MAX_ZIP_RATIO = 200  # unpacked over packed size of one member
 _CHUNK_BYTES = 1 << 20
 _SPARE_BYTES = 16 << 20  # left free on a disk
-_SIGNATURE_NAME = "manifest.sig"
+SIGNATURE_NAME = "manifest.sig"
 
 
 class ArtefactError(EdgeError):
@@ -81,6 +83,18 @@ class Artefact:
 Gate = Callable[[bytes, bytes | None], object]  # of a manifest and its signature file; raises when they may not pass
 
 
+class Packable(Protocol):
+    """A folder with a manifest, and perhaps its signature."""
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+
+    @property
+    def manifest(self) -> Listing:
+        """What is in it."""
+
+
 def open_artefact(path: Path | str, gate: Gate | None = None) -> Artefact:
     """Open a folder or .zip and check everything that can be checked without an engine.
 
@@ -99,16 +113,16 @@ def open_artefact(path: Path | str, gate: Gate | None = None) -> Artefact:
     """
     path = Path(path)
     if path.is_file():
-        path = _unpack(path, gate)
+        path = unpack_archive(path, gate)
     if not path.is_dir():
         raise ArtefactError(
             f"Wanted an artefact (a folder or .zip), found nothing at {path}. Check the path or run `headtail export`."
         )
-    data = _read_small(path, MANIFEST_NAME)
+    data = read_small(path, MANIFEST_NAME)
     if data is None:
         raise ArtefactError(f"Wanted {MANIFEST_NAME}, found none in {path}. Is it an artefact of `headtail export`?")
     if gate is not None:
-        gate(data, _read_small(path, _SIGNATURE_NAME))
+        gate(data, read_small(path, SIGNATURE_NAME))
     manifest = parse_manifest(data)
     check_files(path, manifest)
     scan_models(path, manifest)
@@ -130,15 +144,15 @@ def scan_models(folder: Path, manifest: Manifest) -> None:
             scan_tflite(folder / relative)
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
+def check_files(folder: Path, manifest: Listing, *, max_files: int = MAX_FILES) -> None:
     """Compare every file under `folder` with the manifest: no link, none missing, none extra, sizes and hashes equal.
 
     Raises:
         IntegrityError: With the file and both values.
     """
-    found = _list_files(folder)
+    found = _list_files(folder, 4 * max_files)
     wanted = manifest.files_by_path
-    extra = sorted(found - set(wanted) - {MANIFEST_NAME, _SIGNATURE_NAME})
+    extra = sorted(found - set(wanted) - {MANIFEST_NAME, SIGNATURE_NAME})
     if extra:
         raise IntegrityError(
             f"Wanted only listed files in {folder}, found {extra[:3]} besides. Remove them or export again."
@@ -204,17 +218,17 @@ def write_artefact(folder: Path, manifest: Manifest, files: Mapping[str, bytes |
     return Artefact(folder, manifest)
 
 
-def pack_artefact(artefact: Artefact, archive: Path) -> Path:
+def pack_artefact(artefact: Packable, archive: Path) -> Path:
     """Write the artefact as an uncompressed .zip with fixed timestamps: equal artefacts give equal bytes."""
     names = [MANIFEST_NAME, *sorted(artefact.manifest.files_by_path)]
-    if (artefact.folder / _SIGNATURE_NAME).is_file():
-        names.insert(1, _SIGNATURE_NAME)
+    if (artefact.folder / SIGNATURE_NAME).is_file():
+        names.insert(1, SIGNATURE_NAME)
     partial = archive.with_name(archive.name + ".part")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as bundle:
         for name in names:
             info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
             info.external_attr = 0o644 << 16
-            bundle.writestr(info, artefact.path(name).read_bytes())
+            bundle.writestr(info, (artefact.folder / name).read_bytes())
     partial.replace(archive)
     return archive
 
@@ -231,16 +245,7 @@ def read_raw(artefact: Artefact, relative: str, spec: TensorSpec) -> np.ndarray:
     return np.frombuffer(data, np.dtype(spec.dtype).newbyteorder("<")).reshape(spec.shape)
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, read in pieces of 1 MiB; 64 hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def _read_small(folder: Path, name: str) -> bytes | None:
+def read_small(folder: Path, name: str) -> bytes | None:
     """The manifest or its signature; null when there is no such plain file."""
     path = folder / name
     if not path.is_file() or path.is_symlink():
@@ -249,7 +254,7 @@ def _read_small(folder: Path, name: str) -> bytes | None:
         return stream.read(MAX_MANIFEST_BYTES + 1)
 
 
-def _list_files(folder: Path) -> set[str]:
+def _list_files(folder: Path, limit: int) -> set[str]:
     found: set[str] = set()
     for root, folders, names in os.walk(folder):
         for name in [*folders, *names]:
@@ -260,8 +265,8 @@ def _list_files(folder: Path) -> set[str]:
                     f"Wanted plain files, found a link or device at {path}. Export the artefact again."
                 )
         found |= {Path(root, name).relative_to(folder).as_posix() for name in names}
-        if len(found) > 4 * MAX_FILES:
-            raise IntegrityError(f"Wanted at most {MAX_FILES} files, found more than {len(found)} in {folder}.")
+        if len(found) > limit:
+            raise IntegrityError(f"Wanted at most {limit} files, found more than {len(found)} in {folder}.")
     return found
 
 
@@ -275,7 +280,13 @@ def _replace_folder(staging: Path, folder: Path) -> None:
         staging.rename(folder)
 
 
-def _unpack(archive: Path, gate: Gate | None) -> Path:
+def unpack_archive(archive: Path, gate: Gate | None, *, max_files: int = MAX_FILES) -> Path:
+    """Unpack a .zip beside itself into `<name>.d`, after a look at its members and the gate's word; the folder.
+
+    Raises:
+        SignatureError: As the gate says.
+        ArtefactError: No .zip, or one that is unsafe to unpack.
+    """
     target = archive.with_name(archive.name + ".d")
     try:
         staging = Path(tempfile.mkdtemp(prefix=f".{archive.name}.", dir=archive.parent))
@@ -283,7 +294,7 @@ def _unpack(archive: Path, gate: Gate | None) -> Path:
         raise ArtefactError(f"Wanted to unpack {archive} beside itself, found: {error}. Copy it elsewhere.") from error
     try:
         with zipfile.ZipFile(archive) as bundle:
-            members = _checked_members(bundle, archive)
+            members = _checked_members(bundle, archive, 2 * max_files)
             if gate is not None:
                 _ask_gate(bundle, members, archive, gate)
             _check_room(archive, sum(member.file_size for member in members))
@@ -300,11 +311,11 @@ def _unpack(archive: Path, gate: Gate | None) -> Path:
     return target
 
 
-def _checked_members(bundle: zipfile.ZipFile, archive: Path) -> list[zipfile.ZipInfo]:
+def _checked_members(bundle: zipfile.ZipFile, archive: Path, limit: int) -> list[zipfile.ZipInfo]:
     """Look at names, kinds and sizes before a byte is unpacked. The manifest is checked like the other names, later."""
     members = [member for member in bundle.infolist() if not member.is_dir()]
-    if len(bundle.infolist()) > 2 * MAX_FILES:
-        raise ArtefactError(f"Wanted at most {MAX_FILES} files, found {len(bundle.infolist())} members in {archive}.")
+    if len(bundle.infolist()) > limit:
+        raise ArtefactError(f"Wanted at most {limit} members, found {len(bundle.infolist())} in {archive}.")
     if sum(member.file_size for member in members) > MAX_ARTEFACT_BYTES:
         raise ArtefactError(f"Wanted at most {MAX_ARTEFACT_BYTES} B unpacked, found more in {archive}.")
     seen: set[str] = set()
@@ -335,12 +346,12 @@ def _ask_gate(bundle: zipfile.ZipFile, members: list[zipfile.ZipInfo], archive: 
     """Show the gate the manifest and the signature, read within their bounds."""
     small: dict[str, bytes] = {}
     for member in members:
-        if member.filename in (MANIFEST_NAME, _SIGNATURE_NAME):
+        if member.filename in (MANIFEST_NAME, SIGNATURE_NAME):
             with bundle.open(member) as stream:
                 small[member.filename] = stream.read(MAX_MANIFEST_BYTES + 1)
     if MANIFEST_NAME not in small:
         raise ArtefactError(f"Wanted {MANIFEST_NAME}, found none in {archive}. Is it an artefact?")
-    gate(small[MANIFEST_NAME], small.get(_SIGNATURE_NAME))
+    gate(small[MANIFEST_NAME], small.get(SIGNATURE_NAME))
 
 
 def _check_room(archive: Path, size: int) -> None:

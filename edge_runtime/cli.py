@@ -1,19 +1,19 @@
 """`edge-agent`: the command on a device. argparse only, so that a device installs no more than it needs."""
 
 import argparse
-import importlib
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO
 
-from device_profiles.errors import EdgeError, MissingDependencyError
+from device_profiles.errors import EdgeError
 from device_profiles.version import __version__
+from edge_runtime.cli_llm import add_llm_worker
 from edge_runtime.cli_observing import add_observing, open_tracer_of, samples_of, set_up_logging_of
+from edge_runtime.cli_updating import add_check, add_confirming, launched_of
 
 if TYPE_CHECKING:
     from edge_runtime.freshness import Anchor
@@ -29,6 +29,10 @@ class ResultsError(EdgeError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit 0 when done, 1 after a named error, 2 on wrong usage."""
+    if arguments is None:
+        from edge_runtime.launcher import launch
+
+        launch(sys.argv[1:], default_state())  # returns when this agent is the one to run
     parsed = build_parser().parse_args(arguments)
     set_up_logging_of(parsed.log_level)
     try:
@@ -72,6 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--qos", type=int, choices=[0, 1], default=0)
     run.add_argument("--threads", type=int, help="of the engine; the manifest's number when not given")
     add_observing(run)
+    add_confirming(run)
     run.add_argument(
         "--insecure", action="store_true", help="without TLS and signatures although the broker is on another machine"
     )
@@ -80,9 +85,10 @@ def build_parser() -> argparse.ArgumentParser:
     verify.set_defaults(command=_verify)
     verify.add_argument("artefact", type=Path)
     verify.add_argument("--json", action="store_true")
+    add_check(commands, default_state())
     _add_joining(commands)
     _add_profile(commands)
-    _add_llm_worker(commands)
+    add_llm_worker(commands, default_state() / "llm")
     return parser
 
 
@@ -136,27 +142,6 @@ def _add_profile(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     profile.add_argument("--power-csv", type=Path, metavar="FILE", help="log of a USB meter that records meanwhile")
 
 
-def _add_llm_worker(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    worker = commands.add_parser("llm-worker", help="be one rank of a language model (needs headtail[llm])")
-    worker.set_defaults(command=_llm_worker)
-    worker.add_argument("--listen", required=True, metavar="HOST:PORT", help="where the master reaches this node")
-    worker.add_argument("--key", type=Path, required=True, metavar="FILE", help="the cluster's, of `headtail llm key`")
-    worker.add_argument(
-        "--store", type=Path, default=default_state() / "llm", metavar="DIR", help="weights are kept here"
-    )
-    worker.add_argument("--memory-limit", metavar="SIZE", help="as in 512MB; kept, or refused with what would work")
-    worker.add_argument("--threads", type=int, help="of torch")
-    worker.add_argument(
-        "--release-s", type=float, default=30.0, help="weights are kept so long for a master that comes back"
-    )
-    worker.add_argument("--broker", metavar="URL", help="announce this node there")
-    worker.add_argument("--name", help="as in the nodes file; the host's name when not given")
-    worker.add_argument("--tenant", default="default")
-    worker.add_argument(
-        "--advertise", metavar="HOST:PORT", help="where others reach this node, if not as the broker does"
-    )
-
-
 def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent import Agent, AgentOptions
     from edge_runtime.artefact import open_artefact
@@ -182,6 +167,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 plan=_read_plan(arguments),
                 insecure=arguments.insecure,
                 samples=samples_of(arguments),
+                launched=launched_of(arguments),
             ),
             source=source,
             on_result=write,
@@ -201,6 +187,10 @@ def _run(arguments: argparse.Namespace) -> int:
         close()
         if tracer is not None:
             tracer.close()
+    if agent.restart_wanted:
+        from edge_runtime.launcher import restart
+
+        restart()
     return 0
 
 
@@ -364,29 +354,6 @@ def _profile(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         arguments.out.write_bytes(dump_profile(profile))
     sys.stdout.write(dump_profile(profile).decode() if arguments.json else describe(profile))
-    return 0
-
-
-def _llm_worker(arguments: argparse.Namespace) -> int:
-    try:  # named by a string: a device that runs no language model has neither the package's parts nor torch
-        serving = importlib.import_module("orchestrator.tensor_parallel.serving")
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"Wanted {error.name} for llm-worker, found none. pip install 'headtail[llm]'"
-        ) from error
-    announce = None
-    if arguments.broker is not None:
-        name = arguments.name or socket.gethostname()
-        announce = serving.Announce(arguments.broker, name, arguments.tenant, arguments.advertise)
-    serving.run_worker(
-        listen=arguments.listen,
-        key_file=arguments.key,
-        store=arguments.store,
-        memory_limit=arguments.memory_limit,
-        threads=arguments.threads,
-        release_s=arguments.release_s,
-        announce=announce,
-    )
     return 0
 
 

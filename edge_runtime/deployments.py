@@ -105,6 +105,18 @@ class Deployments:
             self._gate.check_target(artefact.manifest)
             self._gate.check_version(passed, self._store.floors)
             return _floors(passed)
+        incoming = self.download(ref, progress)
+        try:
+            return _floors(self._verified(incoming)[1])
+        finally:
+            shutil.rmtree(self._store.incoming, ignore_errors=True)
+
+    def download(self, ref: ArtefactRef, progress: Callable[[int], None]) -> IncomingFile:
+        """Fetch a .zip over HTTP, complete and as it was announced; nothing in it is looked at.
+
+        Raises:
+            EdgeError: It cannot be had, or the agent ends.
+        """
         if ref.url is None or ref.size is None or ref.zip_sha256 is None:
             raise FetchError(f"Wanted a URL for {ref.artefact[:16]}.., found none. Serve its .zip over HTTP.")
         start = DeployStart(
@@ -127,10 +139,7 @@ class Deployments:
         Fetcher(start, incoming, self._fetch_options, here).run()
         if not incoming.complete:  # told to stop; what is here stays
             raise FetchError(f"Wanted {ref.artefact[:16]}.., found that the agent ends.")
-        try:
-            return _floors(self._verified(incoming)[1])
-        finally:
-            shutil.rmtree(self._store.incoming, ignore_errors=True)
+        return incoming
 
     @property
     def stopping(self) -> bool:

@@ -1,7 +1,10 @@
 """Files that are whole whatever happens: a power cut leaves the old content or the new one."""
 
+import hashlib
 import os
 from pathlib import Path
+
+_CHUNK_BYTES = 1 << 20
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -26,3 +29,20 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Bring a folder and everything in it to the disk."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(root, name))
+        sync(Path(root))
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read in pieces of 1 MiB; 64 hex digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

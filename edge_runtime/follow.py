@@ -15,6 +15,7 @@ import msgspec
 from edge_runtime.deployments import Deployments
 from edge_runtime.durable import write_durably
 from edge_runtime.messages import (
+    ArtefactRef,
     Count,
     DeployStatus,
     Desired,
@@ -24,18 +25,20 @@ from edge_runtime.messages import (
     Models,
     Reported,
     Settings,
+    Sha256,
     Slots,
 )
+from edge_runtime.self_update import SelfUpdate
 from edge_runtime.slots import Probation, SlotStore
 
 log = logging.getLogger(__name__)
-_NAME = "follow.json"
+MEMORY_NAME = "follow.json"
 _MAX_DONE = 256
 State = Literal["idle", "downloading", "verifying", "probation", "active", "failed", "rolled_back"]
 
 
-class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is kept over restarts."""
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What is kept over restarts; an older agent that comes back passes over what it does not know."""
 
     starts: Count = 0
     rev: Count = 0  # newest desired state that was begun
@@ -44,6 +47,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     version: str | None = None  # of the models that run, for people
     coming: str | None = None  # of those on probation
     wanted: Slots | None = None  # what the slots hold once `coming` runs
+    agent: Sha256 | None = None  # the bundle on its way into the agent's own slot, or on probation there
     error: str | None = None
     done: tuple[JobStatus, ...] = ()  # answers to jobs, so that none is done twice
     config: Settings = {}
@@ -57,6 +61,7 @@ class Follower:
     Args:
         store: Of the device.
         deployments: Gets and verifies artefacts.
+        updates: The agent's own slots.
         boot: Of the agent.
         activate: Makes stored artefacts run on probation.
         publish: Sends a report or a job's status; false when there is no connection.
@@ -67,26 +72,22 @@ class Follower:
         self,
         store: SlotStore,
         deployments: Deployments,
+        updates: SelfUpdate,
         *,
         boot: str,
         activate: Callable[[Slots, Probation], None],
         publish: Callable[[Reported | JobStatus], object],
         configure: Callable[[Settings], str | None],
     ) -> None:
-        self._store, self._deployments, self._boot = store, deployments, boot
+        self._store, self._deployments, self._updates, self._boot = store, deployments, updates, boot
         self._activate, self._publish, self._configure = activate, publish, configure
-        self._path = store.folder / _NAME
+        self._path = store.folder / MEMORY_NAME
         self._lock = threading.Lock()
         self._seq = 0
         self._memory = _read(self._path)
-        state = self._memory.state
-        if state in ("downloading", "verifying"):  # the retained desired state begins it again
-            state = "idle"
-        version = self._memory.version
-        if state == "probation" and store.probation is None:  # cut before the switch, at the commit, or going back
-            done = store.active == self._memory.wanted
-            state, version = ("active", self._memory.coming) if done else ("idle", version)
-        self._keep(starts=self._memory.starts + 1, state=state, version=version)
+        self._last: Desired | None = None  # newest that came
+        self._waiting: Desired | None = None  # to be followed once the agent has proven itself
+        self._resume()
 
     @property
     def starts(self) -> int:
@@ -103,6 +104,23 @@ class Follower:
         """Of the remote configuration in use."""
         return self._memory.config_rev
 
+    def _resume(self) -> None:
+        """What was begun before this start: decided meanwhile, still going on, or to be begun again."""
+        memory = self._memory
+        state, version, agent, error = memory.state, memory.version, memory.agent, memory.error
+        if state in ("downloading", "verifying"):  # the retained desired state begins it again
+            state, agent = "idle", None
+        elif state == "probation" and agent is not None:
+            if not self._updates.on_probation:
+                error = self._updates.refusal(agent, memory.rev)
+                state, agent = "idle" if error is None else "rolled_back", None
+        elif (
+            state == "probation" and self._store.probation is None
+        ):  # cut before the switch, at the commit, or going back
+            done = self._store.active == memory.wanted
+            state, version = ("active", memory.coming) if done else ("idle", version)
+        self._keep(starts=memory.starts + 1, state=state, version=version, agent=agent, error=error)
+
     def configure_again(self) -> None:
         """Take what was configured before the start into use."""
         problem = self._configure(self._memory.config)
@@ -113,16 +131,20 @@ class Follower:
         """Do what a desired state says, unless it is old or decided."""
         if desired.rev < self._memory.rev:
             return
+        self._last = desired
         if (desired.config_rev, desired.config) != (self._memory.config_rev, self._memory.config):
             problem = self._configure(desired.config)
             self._keep(config=desired.config, config_rev=desired.config_rev, config_problem=problem)
         if desired.rev == self._memory.rev and self._memory.state != "idle":
             self.report()
             return
-        self._keep(rev=desired.rev, job=desired.job, state="idle", error=None)
-        if desired.agent is not None:
-            text = "NotSupportedError: Wanted another agent, found that this one cannot replace itself. Install it by hand."
-            self._set("failed", error=text)
+        if self._updates.on_probation:
+            self._waiting = desired
+            return
+        self._keep(rev=desired.rev, job=desired.job, state="idle", error=None, agent=None)
+        ref = desired.agent
+        if ref is not None and self._is_to_change(ref, desired):
+            self._attempt(desired, lambda: self._change_agent(desired, ref))
             return
         models = desired.models
         if models is None or self._slots_of(models) == self._store.active:
@@ -131,8 +153,22 @@ class Follower:
                 self._keep(version=models.version or None)
             self._set("active" if pending is None else "probation")
             return
+        self._attempt(desired, lambda: self._change(desired, models))
+
+    def go_on(self) -> None:
+        """Follow what waited for the agent to prove itself."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self.follow(waiting)
+
+    def agent_proved(self) -> None:
+        """The agent that runs has proven itself: it does what else its revision asks for. From the main loop."""
+        self._keep(agent=None, state="idle")
+        self._waiting = self._last
+
+    def _attempt(self, desired: Desired, change: Callable[[], None]) -> None:
         try:
-            self._change(desired, models)
+            change()
         except Exception as error:  # an engine's own too: the host must hear of it, or it waits in vain
             if self._deployments.stopping:
                 return  # begun again after the start
@@ -141,7 +177,7 @@ class Follower:
 
     def observe(self, status: DeployStatus) -> None:
         """What became of what is on probation."""
-        if self._memory.state != "probation":
+        if self._memory.state != "probation" or self._memory.agent is not None:
             return
         if status.state == "committed":
             self._keep(version=self._memory.coming)
@@ -195,16 +231,9 @@ class Follower:
         total = sum(ref.size or 0 for ref in refs)
         self._set("downloading")
         floors: dict[str, int] = {}
-        before = said = 0
+        before = 0
         for ref in refs:
-
-            def progress(here: int, before: int = before) -> None:
-                nonlocal said
-                if before + here - said >= max(total // 20, 1):
-                    said = before + here
-                    self.report(said, total)
-
-            for line, floor in self._deployments.obtain(ref, progress).items():
+            for line, floor in self._deployments.obtain(ref, self._progress(total, before)).items():
                 floors[line] = max(floor, floors.get(line, 0))
             before += ref.size or 0
         self._set("verifying")
@@ -213,6 +242,40 @@ class Follower:
         self._keep(coming=models.version or None, wanted=wanted, state="probation")
         self._activate(wanted, Probation(first, first[:16], 0, desired.probation_s, None, floors))
         self.report()
+
+    def _is_to_change(self, ref: ArtefactRef, desired: Desired) -> bool:
+        """Whether the agent changes: not where the wanted one failed before and this revision brings other models."""
+        if not self._updates.differs(ref):
+            return False
+        models = desired.models
+        others = models is not None and self._slots_of(models) != self._store.active
+        return not (others and self._updates.refusal(ref.artefact) is not None)
+
+    def _change_agent(self, desired: Desired, ref: ArtefactRef) -> None:
+        decided = self._updates.refusal(ref.artefact, desired.rev)
+        if decided is not None:  # and an older agent has come back that does not remember
+            self._set("rolled_back", error=decided)
+            return
+        self._keep(agent=ref.artefact)
+        self._set("downloading")
+        floors = self._updates.obtain(ref, self._deployments.download, self._progress(ref.size or 0))
+        self._set("verifying")
+        ran = self._store.problem is None
+        self._keep(state="probation")
+        self._updates.switch(ref, rev=desired.rev, seconds=desired.probation_s, floors=floors, models_ran=ran)
+        self.report()
+
+    def _progress(self, total: int, before: int = 0) -> Callable[[int], None]:
+        """Reports each twentieth of what is fetched."""
+        said = before
+
+        def progress(here: int) -> None:
+            nonlocal said
+            if before + here - said >= max(total // 20, 1):
+                said = before + here
+                self.report(said, total)
+
+        return progress
 
     def _slots_of(self, models: Models) -> Slots:
         return Slots(
@@ -229,11 +292,22 @@ class Follower:
             write_durably(self._path, msgspec.json.encode(self._memory))
 
 
-def _read(path: Path) -> Memory:
+def read_memory(path: Path) -> Memory:
+    """What a device remembers; nothing where there is no such file.
+
+    Raises:
+        OSError: It cannot be read.
+        msgspec.DecodeError: It is damaged.
+    """
     try:
         return msgspec.json.decode(path.read_bytes(), type=Memory)
     except FileNotFoundError:
         return Memory()
+
+
+def _read(path: Path) -> Memory:
+    try:
+        return read_memory(path)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
         log.error("Wanted what this device remembers, found: %s, in %s. It follows the host anew.", error, path)
         return Memory()

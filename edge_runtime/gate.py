@@ -66,7 +66,7 @@ class Gatekeeper:
         self.trust: Trust | None = None
         self._damage: TrustError | None = None
         try:
-            self.trust = _read_trust(self._path)
+            self.trust = read_trust(self._path)
         except TrustError as error:
             log.error("%s", error)
             self._damage = error
@@ -164,7 +164,12 @@ def _architecture(board: str) -> str | None:
     return next((name for name in ("aarch64", "x86-64") if name in isa), None)
 
 
-def _read_trust(path: Path) -> Trust | None:
+def read_trust(path: Path) -> Trust | None:
+    """The key set of a device; null when it has none.
+
+    Raises:
+        TrustError: The file cannot be read, or is not valid.
+    """
     try:
         with path.open("rb") as stream:
             data = stream.read(_MAX_TRUST_BYTES)
@@ -175,4 +180,4 @@ def _read_trust(path: Path) -> Trust | None:
     return parse_trust_file(data).newest
 
 
-__all__ = ["Gatekeeper", "Passed", "SignedTrust", "WrongTargetError", "fits_board", "install_trust"]
+__all__ = ["Gatekeeper", "Passed", "SignedTrust", "WrongTargetError", "fits_board", "install_trust", "read_trust"]

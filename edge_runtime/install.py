@@ -63,7 +63,7 @@ def unit_text(options: InstallOptions, program: Sequence[str]) -> str:
         "",
         "[Service]",
         "Type=notify",
-        "NotifyAccess=main",
+        "NotifyAccess=all",  # an agent on probation is the child of the one that watches it
         f"ExecStart={' '.join(_quote(word) for word in words)}",
         f"WatchdogSec={options.watchdog_s}",
         "TimeoutStartSec=120",

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -111,6 +111,14 @@ class FileEntry(_Data, frozen=True, kw_only=True):
     path: str
     sha256: str
     size: int  # bytes
+
+
+class Listing(Protocol):
+    """A manifest: it lists every file with size and sha256."""
+
+    @property
+    def files_by_path(self) -> dict[str, FileEntry]:
+        """The listed files, by relative path."""
 
 
 class Calibration(_Data, frozen=True, kw_only=True):
@@ -287,7 +295,7 @@ def check_manifest(manifest: Manifest) -> None:
     if not 1 <= len(manifest.files) <= MAX_FILES:
         raise ManifestError(f"Wanted 1 to {MAX_FILES} files, found {len(manifest.files)} in `files`.")
     for entry in manifest.files:
-        _check_file(entry)
+        check_file_entry(entry)
     listed = manifest.files_by_path
     if len(listed) != len(manifest.files):
         raise ManifestError("Wanted every file listed once, found a path twice in `files`.")
@@ -301,11 +309,16 @@ def check_manifest(manifest: Manifest) -> None:
     _check_exit(manifest)
 
 
-def _check_file(entry: FileEntry) -> None:
+def check_file_entry(entry: FileEntry, *, max_parts: int = 4) -> None:
+    """Refuse a listed file whose name could leave the folder, or whose hash or size cannot be.
+
+    Raises:
+        ManifestError: With the file and the value.
+    """
     parts = entry.path.split("/")
-    if not all(_SAFE_PART.match(part) for part in parts) or len(parts) > 4:
+    if not all(_SAFE_PART.match(part) for part in parts) or len(parts) > max_parts:
         raise ManifestError(
-            f"Wanted a relative path of at most 4 plain names, found {entry.path!r} in `files`. The artefact would leave its folder."
+            f"Wanted a relative path of at most {max_parts} plain names, found {entry.path!r} in `files`. The artefact would leave its folder."
         )
     if entry.path in (MANIFEST_NAME, "manifest.sig"):
         raise ManifestError(f"Wanted model files in `files`, found {entry.path!r}, which cannot list itself.")

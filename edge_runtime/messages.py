@@ -35,6 +35,7 @@ MAX_CONTROL_BYTES = 16 << 10
 BLOCK_BYTES = 64 << 10  # content of one block
 MAX_TRANSFER_BYTES = 2 << 30
 MAX_BLOCKS = MAX_TRANSFER_BYTES // BLOCK_BYTES
+INSTALLED = "0" * 64  # in place of a bundle's id: the agent that was installed, in no slot
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}\Z")
 
@@ -81,6 +82,7 @@ class Birth(Message, frozen=True, kw_only=True):
     boot_count: Count = 0  # starts of this device so far, kept over restarts: tells an old birth from a new one
     desired_rev: Count = 0  # newest desired state that the device has seen
     labels: Annotated[dict[Name, ShortText], msgspec.Meta(max_length=32)] = {}
+    agent_artefact: Sha256 | msgspec.UnsetType = msgspec.UNSET  # the bundle it runs from; absent: as it was installed
 
 
 class Death(Message, frozen=True, kw_only=True):
@@ -204,7 +206,7 @@ class Desired(Message, frozen=True, kw_only=True):
     rev: Count  # only grows
     job: JobId | None = None  # that this revision carries out
     models: Models | None = None  # null: the host does not manage them, `headtail deploy` does
-    agent: ArtefactRef | None = None  # goes into the agent's own slot
+    agent: ArtefactRef | None = None  # for the agent's own slots; null: the host does not manage them
     probation_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 10.0
     config: Settings = {}
     config_rev: Count = 0

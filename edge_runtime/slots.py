@@ -5,7 +5,6 @@ before. Everything that must change together (slots, probation, floors) is one f
 """
 
 import logging
-import os
 import shutil
 from pathlib import Path
 
@@ -13,13 +12,14 @@ import msgspec
 
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, Gate, open_artefact
-from edge_runtime.durable import sync, write_durably
+from edge_runtime.durable import sync, sync_tree, write_durably
 from edge_runtime.gate import Gatekeeper, Passed
 from edge_runtime.messages import Boot, Count, Sha256, Slots
 from edge_runtime.signature import MAX_SIGNATURE_BYTES, SIGNATURE_NAME
 
 log = logging.getLogger(__name__)
-_POINTER = "active.json"
+POINTER_NAME = "active.json"
+ARTEFACTS = "artefacts"
 _MAX_POINTER_BYTES = 64 << 10
 _MAX_LINES = 64  # lines whose floor is remembered
 MAX_STARTS = 3  # of an agent on probation; the next one goes back
@@ -29,7 +29,7 @@ class SlotError(EdgeError):
     """The device's state folder cannot be used."""
 
 
-class Probation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Probation(msgspec.Struct, frozen=True):  # an older agent that comes back passes over what it does not know
     """What was activated and has not proven itself yet."""
 
     artefact: Sha256
@@ -40,7 +40,7 @@ class Probation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     floors: dict[str, int] = {}  # what the floors become when it is committed
 
 
-class Pointer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Pointer(msgspec.Struct, frozen=True):  # as above
     """Content of the pointer file. `previous` is what was committed last, as long as something is on probation."""
 
     v: int = 1
@@ -67,7 +67,7 @@ class SlotStore:
         self.folder = folder
         self._gate = gate
         self.problem: str | None = None  # why what was deployed does not run, until the next deployment
-        self._artefacts = folder / "artefacts"
+        self._artefacts = folder / ARTEFACTS
         try:
             self._artefacts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -136,10 +136,7 @@ class SlotStore:
         target = self._artefacts / artefact.id
         self._adopted.add(artefact.id)
         if artefact.folder != target:
-            for root, _, names in os.walk(artefact.folder, topdown=False):
-                for name in names:
-                    sync(Path(root, name))
-                sync(Path(root))
+            sync_tree(artefact.folder)
             shutil.rmtree(target, ignore_errors=True)
             artefact.folder.rename(target)
             sync(self._artefacts)
@@ -212,7 +209,7 @@ class SlotStore:
         self._pointer = msgspec.structs.replace(self._pointer, active=slots)
 
     def _switch(self, pointer: Pointer, keep: Pointer | None = None) -> None:
-        write_durably(self.folder / _POINTER, msgspec.json.encode(pointer))
+        write_durably(self.folder / POINTER_NAME, msgspec.json.encode(pointer))
         self._pointer = pointer
         self.problem = None
         named = [slots for one in (pointer, keep) if one is not None for slots in (one.active, one.previous)]
@@ -222,15 +219,26 @@ class SlotStore:
                 shutil.rmtree(path, ignore_errors=True)
 
     def _read(self) -> Pointer:
-        path = self.folder / _POINTER
-        if not path.exists():
-            return Pointer()
+        path = self.folder / POINTER_NAME
         try:
-            with path.open("rb") as stream:
-                return msgspec.json.decode(stream.read(_MAX_POINTER_BYTES), type=Pointer)
+            return read_pointer(path)
         except OSError as error:
             raise SlotError(f"Wanted the pointer file of a device, found: {error}. Choose another --state.") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self.problem = f"Wanted the pointer file of a device, found: {error}, in {path}."[:500]
             log.error("%s Nothing runs until the next deployment.", self.problem)
             return Pointer()
+
+
+def read_pointer(path: Path) -> Pointer:
+    """The content of a pointer file; an empty one where there is none.
+
+    Raises:
+        OSError: It cannot be read.
+        msgspec.DecodeError: It is damaged.
+    """
+    try:
+        with path.open("rb") as stream:
+            return msgspec.json.decode(stream.read(_MAX_POINTER_BYTES), type=Pointer)
+    except FileNotFoundError:
+        return Pointer()

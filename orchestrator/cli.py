@@ -21,6 +21,7 @@ COMMANDS = {
     "fit": ("export.commands.fit:fit", "Say whether an artefact fits a board, with the gap in bytes."),
     "broker": ("orchestrator.commands.broker:broker", "Start an MQTT broker for devices and tails."),
     "deploy": ("orchestrator.commands.deploy:deploy", "Send an artefact to a device and activate it."),
+    "agent-bundle": ("orchestrator.commands.agent_bundle:agent_bundle", "Bundle the agent, to update it on devices."),
     "sign": ("orchestrator.commands.keys:sign", "Vouch for an artefact with signing keys."),
     "demo": ("orchestrator.commands.demo:demo", "Run the main job, start to end, on this machine."),
 }

@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from device_profiles.errors import EdgeError
+from edge_runtime.agent_bundle import LINE, AgentBundle
 from edge_runtime.artefact import Artefact
 from edge_runtime.durable import write_durably
 from edge_runtime.signature import (
@@ -127,7 +128,7 @@ def sign_bytes(keys: Sequence[Ed25519PrivateKey], data: bytes) -> tuple[Signatur
 
 
 def sign_artefact(
-    artefact: Artefact,
+    artefact: Artefact | AgentBundle,
     keys: Sequence[Ed25519PrivateKey],
     *,
     counter: int | None = None,
@@ -142,7 +143,7 @@ def sign_artefact(
         keys: Private keys.
         counter: Version; what the signature file that is there says, else the seconds since 1970.
         floor: Lowest version that may follow on a device; the counter when null.
-        line: What versions are counted for; the model's name when null.
+        line: What versions are counted for; the model's name and role, or the agent's line, when null.
         trust: Its rotations go into the file, for devices that hold an older key set.
 
     Raises:
@@ -164,7 +165,12 @@ def sign_artefact(
 
 
 def _statement(
-    artefact: Artefact, before: SignatureFile | None, *, counter: int | None, floor: int | None, line: str | None
+    artefact: Artefact | AgentBundle,
+    before: SignatureFile | None,
+    *,
+    counter: int | None,
+    floor: int | None,
+    line: str | None,
 ) -> Statement:
     if before is not None:
         old = before.statement
@@ -183,13 +189,19 @@ def _statement(
     floor = counter if floor is None else floor
     if not 0 <= floor <= counter:
         raise SigningError(f"Wanted a floor of 0 to the counter {counter}, found {floor}.")
-    said = artefact.manifest  # a head and the whole model that it was cut from do not replace each other
-    line = line or f"{said.model.name[:190]} {said.role}"
+    line = line or _line_of(artefact)
     values = {"artefact": artefact.id, "line": line, "counter": counter, "floor": floor}
     try:
         return msgspec.convert(values, Statement)
     except msgspec.ValidationError as error:
         raise SigningError(f"Wanted a statement about {artefact.id[:16]}.., found: {error}.") from error
+
+
+def _line_of(artefact: Artefact | AgentBundle) -> str:
+    if isinstance(artefact, AgentBundle):
+        return LINE
+    said = artefact.manifest  # a head and the whole model that it was cut from do not replace each other
+    return f"{said.model.name[:190]} {said.role}"
 
 
 def first_trust(keys: Sequence[PublicKey], threshold: int) -> TrustFile:

@@ -39,13 +39,14 @@ def devices(to: str | None = None, *, store: str | None = None, folder: Path | N
             view.status,
             view.board,
             (view.reported.version if view.reported else None) or (view.slots.whole or view.slots.head or "")[:12],
+            _agent(view),
             view.reported.state if view.reported else None,
             _ago(view.seen_ms),
             ",".join(f"{key}={value}" if value else key for key, value in sorted(view.labels.items()) if key not in ("name", "board", "tenant")),
         )
         for view in views
     ]  # fmt: skip
-    print_table(_devices(len(rows)), ("device", "status", "board", "runs", "state", "seen", "labels"), rows)
+    print_table(_devices(len(rows)), ("device", "status", "board", "runs", "agent", "state", "seen", "labels"), rows)
 
 
 def groups(
@@ -288,6 +289,12 @@ def _value(text: str) -> bool | int | float | str:
 def who() -> str:
     """The person at the keyboard, for the audit log."""
     return f"user:{getpass.getuser()}"
+
+
+def _agent(view: queries.DeviceView) -> str:
+    """Version of the agent, with the bundle that it runs from."""
+    bundle = view.birth.agent_artefact if view.birth is not None else None
+    return f"{view.agent} ({bundle[:8]})" if bundle else view.agent
 
 
 def _devices(count: int) -> str:

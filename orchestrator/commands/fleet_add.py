@@ -4,7 +4,8 @@ import getpass
 import sys
 from pathlib import Path
 
-from edge_runtime.artefact import open_artefact
+from edge_runtime.agent_bundle import AgentBundle
+from orchestrator.agent_bundle import open_any
 from orchestrator.commands import fleet_rollout as commands
 from orchestrator.commands.output import print_json
 from orchestrator.fleet.fleet_file import default_folder, find_store
@@ -15,7 +16,7 @@ from orchestrator.fleet.store import Store
 def add(
     version: str, *artefacts: Path, store: str | None = None, folder: Path | None = None, json: bool = False
 ) -> None:
-    """Register artefacts as a version that can be rolled out: a head with its tail, a whole model, or all three.
+    """Register artefacts as a version that can be rolled out: a head with its tail, a whole model, or all three; or an agent's bundle.
 
     Args:
         version: MODEL@VERSION.
@@ -24,7 +25,7 @@ def add(
         folder: Folder of `headtail fleet up`.
         json: Print JSON.
     """
-    opened = [open_artefact(path) for path in artefacts]
+    opened = [open_any(path) for path in artefacts]
     database = Store(store or find_store(folder), migrate=store is not None)
     publish_version(database, folder or default_folder(), version, opened, actor=f"user:{getpass.getuser()}")
     database.close()
@@ -37,8 +38,9 @@ def add(
 
 def add_and_roll_out(artefact: Path, *, to: str, probation: float | None, folder: Path | None, json: bool) -> None:
     """What `headtail deploy` does where a fleet runs: a version named after the content, and a rollout until it ends."""
-    opened = open_artefact(artefact)
-    version = f"{opened.manifest.model.name}@{opened.id[:12]}"
+    opened = open_any(artefact)
+    name = "agent" if isinstance(opened, AgentBundle) else opened.manifest.model.name
+    version = f"{name}@{opened.id[:12]}"
     database = Store(find_store(folder), migrate=False)
     publish_version(database, folder or default_folder(), version, [opened], actor=f"user:{getpass.getuser()}")
     database.close()

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from edge_runtime.artefact import open_artefact
 from edge_runtime.durable import write_durably
 from edge_runtime.signature import PublicKey, Statement, Trust, TrustFile
 from orchestrator import signing
+from orchestrator.agent_bundle import open_any
 from orchestrator.commands.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def sign(
     """Vouch for an artefact: write its manifest.sig, or add a signature to it. The artefact keeps its id.
 
     Args:
-        artefact: A folder that `headtail export` or `headtail split` wrote.
+        artefact: A folder that `headtail export`, `headtail split` or `headtail agent-bundle` wrote.
         key: Private keys; where several must sign, their holders may do so one after the other.
         counter: Version number, higher than that of the version before; the time in seconds when not given.
         floor: Lowest version that a device may go back to once this one has proven itself; the counter when not given.
@@ -165,7 +165,7 @@ def sign(
     """
     if artefact.is_file():
         raise signing.SigningError(f"Wanted an artefact's folder to sign, found the file {artefact}. Sign, then pack.")
-    opened = open_artefact(artefact)
+    opened = open_any(artefact)
     keys = [signing.read_key(path, passphrase()) for path in key or []]
     chain = signing.read_trust_file(trust) if trust is not None else None
     made = signing.sign_artefact(opened, keys, counter=counter, floor=floor, line=line, trust=chain)

@@ -22,6 +22,7 @@ from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, TargetFile, Tar
 from tuf.api.serialization import DeserializationError
 
 from device_profiles.errors import EdgeError
+from edge_runtime.agent_bundle import AgentBundle
 from edge_runtime.artefact import Artefact
 from edge_runtime.durable import write_durably
 from edge_runtime.freshness import SIGNED_AT, TIME_FORMAT
@@ -207,7 +208,7 @@ def _warn(root: Root, targets: Targets, now: datetime.datetime) -> None:
             )
 
 
-def check_published(published: Path, artefacts: Sequence[Artefact], *, wait_s: float = 10.0) -> None:
+def check_published(published: Path, artefacts: Sequence[Artefact | AgentBundle], *, wait_s: float = 10.0) -> None:
     """Nothing when devices will find these artefacts listed; the service is given some time to publish what is signed.
 
     Raises:
@@ -230,7 +231,7 @@ def check_published(published: Path, artefacts: Sequence[Artefact], *, wait_s: f
         time.sleep(_LOOK_EVERY_S)
 
 
-def _statement_of(artefact: Artefact) -> Statement:
+def _statement_of(artefact: Artefact | AgentBundle) -> Statement:
     path = artefact.folder / SIGNATURE_NAME
     return parse_signature(path.read_bytes() if path.is_file() else None).statement
 

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from edge_runtime.agent_bundle import AgentBundle
 from edge_runtime.artefact import Artefact, file_sha256, pack_artefact
 from orchestrator.artefact_server import block_hashes
 from orchestrator.fleet.errors import ConflictError
@@ -12,14 +13,16 @@ from orchestrator.fleet.registry import NewArtefact, register_artefact, register
 from orchestrator.fleet.store import Store, now_ms
 
 
-def publish_version(store: Store, folder: Path, name: str, artefacts: Sequence[Artefact], *, actor: str) -> None:
+def publish_version(
+    store: Store, folder: Path, name: str, artefacts: Sequence[Artefact | AgentBundle], *, actor: str
+) -> None:
     """Pack, keep and register.
 
     Args:
         store: The fleet's database.
         folder: The fleet's folder.
         name: model@version.
-        artefacts: A head, its tail, a whole model; at most one of each.
+        artefacts: A head, its tail, a whole model, at most one of each; or an agent's bundle.
         actor: For the audit log.
 
     Raises:
@@ -47,13 +50,16 @@ def publish_version(store: Store, folder: Path, name: str, artefacts: Sequence[A
             head=ids.get("head"),
             tail=ids.get("tail"),
             whole=ids.get("whole"),
+            agent=ids.get("agent"),
             actor=actor,
             now_ms=now_ms(),
         )
 
 
-def _check_pair(name: str, head: Artefact | None, tail: Artefact | None) -> None:
-    if head is None or tail is None or head.manifest.cut is None or tail.manifest.cut is None:
+def _check_pair(name: str, head: Artefact | AgentBundle | None, tail: Artefact | AgentBundle | None) -> None:
+    if not isinstance(head, Artefact) or not isinstance(tail, Artefact):
+        return
+    if head.manifest.cut is None or tail.manifest.cut is None:
         return
     cut_id = head.manifest.cut.cut_id
     if cut_id not in tail.manifest.cut.accepts:
@@ -62,7 +68,7 @@ def _check_pair(name: str, head: Artefact | None, tail: Artefact | None) -> None
         )
 
 
-def _keep(folder: Path, artefact: Artefact) -> NewArtefact:
+def _keep(folder: Path, artefact: Artefact | AgentBundle) -> NewArtefact:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".packing.") as place:
         archive = pack_artefact(artefact, Path(place, "artefact.zip"))
@@ -71,14 +77,20 @@ def _keep(folder: Path, artefact: Artefact) -> NewArtefact:
         listed.write_bytes(block_hashes(archive))
         listed.replace(folder / f"{digest}.zip.blocks")
         archive.replace(folder / f"{digest}.zip")
-    manifest = artefact.manifest
     return NewArtefact(
         id=artefact.id,
-        role=manifest.role,
-        model=manifest.model.name,
-        engine=manifest.engine.name,
-        target=manifest.target,
+        role=artefact.manifest.role,
+        **_described(artefact),
         size=size,
         zip_sha256=digest,
         path=str(folder / f"{digest}.zip"),
     )
+
+
+def _described(artefact: Artefact | AgentBundle) -> dict[str, str]:
+    """Model, engine and target, for people; of a bundle what comes nearest."""
+    if isinstance(artefact, AgentBundle):
+        said = artefact.manifest
+        return {"model": f"agent {said.version}", "engine": f"python {said.python or '3'}", "target": said.platform}
+    manifest = artefact.manifest
+    return {"model": manifest.model.name, "engine": manifest.engine.name, "target": manifest.target}

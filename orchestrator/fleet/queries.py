@@ -103,7 +103,7 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VersionView(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of a model, with its artefacts' ids and how many devices run it."""
+    """One version of a model or of the agent, with its artefacts' ids and how many devices run it."""
 
     name: str
     head: str | None
@@ -112,6 +112,7 @@ class VersionView(msgspec.Struct, frozen=True, kw_only=True):
     counter: int
     created_ms: int
     devices: int
+    agent: str | None = None
 
 
 class FleetSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -277,6 +278,8 @@ def show_rollout(session: Session, rollout_id: str, *, now_ms: int, targets: boo
 def list_versions(session: Session) -> list[VersionView]:
     """The versions of models, newest first."""
     counts = Counter(_version_of(document) for document in session.scalars(select(ReportedState.document)))
+    births = session.scalars(select(Device.birth).where(Device.birth.is_not(None)))
+    agents = Counter(msgspec.json.decode(birth, type=Birth).agent_artefact or None for birth in births if birth)
     rows = session.scalars(select(Version).order_by(Version.created_ms.desc(), Version.name))
     return [
         VersionView(
@@ -286,7 +289,8 @@ def list_versions(session: Session) -> list[VersionView]:
             whole=row.whole,
             counter=row.counter,
             created_ms=row.created_ms,
-            devices=counts[row.name],
+            devices=counts[row.name] if row.agent is None else agents[row.agent],
+            agent=row.agent,
         )
         for row in rows
     ]

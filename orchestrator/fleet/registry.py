@@ -161,29 +161,36 @@ def register_version(
     head: str | None = None,
     tail: str | None = None,
     whole: str | None = None,
+    agent: str | None = None,
     counter: int = 0,
     actor: str,
     now_ms: int,
 ) -> None:
-    """Enter model@version: a head with its tail, a whole model, or all three.
+    """Enter model@version: a head with its tail, a whole model, or all three; or a version of the agent alone.
 
     Raises:
-        ConflictError: The version is there with other artefacts, or nothing for a device is in it.
+        ConflictError: The version is there with other artefacts, nothing for a device is in it, or an agent with models.
         UnknownError: An artefact is not registered.
     """
-    if head is None and whole is None:
+    if agent is not None and (head or tail or whole):
+        raise ConflictError(
+            f"Wanted an agent alone in {name}, found models beside it. Register them as another version."
+        )
+    if head is None and whole is None and agent is None:
         raise ConflictError(f"Wanted a head or a whole model in {name}, found neither. A tail alone runs on no device.")
-    for artefact in (head, tail, whole):
+    for artefact in (head, tail, whole, agent):
         if artefact is not None and session.get(ArtefactRow, artefact) is None:
             raise UnknownError(f"Wanted the artefact {artefact[:16]}.. of {name}, found it is not registered.")
     there = session.get(Version, name)
     if there is not None:
-        if (there.head, there.tail, there.whole) != (head, tail, whole):
+        if (there.head, there.tail, there.whole, there.agent) != (head, tail, whole, agent):
             raise ConflictError(f"Wanted {name} as new, found it with other artefacts. Choose another version.")
         return
-    session.add(Version(name=name, head=head, tail=tail, whole=whole, counter=counter, created_ms=now_ms))
+    session.add(Version(name=name, head=head, tail=tail, whole=whole, agent=agent, counter=counter, created_ms=now_ms))
     session.flush()
     detail: dict[str, object] = {"head": head, "tail": tail, "whole": whole, "counter": counter}
+    if agent is not None:
+        detail = {"agent": agent, "counter": counter}
     append_audit(session, actor, "version", name, detail, now_ms=now_ms)
 
 

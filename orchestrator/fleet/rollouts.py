@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from edge_runtime.messages import ArtefactRef, Models, Slots
+from edge_runtime.messages import INSTALLED, ArtefactRef, Models, Slots
 from orchestrator.fleet import jobs
 from orchestrator.fleet.audit import append_audit
 from orchestrator.fleet.errors import ConflictError, UnknownError
@@ -51,13 +51,15 @@ def create_rollout(
         UnknownError: No such version, group or device.
         ConflictError: No device, stages that do not grow, or a device that another rollout is busy with.
     """
-    if session.get(Version, spec.version) is None:
+    version = session.get(Version, spec.version)
+    if version is None:
         raise UnknownError(f"Wanted the version {spec.version!r}, found it is not registered. `headtail deploy` does.")
     chosen = set(resolve(session, spec.to, now_ms=now_ms, tenant=tenant))
     views = {view.id: view for view in list_devices(session, now_ms=now_ms) if view.id in chosen and not view.blocked}
     _check_free(session, set(views))
     rollout = Rollout(id=rollout_id, spec=spec, created_ms=now_ms)
     ordered = sorted(views.values(), key=lambda view: (view.status != "online", _shuffled(rollout_id, view.id)))
+    agent = version.agent is not None
     state = begin(rollout, [(view.id, view.status == "online") for view in ordered])
     session.add(
         RolloutRow(id=rollout_id, version=spec.version, phase="running", document="", created_ms=now_ms, changed_ms=0)
@@ -73,6 +75,7 @@ def create_rollout(
                 stage=target.stage,
                 state="pending",
                 before=before,
+                before_agent=_agent_before(session, views[target.device]) if agent else None,
                 changed_ms=now_ms,
             )
         )
@@ -141,19 +144,30 @@ def _carry_out(
 ) -> None:
     assert lease.device is not None
     rollout = msgspec.json.decode(session.get_one(RolloutRow, lease.rollout).document, type=Rollout)
-    if lease.arguments.get("revert"):
-        models = msgspec.json.decode(target.before, type=Models)
-    else:
-        models = models_for(session, rollout.spec.version)
+    revert = bool(lease.arguments.get("revert"))
     change_desired(
         session,
         lease.device,
         now_ms=now_ms,
         held=held,
         job=lease.id,
-        models=models,
-        probation_s=0.0 if lease.arguments.get("revert") else rollout.spec.probation_s,
+        probation_s=0.0 if revert else rollout.spec.probation_s,
+        **_wanted(session, rollout.spec.version, target if revert else None),
     )
+
+
+def _wanted(session: Session, version: str, revert: TargetRow | None) -> dict[str, object]:
+    """What changes in a desired state: the models or the agent of a version, or what a target had before."""
+    agent = session.get_one(Version, version).agent
+    if agent is None:
+        return {
+            "models": models_for(session, version)
+            if revert is None
+            else msgspec.json.decode(revert.before, type=Models)
+        }
+    if revert is None:
+        return {"agent": _ref(session, agent)}
+    return {"agent": msgspec.json.decode(revert.before_agent or "", type=ArtefactRef)}
 
 
 def models_for(session: Session, version: str) -> Models:
@@ -169,6 +183,13 @@ def _models_of(session: Session, view: DeviceView) -> Models:
     slots: Slots = view.slots
     version = (view.reported.version if view.reported else None) or ""
     return Models(version=version, head=_ref(session, slots.head), whole=_ref(session, slots.whole))
+
+
+def _agent_before(session: Session, view: DeviceView) -> str:
+    """The agent that a device runs now, to go back to; its bundle or the installed one."""
+    running = view.birth.agent_artefact if view.birth is not None else None
+    ref = _ref(session, running or None) or ArtefactRef(artefact=INSTALLED)
+    return msgspec.json.encode(ref).decode()
 
 
 def _ref(session: Session, artefact: str | None) -> ArtefactRef | None:

@@ -9,6 +9,8 @@ from typing import Literal
 import msgspec
 
 from edge_runtime.messages import (
+    INSTALLED,
+    ArtefactRef,
     Birth,
     Death,
     Desired,
@@ -167,6 +169,10 @@ class SimDevice:
         self._order += 1
         models = desired.models
         settled = desired.rev == self._memory.rev  # decided before a restart
+        agent = desired.agent
+        if agent is not None and agent.artefact != self._memory.agent and not settled:
+            self._change_agent(agent, self._order)
+            return
         if models is None or models == self._memory.models or settled:
             failed = settled and models is not None and models != self._memory.models
             self._end(desired.rev, "failed" if failed else "active", "refused before a restart" if failed else None)
@@ -187,6 +193,19 @@ class SimDevice:
         self._later(begin_at, lambda: self._step("probation", order))
         outcome: State = "rolled_back" if bad else "active"
         self._later(begin_at + probation_s, lambda: self._decide(desired, None if bad else models, order, outcome))
+
+    def _change_agent(self, agent: ArtefactRef, order: int) -> None:
+        """Fetch another agent, and start again as that one; its desired state is then followed to the end."""
+        self._step("downloading", order)
+        verify_at = (agent.size or 0) / self._link_bytes_s
+
+        def start_again() -> None:
+            if order == self._order:
+                self._ledger.add(Line(device=self._name, agent=agent.artefact))
+                self._reboot()
+
+        self._later(verify_at, lambda: self._step("verifying", order))
+        self._later(verify_at + self._behaviour.verify_s, start_again)
 
     def _step(self, state: State, order: int) -> None:
         if order == self._order:
@@ -262,6 +281,7 @@ class SimDevice:
             boot_count=self._memory.boots,
             desired_rev=self._seen_rev if self._state != "idle" else 0,
             labels={"simulated": ""},
+            agent_artefact=msgspec.UNSET if self._memory.agent == INSTALLED else self._memory.agent,
         )
 
     def _beat(self) -> None:

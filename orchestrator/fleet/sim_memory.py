@@ -7,7 +7,7 @@ from typing import Literal
 
 import msgspec
 
-from edge_runtime.messages import Models
+from edge_runtime.messages import INSTALLED, Models
 
 
 class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -17,6 +17,7 @@ class Line(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     boots: int | None = None
     models: Models | None = None
     rev: int | None = None
+    agent: str | None = None  # the bundle that it runs from now on
     job: str | None = None  # done: the effect of a job is this line
     attempt: int = 0
 
@@ -28,6 +29,7 @@ class Memory:
     boots: int = 0
     rev: int = 0  # newest desired revision whose models were taken or refused
     models: Models = field(default_factory=Models)
+    agent: str = INSTALLED
     done: dict[str, Literal["succeeded"]] = field(default_factory=dict)
 
 
@@ -61,6 +63,7 @@ class Ledger:
         memory.boots = memory.boots if line.boots is None else line.boots
         memory.rev = memory.rev if line.rev is None else line.rev
         memory.models = memory.models if line.models is None else line.models
+        memory.agent = memory.agent if line.agent is None else line.agent
         if line.job is not None:
             memory.done[line.job] = "succeeded"
 

@@ -91,7 +91,7 @@ class Member(Base):
 
 
 class ArtefactRow(Base):
-    """An artefact that the host has as a .zip; its manifest was checked before it got here."""
+    """An artefact, or an agent's bundle, that the host has as a .zip; its manifest was checked before it got here."""
 
     __tablename__ = "artefacts"
     id: Mapped[str] = mapped_column(primary_key=True)  # sha256 of the manifest
@@ -107,13 +107,14 @@ class ArtefactRow(Base):
 
 
 class Version(Base):
-    """One version of a model: head and tail move together; `whole` is the fallback or the only part."""
+    """One version of a model: head and tail move together; `whole` is the fallback or the only part. Or one of the agent."""
 
     __tablename__ = "versions"
     name: Mapped[str] = mapped_column(primary_key=True)  # model@version
     head: Mapped[str | None] = mapped_column(ForeignKey("artefacts.id"))
     tail: Mapped[str | None] = mapped_column(ForeignKey("artefacts.id"))
     whole: Mapped[str | None] = mapped_column(ForeignKey("artefacts.id"))
+    agent: Mapped[str | None] = mapped_column(ForeignKey("artefacts.id"))
     counter: Mapped[int] = mapped_column(default=0)  # anti-rollback
     created_ms: Mapped[int]
 
@@ -140,7 +141,8 @@ class TargetRow(Base):
     position: Mapped[int]  # order in which devices are touched
     stage: Mapped[int]
     state: Mapped[str]
-    before: Mapped[str] = mapped_column(Text)  # document Desired: what to roll back to
+    before: Mapped[str] = mapped_column(Text)  # document Models: what to roll back to
+    before_agent: Mapped[str | None] = mapped_column(Text)  # document ArtefactRef, where the agent is rolled out
     error: Mapped[str | None] = mapped_column(Text)
     changed_ms: Mapped[int]
 

@@ -61,8 +61,9 @@ class Walk:
             words += [word for name, port in self.ports.items() for word in (f"--{name}-port", port)]
         if words[1] == "fleet" or words[1] == "deploy":
             words += ["--folder", str(self.folder / "fleet")]
-        if words[1] == "deploy":
+        if words[1] == "deploy" or words[1:3] == ["fleet", "rollout"]:
             words += ["--probation", "1"]
+            words = ["1" if before == "--soak" else word for before, word in zip(["", *words], words, strict=False)]
         if words[0] == "edge-agent":
             words += ["--state", str(self.folder / "device")]
         return [*program, *words[1:]]
@@ -146,6 +147,19 @@ def test_the_page_leads_to_a_device_that_runs_a_signed_model(walked, network, ca
     said = " ".join(capsys.readouterr().out.split())
     assert "nobody connects without credentials" in said
     assert "a device reaches its own topics alone" in said
+
+
+def test_the_page_leads_to_a_device_whose_agent_has_replaced_itself(walked, capsys):
+    walked.do("agent")
+    (view,) = [view for view in devices(walked.store) if view.id == "default/pi-1"]
+    with walked.store.read() as session:
+        (version,) = [one for one in queries.list_versions(session) if one.agent is not None]
+    assert version.name == "agent@2"
+    assert view.birth.agent_artefact == version.agent
+    assert version.devices == 1
+    assert view.slots.whole is not None, "its model runs on"
+    assert run(["fleet", "devices", "pi-1", "--folder", str(walked.folder / "fleet")]) == 0
+    assert version.agent[:8] in capsys.readouterr().out
 
 
 def test_a_rollout_of_what_the_metadata_does_not_vouch_for_leaves_the_device_as_it_is(walked, network, tmp_path, capfd):
