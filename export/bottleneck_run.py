@@ -20,7 +20,8 @@ from export.pipeline import export_model
 from export.request import ExportOptions
 from export.source import ModelSource, Source, SourceError, find_source
 from export.tail_graph import TailPrecision
-from export.trained_pair import TrainedPair, TrainedPairOptions, augmentation_of, state_quality, write_trained_pair
+from export.trained_manifest import PairEngine, TrainedPairOptions
+from export.trained_pair import TrainedPair, augmentation_of, state_quality, write_trained_pair
 from split.augment import IMAGENET_MEAN, IMAGENET_STD
 from split.distill import Progress, TrainOptions, train
 from split.early_exit import ExitOptions
@@ -59,6 +60,8 @@ class BottleneckOptions:
         target: Board of the head.
         tail_target: Board of the tail.
         tail_precision: Of the tail.
+        head_engine: What runs the head; null for the first that the board has.
+        tail_engine: What runs the tail; null for the head's, so that one engine can compute the unsplit network.
         val_data: Pictures that choose what is trained behind the finished head; every tenth training picture is held out
             when null and something is.
         refine: Passes over the training pictures in which the tail's last layers are fine-tuned on the quantised head's
@@ -85,6 +88,8 @@ class BottleneckOptions:
     target: str = "this"
     tail_target: str = "this"
     tail_precision: TailPrecision = "fp32"
+    head_engine: PairEngine | None = None
+    tail_engine: PairEngine | None = None
     val_data: str | None = None
     refine: int = 0
     early_exit: bool = False
@@ -162,16 +167,43 @@ def _write(ready: Prepared, options: BottleneckOptions) -> TrainedPair:
         preprocessing=ready.preprocessing,
         head_target=board.id,
         tail_target=load_board(options.tail_target).id,
+        tail_engine=engines_of_pair(options)[1],
         tail_precision=options.tail_precision,
         labels=ready.model.labels,
         licences=ready.model.licences,
         data=Path(options.data).name,
     )
-    if not board.is_microcontroller:
-        return write_trained_pair(ready.student, ready.train_data, naming, _late(ready, options))
-    from export.litert_pair import write_microcontroller_pair  # LiteRT's converters are an extra of their own
+    late = _late(ready, options)
+    if engines_of_pair(options)[0] == "onnxruntime":
+        return write_trained_pair(ready.student, ready.train_data, naming, late)
+    from export.litert_pair import write_litert_pair  # LiteRT's converters are an extra of their own
 
-    return write_microcontroller_pair(ready.student, ready.train_data, board, naming)
+    mcu = board if board.is_microcontroller else None
+    return write_litert_pair(ready.student, ready.train_data, naming, late, mcu)
+
+
+def engines_of_pair(options: BottleneckOptions) -> tuple[PairEngine, PairEngine]:
+    """What runs head and tail; a microcontroller's head is LiteRT's, whose kernels its C repeats.
+
+    Raises:
+        BottleneckRunError: An engine that the head's board does not have, or a precision that the tail's does not have.
+    """
+    board = load_board(options.target)
+    if board.is_microcontroller:
+        if options.head_engine == "onnxruntime":
+            raise BottleneckRunError(
+                f"Wanted a LiteRT head for the microcontroller {board.id}, found --head-engine onnxruntime. Leave it out."
+            )
+        head: PairEngine = "litert"
+    else:
+        head = options.head_engine or "onnxruntime"
+    tail = options.tail_engine or head
+    if tail == "litert" and options.tail_precision == "fp16":
+        raise BottleneckRunError(
+            "Wanted fp32 or int8 for a tail on LiteRT, found fp16. Pass one of them as --tail-precision, or --tail-engine "
+            "onnxruntime."
+        )
+    return head, tail
 
 
 def _late(ready: Prepared, options: BottleneckOptions) -> LateTraining | None:
@@ -195,6 +227,7 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
         EdgeError: As `train_bottleneck`, but for those of training and writing.
     """
     method = find_method(options.method)
+    engines_of_pair(options)
     settings = options_from(method, options.settings)
     source = _load(model)
     network = source.model
@@ -251,10 +284,10 @@ def _validation(
         )
     if not late:
         return data, None
-    if load_board(options.target).is_microcontroller:
+    if options.early_exit and load_board(options.target).is_microcontroller:
         raise BottleneckRunError(
-            f"Wanted an early exit or a refined tail behind an ONNX head, found the microcontroller {options.target}. "
-            "Leave --exit and --refine out."
+            f"Wanted an early exit behind a head on onnxruntime or LiteRT, found the microcontroller {options.target}. "
+            "Leave --exit out."
         )
     if options.val_data is not None:
         return data, open_labelled(options.val_data, data_options, labels)

@@ -30,7 +30,7 @@ def open_runner(source: CutSource, model: bytes, inputs: Sequence[str], outputs:
     """
     if source.kind == "onnx":
         return open_onnx_runner(model, inputs, outputs, source.level, source.engine.threads)
-    return _open_tflite(model, inputs, outputs, source.engine.threads)
+    return open_tflite_runner(model, inputs, outputs, source.engine.threads)
 
 
 def sample_inputs(specs: Sequence[TensorSpec], *, count: int, seed: int = 0) -> list[Arrays]:
@@ -124,11 +124,16 @@ def open_onnx_runner(
     return run
 
 
-def _open_tflite(model: bytes, inputs: Sequence[str], outputs: Sequence[str], threads: int) -> Runner:
-    from edge_runtime.backends.litert import interpreter_class
+def open_tflite_runner(
+    model: bytes, inputs: Sequence[str], outputs: Sequence[str], threads: int = 1, *, reference: bool = False
+) -> Runner:
+    """As `open_runner`, for the bytes of a .tflite file; on the reference kernels, which are a microcontroller's, if asked."""
+    from edge_runtime.backends.litert import interpreter_class, kernel_options
 
+    kind = interpreter_class("litert")[0]
     try:
-        interpreter: Any = interpreter_class("litert")[0](model_content=model, num_threads=threads)
+        options = kernel_options(kind, reference=reference)
+        interpreter: Any = kind(model_content=model, num_threads=threads, **options)
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise EngineError(

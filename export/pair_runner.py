@@ -104,7 +104,11 @@ class PairRunner:
 
     def outputs(self, frame: bytes) -> list[np.ndarray]:
         """The tail's outputs for a frame, as its engine stores them; raises as `logits`."""
-        return self.run_tail(_timed(self.decode_ms, lambda: self._decoded(frame)))
+        return self.run_tail(self.decode(frame))
+
+    def decode(self, frame: bytes) -> list[np.ndarray]:
+        """The integers in a frame; raises as `logits`."""
+        return _timed(self.decode_ms, lambda: self._decoded(frame))
 
     def run_tail(self, latents: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The tail's outputs for integers that came without a frame."""

@@ -4,7 +4,8 @@ All use of litert-torch and ai-edge-quantizer is here: a private attribute of th
 `quantize_tflite`), so both are pinned exactly in the extra, and a test pins what is relied on.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import litert_torch
@@ -19,15 +20,18 @@ from export.quiet import quiet
 from export.source import ModelSource
 from export.tflite_model import read_tflite
 
+Range = tuple[float, float]
+
 _THREADS = 2
 
 
-def torch_to_tflite(model: ModelSource, *, channels_last_outputs: bool = False) -> bytes:
+def torch_to_tflite(model: ModelSource, *, channels_last_outputs: bool = False, as_it_is: bool = False) -> bytes:
     """Convert a module; inputs of rank 4 become channel-last (NHWC), outputs keep the module's order.
 
     Args:
         model: The module and its example input.
         channels_last_outputs: The only output becomes channel-last too.
+        as_it_is: Inputs and outputs stay in the module's order.
 
     Returns:
         The bytes of a float .tflite file with one signature.
@@ -35,7 +39,7 @@ def torch_to_tflite(model: ModelSource, *, channels_last_outputs: bool = False) 
     Raises:
         ConversionError: The converter failed.
     """
-    pictures = [index for index, example in enumerate(model.example) if example.ndim == 4]
+    pictures = [index for index, example in enumerate(model.example) if example.ndim == 4 and not as_it_is]
     module: Any = model.module.eval()
     if pictures:
         module = litert_torch.to_channel_last_io(module, args=pictures, outputs=[0] if channels_last_outputs else None)
@@ -56,7 +60,11 @@ def torch_to_tflite(model: ModelSource, *, channels_last_outputs: bool = False) 
 
 
 def quantize_tflite(
-    fp32: bytes, samples: Iterable[list[np.ndarray]], *, output_range: tuple[float, float] | None = None
+    fp32: bytes,
+    samples: Iterable[list[np.ndarray]],
+    *,
+    ranges: Mapping[str, Range] = MappingProxyType({}),
+    floats: bool = False,
 ) -> bytes:
     """Quantise a float .tflite to int8 everywhere: weights per channel, activations, inputs and outputs.
 
@@ -67,7 +75,8 @@ def quantize_tflite(
     Args:
         fp32: A float model with one signature.
         samples: Calibration inputs in the file's own order and layout, float32.
-        output_range: Real values of the only output's -128 and 127; as calibration saw them when null.
+        ranges: Real values of -128 and 127 for named tensors; as calibration saw them for all others.
+        floats: Whether operators without an int8 form may stay real, with integers before and behind them.
 
     Returns:
         The bytes of an int8 .tflite file.
@@ -82,17 +91,15 @@ def quantize_tflite(
             calibrator = Calibrator(fp32, num_threads=_THREADS, qsv_update_func=qsv_utils.min_max_update)
             feeds = (dict(zip(names, arrays, strict=True)) for arrays in samples)
             calibrator.calibrate({signature: list(feeds)}, quantizer._recipe_manager)
-            ranges = calibrator.get_model_qsvs()
-            if output_range is not None:
-                ranges = {**ranges, _output_name(fp32): _range(output_range)}
-            result = quantizer.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+            found = {**calibrator.get_model_qsvs(), **{name: _range(ends) for name, ends in ranges.items()}}
+            result = quantizer.quantize(found, enable_progress_bar=False, enable_progress_report=False)
             data = bytes(result.quantized_model)
     except (ValueError, RuntimeError, TypeError, KeyError, NotImplementedError) as error:
         raise ConversionError(f"Wanted the network as int8 .tflite, found: {first_line(error)}.") from error
-    floats = read_tflite(data, where="the int8 conversion").float_tensors
-    if floats:
+    real = read_tflite(data, where="the int8 conversion").float_tensors
+    if real and not floats:
         raise ConversionError(
-            f"Wanted no float tensor in the int8 .tflite, found {len(floats)}: {list(floats[:3])}. "
+            f"Wanted no float tensor in the int8 .tflite, found {len(real)}: {list(real[:3])}. "
             "An operator has no int8 form; replace it in the module."
         )
     return data
@@ -112,11 +119,6 @@ def _signature(fp32: bytes) -> tuple[str, list[str]]:
     return name, [by_tensor[detail["name"]] for detail in interpreter.get_input_details()]
 
 
-def _output_name(fp32: bytes) -> str:
-    name: str = tfl_interpreter_utils.create_tfl_interpreter(fp32).get_output_details()[0]["name"]
-    return name
-
-
-def _range(ends: tuple[float, float]) -> dict[str, np.ndarray]:
+def _range(ends: Range) -> dict[str, np.ndarray]:
     """Ends of a range as the calibrator states them."""
     return {"min": np.array([[[[ends[0]]]]], np.float32), "max": np.array([[[[ends[1]]]]], np.float32)}

@@ -76,7 +76,7 @@ class Positions(Bottleneck):
 
     def deployed_encoder(self) -> nn.Module:
         """Pictures to the latent's kept places, (batch, channels, kept, 1)."""
-        return nn.Sequential(*copy.deepcopy(self.encoder), KeepPlaces(self.places()))
+        return nn.Sequential(*copy.deepcopy(self.encoder), KeepPlaces(self.places(), len(self.choice)))
 
     def deployed_decoder(self) -> nn.Module:
         """Kept places to the target layer's output."""
@@ -95,10 +95,11 @@ class Positions(Bottleneck):
 
 
 class KeepPlaces(nn.Module):
-    """(batch, channels, h, w) to (batch, channels, kept, 1)."""
+    """(batch, channels, h, w) to (batch, channels, kept, 1); `count` is h * w."""
 
-    def __init__(self, places: torch.Tensor) -> None:
+    def __init__(self, places: torch.Tensor, count: int) -> None:
         super().__init__()
+        self.count = count
         self.register_buffer("places", places.clone())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -69,11 +69,7 @@ def open_backend(artefact: Artefact, threads: int) -> LiteRtSession:
         EngineError: The interpreter refuses it, or its tensors are not those of the manifest.
     """
     interpreter_type, version = interpreter_class(artefact.manifest.engine.name)
-    options: dict[str, Any] = {}
-    if artefact.manifest.engine.name == "tflite-micro":
-        # The reference kernels are those of TensorFlow Lite Micro, bit for bit; the fast ones round differently.
-        kinds = importlib.import_module(interpreter_type.__module__).OpResolverType
-        options["experimental_op_resolver_type"] = kinds.BUILTIN_REF
+    options = kernel_options(interpreter_type, reference=artefact.manifest.engine.name == "tflite-micro")
     try:
         interpreter = interpreter_type(model_path=str(artefact.entry), num_threads=threads, **options)
         interpreter.allocate_tensors()
@@ -82,6 +78,14 @@ def open_backend(artefact: Artefact, threads: int) -> LiteRtSession:
             f"Wanted a model that LiteRT {version} opens, found: {error}, in {artefact.entry}."
         ) from error
     return LiteRtSession(artefact, interpreter)
+
+
+def kernel_options(interpreter_type: Any, *, reference: bool) -> dict[str, Any]:  # noqa: ANN401 - an untyped class
+    """Arguments of an interpreter: the fast kernels, or those of TensorFlow Lite Micro, which round differently."""
+    if not reference:
+        return {}
+    kinds = importlib.import_module(interpreter_type.__module__).OpResolverType
+    return {"experimental_op_resolver_type": kinds.BUILTIN_REF}
 
 
 def _indices(specs: tuple[TensorSpec, ...], details: list[dict[str, Any]], artefact: Artefact) -> list[int]:

@@ -96,6 +96,8 @@ def options_of(flags: TrainFlags, *, out: Path, target: str, tail_target: str) -
         target=target,
         tail_target=tail_target,
         tail_precision=flags.tail_precision,
+        head_engine=flags.head_engine,
+        tail_engine=flags.tail_engine,
         codec_qualities=flags.codecs,
     )
 
@@ -155,8 +157,7 @@ def _show(made: TrainedBottleneck, options: BottleneckOptions, *, json: bool) ->
     sys.stdout.write(
         f"head: {head.folder} ({head.entry.stat().st_size / 1000:.1f} kB), tail: {tail.folder} "
         f"({tail.entry.stat().st_size / 1000:.1f} kB), cut {head.key}.\n"
-        f"Head, codec and tail gave the bytes of the unsplit quantised network on {equality.equal} of {equality.count} pictures "
-        f"({equality.engine}).\nReport: {page}\n"
+        f"{equality.sentence}\nReport: {page}\n"
     )
 
 

@@ -30,6 +30,8 @@ class TrainFlags:
         augment: flip repeats pictures, so that the teacher runs once for each; crop and resized do not.
         device: cuda or cpu; what is there by default.
         tail_precision: Of the tail.
+        head_engine: What runs the head; a microcontroller's is LiteRT's. LiteRT heads are int8 .tflite files.
+        tail_engine: What runs the tail; the head's by default, so that head and tail equal the unsplit network on one engine.
         codecs: Compare with JPEG and WebP in the report.
     """
 
@@ -54,4 +56,6 @@ class TrainFlags:
     augment: Literal["none", "flip", "crop", "resized"] = "flip"
     device: str = ""
     tail_precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    head_engine: Literal["onnxruntime", "litert"] | None = None
+    tail_engine: Literal["onnxruntime", "litert"] | None = None
     codecs: bool = True

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.trained_pair import TrainedPairOptions, augmentation_of, write_trained_pair
+from export.trained_manifest import TrainedPairOptions
+from export.trained_pair import augmentation_of, write_trained_pair
 from split.bottlefit import BottleFit, BottleFitOptions, bottlefit_stages
 from split.distill import TrainOptions, train
 from split.entropic_student import EntropicOptions, EntropicStudent, entropic_stages
