@@ -20,7 +20,7 @@ from export.tflite_join import rename_ends
 from export.tflite_model import read_tflite
 from export.to_litert import Range, quantize_tflite, torch_to_tflite
 from export.verify import quantize
-from split.codebook import NearestWord
+from split.codebook import FIRST_WORD, NearestWord
 from split.cut_graph import CutGraph
 from split.gdn import FoldedGDN1
 from split.latents import HIGH, LOW, IntegerHead
@@ -153,7 +153,7 @@ class _Word(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """int8 (batch, books, h, w)."""
-        return self.layer(x).to(torch.int8)
+        return (self.layer.numbers(x).to(torch.int32) + FIRST_WORD).to(torch.int8)
 
 
 class _ChosenPlaces(nn.Module):

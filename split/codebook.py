@@ -20,7 +20,7 @@ from split.slim import check_form, slim_decoder, slim_encoder
 from split.slim_stages import CodebookOptions
 from split.units import quantise_units
 
-_FIRST = -128  # the integer of a book's first word
+FIRST_WORD = -128  # the integer of a book's first word
 _MOST_WORDS = 256
 _COMMITMENT = 0.25
 _SPREAD = 0.5  # of the words at the start
@@ -97,11 +97,14 @@ class NearestWord(nn.Module):
         self.score.bias.data.copy_(-words.square().sum(2).reshape(-1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """One convolution and the place of the largest of each `count` channels."""
+        """As real numbers, which ONNX heads round and cast like any latent."""
+        return self.numbers(x).to(torch.float32) + FIRST_WORD
+
+    def numbers(self, x: torch.Tensor) -> torch.Tensor:
+        """One convolution and the place of the largest of each `count` channels: int64 (batch, books, h, w)."""
         scores = self.score(x)
         batch, _, height, width = scores.shape
-        places = scores.reshape(batch, self.books, self.count, height, width).argmax(2)
-        return places.to(torch.float32) + _FIRST
+        return scores.reshape(batch, self.books, self.count, height, width).argmax(2)
 
 
 class WordOf(nn.Module):
@@ -114,7 +117,7 @@ class WordOf(nn.Module):
     def forward(self, indices: torch.Tensor) -> torch.Tensor:
         """Indices outside of a book take its last word."""
         books, count, size = self.words.shape
-        rows = torch.clamp(indices - _FIRST, 0, count - 1).to(torch.int64)
+        rows = torch.clamp(indices - FIRST_WORD, 0, count - 1).to(torch.int64)
         start = torch.arange(books, device=rows.device)[None, :, None, None] * count
         found = self.words.reshape(books * count, size)[rows + start]  # (batch, books, h, w, size)
         return found.permute(0, 1, 4, 2, 3).flatten(1, 2)

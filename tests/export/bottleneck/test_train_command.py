@@ -116,6 +116,8 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(here, capsys):
         ({"more": ("--set", "width")}, "TrainingUsageError: .*name=value"),
         ({"more": ("--val-data", "colour_network:pictures")}, "BottleneckRunError: .*--exit or --refine"),
         ({"more": ("--exit", "--target", "nucleo-f446re")}, "BottleneckRunError: .*microcontroller"),
+        ({"more": ("--head-engine", "onnxruntime", "--target", "nucleo-f446re")}, "BottleneckRunError: .*Leave it out"),
+        ({"more": ("--tail-engine", "litert", "--tail-precision", "fp16")}, "BottleneckRunError: .*fp32 or int8"),
     ],
 )
 def test_wrong_words_are_named_errors(here, capsys, change, message):
