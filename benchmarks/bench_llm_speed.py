@@ -31,7 +31,7 @@ from benchmarks.llm_rig import (
     shards,
 )
 from benchmarks.rows import Measurement
-from orchestrator.tensor_parallel import lowbit
+from orchestrator.tensor_parallel import kernels, lowbit, native
 from orchestrator.tensor_parallel.checkpoint import Checkpoint, open_checkpoint
 
 ROUNDS, TOKENS = 5, 8
@@ -209,14 +209,19 @@ def _kernel_ratio() -> tuple[float | None, str]:
     given = torch.from_numpy(x)
     for turn in range(20 * copies):
         began = time.perf_counter()
-        mine[turn % copies].product(given)
+        kernels.product(given, mine[turn % copies])
         middle = time.perf_counter()
         theirs[turn % copies].run(None, {"x": x})
         taken["ours"].append(middle - began)
         taken["theirs"].append(time.perf_counter() - middle)
     one, two = (1e3 * statistics.median(taken[key]) for key in ("ours", "theirs"))
-    what = f"product of a 4 bit matrix 8192 x 2048 with one token, {lowbit.kernel_name()}, blocks of 32, over ONNX Runtime {onnxruntime.__version__} MatMulNBits, accuracy level 4, blocks of 128: {one:.2f} ms against {two:.2f} ms"
+    what = f"product of a 4 bit matrix 8192 x 2048 with one token, {_kernel_name()}, blocks of 32, over ONNX Runtime {onnxruntime.__version__} MatMulNBits, accuracy level 4, blocks of 128: {one:.2f} ms against {two:.2f} ms"
     return one / two, what
+
+
+def _kernel_name() -> str:
+    profile = kernels.kernel_profile()
+    return "torch" if profile is None or profile.int4.chosen == "torch" else f"c, {native.target()}"
 
 
 def stream_big_rows(_source: Checkpoint, _work: Path, _sizes: Sizes) -> list[Measurement]:

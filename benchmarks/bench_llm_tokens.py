@@ -31,7 +31,7 @@ from orchestrator.tensor_parallel.text import Text
 KEPT = CACHE / "tokens"
 SLOTS, CONTEXT = 16, 1408
 COMPUTED_BY = (
-    "blocks.py", "buffers.py", "collectives.py", "from_gguf.py", "gloo_collective.py", "layout.py", "loads.py", "partition.py",
+    "blocks.py", "buffers.py", "collectives.py", "csrc/few.c", "few.py", "from_gguf.py", "gloo_collective.py", "kernels.py", "layout.py", "loads.py", "partition.py",
     "payload.py", "rank_runner.py", "sampling.py", "sharding.py", "window.py",
 )  # fmt: skip
 MARGIN = 1e-4  # below it two tokens are as good as each other in float32

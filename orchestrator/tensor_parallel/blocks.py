@@ -1,8 +1,7 @@
 """Attention and FFN over a rank's share; each returns a partial sum of full width.
 
 Shapes: n tokens of this step, H hidden, k key-value heads of this rank, g query heads for each, d head size, T tokens
-in the cache. Weights are (rows, H) with o and down transposed, so that a rank's share is a range of rows; float32 ones are
-computed exactly, packed ones by `lowbit`.
+in the cache. Weights are (rows, H) with o and down transposed, so that a rank's share is a range of rows; `kernels` multiplies.
 """
 
 import math
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from orchestrator.tensor_parallel.config import ModelConfig
+from orchestrator.tensor_parallel.kernels import mix, product
 from orchestrator.tensor_parallel.kv_cache import KvCache
 from orchestrator.tensor_parallel.lowbit import Packed
 from orchestrator.tensor_parallel.protocol import Segment
@@ -83,15 +83,8 @@ def rms_norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
 
 def project(x: Tensor, weights: Tensor | Packed, bias: Tensor | None = None) -> Tensor:
     """The product x W^T (+ bias), (n, H) -> (n, rows)."""
-    if isinstance(weights, Packed):
-        y = weights.product(x)
-        return y if bias is None else y + bias
-    return F.linear(x, weights, bias)
-
-
-def mix(x: Tensor, weights: Tensor | Packed) -> Tensor:
-    """The product x W with W stored transposed, (n, rows) -> (n, H)."""
-    return weights.product(x) if isinstance(weights, Packed) else x @ weights
+    y = product(x, weights)
+    return y if bias is None else y + bias
 
 
 def attention(

@@ -13,6 +13,7 @@ import torch
 from orchestrator.tensor_parallel.cluster import Cluster, Epoch, Progress
 from orchestrator.tensor_parallel.control import Directory
 from orchestrator.tensor_parallel.errors import PeerError
+from orchestrator.tensor_parallel.kernels import kernel_profile
 from orchestrator.tensor_parallel.memory import resident_now
 from orchestrator.tensor_parallel.nodes import Node, parse_size
 from orchestrator.tensor_parallel.peer_link import move, receive, send
@@ -74,6 +75,7 @@ class Engine:
     """
 
     def __init__(self, options: EngineOptions, *, progress: Progress | None = None) -> None:
+        kernel_profile()  # a first race takes memory for a moment
         self._base_bytes = resident_now()
         self.settings = options.settings
         keys = None if options.key_file is None or len(options.nodes) == 1 else Keys(options.key_file)

@@ -1,19 +1,11 @@
-"""Weights in 4 and 8 bit: how they are packed, and products with them by our C or, where no compiler is, by torch.
+"""Weights in 4 and 8 bit: how they are packed, and products with them by our C (csrc/lowbit.c) or by torch.
 
 A matrix (rows, columns) is cut into tiles of 16 x 32 (layout: csrc/lowbit.c), each row of a tile with a scale of its own in
 float16. Tiles lie row by row, or column by column where a share is a range of columns. float32 stays the exact reference.
 """
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shutil
-import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
@@ -25,8 +17,6 @@ from orchestrator.tensor_parallel.config import Encoding
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
 TILE_ROWS, TILE_COLUMNS = 16, 32
 _BITS = {"int8": 8, "int4": 4}
-_SOURCE = Path(__file__).parent / "csrc" / "lowbit.c"
-_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-Wall", "-Wextra")
 _SCALES_TRIED = (1.0, 0.95, 0.9, 0.85, 1.05)
 _AT_ONCE = 1 << 22  # values that torch unpacks at a time
 
@@ -128,14 +118,9 @@ class Packed:
     encoding: Encoding
     by_column: bool
 
-    def product(self, x: Tensor) -> Tensor:
-        """The product x W^T, (n, columns) -> (n, rows), with the fastest kernel of this machine."""
-        library = _library()
-        return _by_torch(self, x) if library is None else _by_c(library, self, x)
 
-
-def _by_c(library: ctypes.CDLL, weights: Packed, x: Tensor) -> Tensor:
-    """Activations are rounded to 8 bit, a scale for each 32."""
+def by_c(library: ctypes.CDLL, weights: Packed, x: Tensor) -> Tensor:
+    """The product x W^T, (n, columns) -> (n, rows). Activations are rounded to 8 bit, a scale for each 32."""
     x = x.contiguous()
     count, columns = x.shape
     blocks = count * columns // TILE_COLUMNS
@@ -151,8 +136,8 @@ def _by_c(library: ctypes.CDLL, weights: Packed, x: Tensor) -> Tensor:
     return y
 
 
-def _by_torch(weights: Packed, x: Tensor) -> Tensor:
-    """Unpacked piece by piece to float32; activations are not rounded."""
+def by_torch(weights: Packed, x: Tensor) -> Tensor:
+    """The same, unpacked piece by piece to float32; activations are not rounded."""
     packed, total = weights.data.numpy(), torch.zeros((x.shape[0], weights.rows))
     unit = TILE_COLUMNS if weights.by_column else TILE_ROWS
     other = weights.rows if weights.by_column else weights.columns
@@ -167,48 +152,3 @@ def _by_torch(weights: Packed, x: Tensor) -> Tensor:
         else:
             total[:, first:stop] = x @ piece.T
     return total
-
-
-def kernel_name() -> str:
-    """Which kernel computes packed weights here."""
-    library = _library()
-    return "torch" if library is None else f"c, {library.ht_lowbit_target().decode()}"
-
-
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    """Our C, compiled for this very processor once and kept; null without a compiler or with HEADTAIL_NO_C."""
-    compiler = os.environ.get("CC") or shutil.which("cc")
-    if os.environ.get("HEADTAIL_NO_C") or not compiler:
-        return None
-    known = f"{platform.machine()} {_processor()} {compiler} {_FLAGS}".encode()
-    name = hashlib.sha256(_SOURCE.read_bytes() + known).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "headtail"
-    program = folder / f"lowbit-{name}.so"
-    try:
-        if not program.is_file():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as work:
-                built = Path(work, "lowbit.so")
-                command = [*compiler.split(), *_FLAGS, str(_SOURCE), "-o", str(built), "-lm"]
-                subprocess.run(command, capture_output=True, check=True)
-                built.replace(program)
-        library = ctypes.CDLL(str(program))
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    pointer = ctypes.c_void_p
-    library.ht_lowbit_round.argtypes = [pointer, ctypes.c_int64, ctypes.c_int64, pointer, pointer, pointer]
-    library.ht_lowbit_product.argtypes = [
-        pointer, ctypes.c_int, ctypes.c_int, ctypes.POINTER(ctypes.c_int64), pointer, pointer, pointer, pointer, ctypes.c_int,
-    ]  # fmt: skip
-    library.ht_lowbit_round.restype = library.ht_lowbit_product.restype = None
-    library.ht_lowbit_target.restype = ctypes.c_char_p
-    return library
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))

@@ -19,6 +19,7 @@ from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.collectives import Collective, MeshCollective, StarCollective
 from orchestrator.tensor_parallel.dial import Listener, dial
 from orchestrator.tensor_parallel.errors import PeerError, ShardError
+from orchestrator.tensor_parallel.kernels import kernel_profile
 from orchestrator.tensor_parallel.memory import resident_now, resident_peak
 from orchestrator.tensor_parallel.peer_link import Link, move, receive, receive_control, send, send_control
 from orchestrator.tensor_parallel.protocol import (
@@ -76,6 +77,7 @@ class Worker:
         self._keys = Keys(options.key_file)
         self._listener = Listener(options.host, options.port, self._keys)
         self.port = self._listener.port
+        kernel_profile()  # a first race takes memory for a moment
         self._base_bytes = resident_now()
         self._runner: RankRunner | None = None
         self._verified: dict[Path, tuple[int, int]] = {}

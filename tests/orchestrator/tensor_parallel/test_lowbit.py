@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.tensor_parallel import lowbit
+from orchestrator.tensor_parallel import lowbit, native
 from orchestrator.tensor_parallel.checkpoint import open_checkpoint
 from orchestrator.tensor_parallel.config import ModelConfig
 from orchestrator.tensor_parallel.errors import CheckpointError, MemoryLimitError, ShardError
@@ -61,21 +61,21 @@ def test_a_share_of_packed_bytes_is_the_packed_share(encoding, by_column):
 @pytest.mark.parametrize("by_column", [False, True])
 @pytest.mark.parametrize("count", [1, 7])
 def test_c_and_torch_agree_within_the_rounding_of_activations(encoding, by_column, count):
-    library = lowbit._library()
+    library = native.library()
     assert library is not None, "the project's set-up installs a compiler"
     packed = torch.from_numpy(lowbit.pack(matrix(64, 96, 2), encoding, by_column=by_column))
     weights = lowbit.Packed(packed, 64, 96, encoding, by_column)
     x = torch.from_numpy(matrix(count, 96, 3))
-    exact, fast = lowbit._by_torch(weights, x), lowbit._by_c(library, weights, x)
+    exact, fast = lowbit.by_torch(weights, x), lowbit.by_c(library, weights, x)
     bound = (x.abs().max() / 254) * torch.from_numpy(lowbit.unpack(packed.numpy(), (64, 96), encoding, by_column=by_column)).abs().sum(1)  # fmt: skip
     assert ((fast - exact).abs() <= 1.001 * bound + 1e-5).all()
-    alone = torch.cat([lowbit._by_c(library, weights, x[i : i + 1]) for i in range(count)])
+    alone = torch.cat([lowbit.by_c(library, weights, x[i : i + 1]) for i in range(count)])
     assert torch.equal(alone, fast), "a token's result depends on how many share the call"
 
 
 @pytest.mark.parametrize("encoding", ["int8", "int4"])
 def test_ranks_and_windows_change_packed_results_by_rounding_only(encoding, cluster, whole, monkeypatch):
-    monkeypatch.setattr(lowbit, "_library", lambda: None)  # torch does not round activations
+    monkeypatch.setattr(native, "library", lambda: None)  # torch does not round activations
     alone = stepwise(cluster(whole.folder, ranks=1, weights=encoding).engine, PROMPT)
     three = cluster(whole.folder, ranks=3, weights=encoding, capabilities=[1.0, 2.5, 0.5])
     torch.testing.assert_close(stepwise(three.engine, PROMPT), alone, atol=2e-4, rtol=1e-4)

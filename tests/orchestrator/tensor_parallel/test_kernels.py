@@ -1,0 +1,86 @@
+"""Products with few tokens and the race between kernels."""
+
+import msgspec
+import pytest
+import torch
+
+from orchestrator.tensor_parallel import few, kernels, lowbit, native
+
+
+@pytest.fixture
+def library():
+    found = native.library()
+    assert found is not None, "the project's set-up installs a compiler"
+    return found
+
+
+def values(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("shape", [(37, 51), (16, 64), (130, 96), (3, 7)])
+@pytest.mark.parametrize("count", [1, 2, 5, 16])
+def test_few_tokens_are_multiplied_as_in_float64(library, shape, count):
+    weights = values(*shape)
+    across, down = values(count, shape[1], seed=2), values(count, shape[0], seed=3)
+    exact = across.double() @ weights.double().T
+    torch.testing.assert_close(few.product(library, across, weights).double(), exact, atol=5e-5, rtol=1e-5)
+    mixed = down.double() @ weights.double()
+    torch.testing.assert_close(few.mix(library, down, weights).double(), mixed, atol=5e-5, rtol=1e-5)
+
+
+def test_a_token_is_the_same_alone_and_among_others(library):
+    weights, x, turned = values(70, 99), values(7, 99, seed=2), values(7, 70, seed=3)
+    alone = torch.cat([few.product(library, x[i : i + 1], weights) for i in range(7)])
+    assert torch.equal(alone, few.product(library, x, weights))
+    alone = torch.cat([few.mix(library, turned[i : i + 1], weights) for i in range(7)])
+    assert torch.equal(alone, few.mix(library, turned, weights))
+
+
+def test_the_outcome_of_the_race_is_kept_and_a_damaged_file_races_again(library, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "headtail").mkdir()
+    torch_wins = kernels.Race(chosen="torch", c_us=2.0, torch_us=1.0)
+    c_wins = kernels.Race(chosen="c", c_us=1.0, torch_us=2.0)
+    profile = kernels.KernelProfile(
+        target="any", threads=1, float32_one=torch_wins, float32_few=c_wins, int8=c_wins, int4=torch_wins
+    )
+    runs = []
+    monkeypatch.setattr(kernels, "race", lambda threads: runs.append(threads) or profile)
+    kernels._settled.cache_clear()
+    try:
+        assert kernels.kernel_profile() == profile
+        kernels._settled.cache_clear()
+        assert kernels.kernel_profile() == profile
+        assert len(runs) == 1, "the second process reads what the first found"
+        kernels.profile_path(torch.get_num_threads()).write_text("{")
+        kernels._settled.cache_clear()
+        assert kernels.kernel_profile() == profile
+        assert len(runs) == 2
+    finally:
+        kernels._settled.cache_clear()
+    assert [profile.chosen("float32", tokens) for tokens in (1, 2, few.FEW, few.FEW + 1)] == [
+        "torch",
+        "c",
+        "c",
+        "torch",
+    ]
+    assert (profile.chosen("int8", 1), profile.chosen("int4", 9)) == ("c", "torch")
+
+
+def test_the_race_times_every_candidate(library):
+    found = kernels.race(torch.get_num_threads())
+    for one in (found.float32_one, found.float32_few, found.int8, found.int4):
+        assert 0 < one.c_us < 1e6
+        assert 0 < one.torch_us < 1e7
+    assert found.int4.chosen == "c", "unpacking to float32 cannot win"
+    assert msgspec.json.decode(msgspec.json.encode(found), type=kernels.KernelProfile) == found
+
+
+def test_without_a_compiler_torch_multiplies(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
+    weights, x = values(8, 5), values(3, 5, seed=2)
+    assert kernels.kernel_profile() is None
+    assert torch.equal(kernels.product(x, weights), torch.nn.functional.linear(x, weights))
+    packed = torch.from_numpy(lowbit.pack(values(16, 32).numpy(), "int8", by_column=False))
+    assert kernels.product(values(2, 32), lowbit.Packed(packed, 16, 32, "int8", False)).shape == (2, 16)
