@@ -30,9 +30,10 @@ from orchestrator.tensor_parallel.buffers import WeightFile
 from orchestrator.tensor_parallel.checkpoint import Checkpoint
 from orchestrator.tensor_parallel.collectives import MeshCollective
 from orchestrator.tensor_parallel.config import Encoding, ModelConfig
+from orchestrator.tensor_parallel.kernels import kernel_profile
 from orchestrator.tensor_parallel.layout import PAGE_BYTES, Block, file_bytes, file_offsets
 from orchestrator.tensor_parallel.lowbit import Packed, encoded_bytes
-from orchestrator.tensor_parallel.memory import resident_now, resident_peak
+from orchestrator.tensor_parallel.memory import forget_code, resident_now, resident_peak
 from orchestrator.tensor_parallel.nodes import Node
 from orchestrator.tensor_parallel.partition import cut
 from orchestrator.tensor_parallel.plan import plan_cluster
@@ -137,6 +138,9 @@ def write_rank(path: Path, weights: Encoding, rank: int) -> None:
 def main() -> None:
     """Be one rank: each line asks for a step, the answer is its milliseconds and the peak."""
     torch.set_num_threads(1)
+    kernel_profile()
+    started = resident_peak()
+    forget_code()
     base = resident_now()
     spec = msgspec.json.decode(sys.argv[1], type=RankSpec)
     made = shard_set(spec.weights)
@@ -145,7 +149,9 @@ def main() -> None:
     )
     file, cycle = _file(spec.weights, spec.rank), cycle_of(made.blocks(spec.rank), spec.weights)
     rank_runner.WeightFile = lambda path, *, drop_behind: CyclicFile(path, drop_behind=drop_behind, cycle=cycle)  # type: ignore[assignment,misc]
-    runner = RankRunner(RankTask(made, file, spec.rank, members, SETTINGS, spec.limit), base_bytes=base)
+    runner = RankRunner(
+        RankTask(made, file, spec.rank, members, SETTINGS, spec.limit), base_bytes=base, started_bytes=started
+    )
     hosts = tuple(f"127.0.0.{rank + 1}" for rank in range(RUN))
     mesh = AllreduceSpec(spec.rank, hosts, spec.key, 0, 0)
     collective = MeshCollective(spec.rank, links_between(mesh, 7140, plain=False), timeout_s=600)

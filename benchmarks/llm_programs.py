@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import torch
 
+from orchestrator.tensor_parallel.kernels import kernel_profile
 from orchestrator.tensor_parallel.memory import resident_peak
 
 PROMPT = tuple(range(40, 56))
@@ -80,7 +81,11 @@ def _ours(spec: OursSpec) -> Callable[[int], list[int]]:
         Node(name=f"n{rank}", address=address, memory_limit=limit)
         for rank, (address, limit) in enumerate(zip(addresses, spec.limits, strict=True))
     )
-    engine = Engine(EngineOptions(Path(spec.shards), nodes, Path(spec.key), RunSettings(**spec.settings)))
+    kernel_profile()
+    options = EngineOptions(
+        Path(spec.shards), nodes, Path(spec.key), RunSettings(**spec.settings), started_bytes=resident_peak()
+    )
+    engine = Engine(options)
     place = 0
 
     def step(token: int) -> list[int]:

@@ -14,7 +14,7 @@ from orchestrator.tensor_parallel.cluster import Cluster, Epoch, Progress
 from orchestrator.tensor_parallel.control import Directory
 from orchestrator.tensor_parallel.errors import PeerError
 from orchestrator.tensor_parallel.kernels import kernel_profile
-from orchestrator.tensor_parallel.memory import resident_now
+from orchestrator.tensor_parallel.memory import forget_code, resident_now
 from orchestrator.tensor_parallel.nodes import Node, parse_size
 from orchestrator.tensor_parallel.peer_link import move, receive, send
 from orchestrator.tensor_parallel.protocol import Kind, RunSettings, Segment, pack_segments
@@ -37,6 +37,7 @@ class EngineOptions:
     settings: RunSettings = field(default_factory=RunSettings)
     allow_missing: bool = False  # start with the nodes that answer
     directory: Directory | None = None  # where nodes announce themselves
+    started_bytes: int = 0  # the most that the program took while it started
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Engine:
 
     def __init__(self, options: EngineOptions, *, progress: Progress | None = None) -> None:
         kernel_profile()  # a first race takes memory for a moment
-        self._base_bytes = resident_now()
+        forget_code()
+        self._base_bytes, self._started_bytes = resident_now(), options.started_bytes
         self.settings = options.settings
         keys = None if options.key_file is None or len(options.nodes) == 1 else Keys(options.key_file)
         self.cluster = Cluster(
@@ -240,7 +242,7 @@ class Engine:
                 if self._runner is not None:
                     self._runner.close()
                     self._runner = None
-                self._runner = RankRunner(task, base_bytes=self._base_bytes)
+                self._runner = RankRunner(task, base_bytes=self._base_bytes, started_bytes=self._started_bytes)
         except BaseException:
             epoch.close()
             raise

@@ -1,5 +1,6 @@
 """How many bytes a rank takes: the promise behind a memory limit. Arithmetic, and a look at this process."""
 
+import ctypes
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from orchestrator.tensor_parallel.loads import RankLoads, choose_resident, small
 from orchestrator.tensor_parallel.partition import Share
 from orchestrator.tensor_parallel.protocol import RunSettings
 
-# Allocator slack, thread stacks, TLS buffers and the libraries' own scratch, above what the formulas below count.
-SLACK_BYTES = 40 << 20
-# An interpreter with torch imported, where it cannot be measured because the node is another machine.
-TYPICAL_BASE_BYTES = 260 << 20
+# Allocator slack, thread stacks, TLS buffers, the libraries' own scratch, and code that comes back after `forget_code`.
+SLACK_BYTES = 32 << 20
+# An interpreter with torch imported and its code forgotten, where it cannot be measured as the node is another machine.
+TYPICAL_BASE_BYTES = 180 << 20
+_MADV_DONTNEED = 4
+_MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+ +(/.*)")
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,20 @@ def plan_memory(
     master: bool,
     limit: int | None,
     base: int,
+    started: int = 0,
 ) -> MemoryPlan:
     """Divide a limit: what must be there first, then as many weights as fit.
+
+    Args:
+        config: The model.
+        share: What the rank computes.
+        loads: What it reads.
+        settings: Of the run.
+        ranks: How many there are.
+        master: It has the embedding and lm_head.
+        limit: Bytes that it may take; null is no limit.
+        base: Of the program before any weights.
+        started: The most that the program took while it started; a smaller limit is broken already.
 
     Raises:
         MemoryLimitError: The window's buffers do not fit; the message names the limit that would do.
@@ -80,8 +95,8 @@ def plan_memory(
         smallest = smallest_budget(loads.cycle, window=settings.window)
         budget = None if limit is None else max(limit - fixed, smallest)
         kept, buffers = choose_resident(loads.cycle, budget, window=settings.window)
-    if limit is not None and fixed + smallest > limit:
-        needed = -(-(fixed + smallest) // 10**6)
+    if limit is not None and max(started, fixed + smallest) > limit:
+        needed = -(-max(started, fixed + smallest) // 10**6)
         raise MemoryLimitError(
             f"Wanted to stay within {limit / 1e6:.0f} MB, found that {needed} MB are needed: {base / 1e6:.0f} MB program, "
             f"{cache / 1e6:.0f} MB cache of {settings.slots} x {settings.context} tokens, {work / 1e6:.0f} MB activations, "
@@ -89,6 +104,26 @@ def plan_memory(
         )
     resident = sum(loads.cycle[index].nbytes for index in kept)
     return MemoryPlan(base, cache, work + SLACK_BYTES, resident, buffers, total - resident, kept)
+
+
+def forget_code() -> None:
+    """Give pages of programs and libraries back; those that are executed again are read again from the page cache.
+
+    Importing torch runs through far more code than a rank does later. Linux only; elsewhere nothing happens.
+    """
+    try:
+        text = Path("/proc/self/smaps").read_text()
+        advise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return
+    place: re.Match[str] | None = None
+    for line in text.splitlines():
+        place = _MAPPING.match(line) or (None if line[:1].isdigit() else place)
+        if (
+            line == "Anonymous:             0 kB" and place is not None and place[3] == "r-xp"
+        ):  # nothing of it was changed
+            start, stop = int(place[1], 16), int(place[2], 16)
+            advise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), _MADV_DONTNEED)
 
 
 def resident_now() -> int:

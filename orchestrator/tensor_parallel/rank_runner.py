@@ -68,13 +68,14 @@ class RankRunner:
     Args:
         task: What to load.
         base_bytes: Memory of the program before any weights.
+        started_bytes: The most that it took while it started.
 
     Raises:
         MemoryLimitError: The limit cannot be kept.
         ShardError: The share is not in the file, or the file cannot be read.
     """
 
-    def __init__(self, task: RankTask, *, base_bytes: int) -> None:
+    def __init__(self, task: RankTask, *, base_bytes: int, started_bytes: int = 0) -> None:
         self.task = task
         self.config: ModelConfig = task.shard_set.config
         if not task.shard_set.nodes[task.rank].held.covers(task.share):
@@ -91,6 +92,7 @@ class RankRunner:
             master=task.rank == 0,
             limit=task.memory_limit,
             base=base_bytes,
+            started=started_bytes,
         )
         self._file = WeightFile(task.file, drop_behind=task.memory_limit is not None and not task.settings.paper)
         self._norm = self._load_norm()

@@ -19,6 +19,8 @@ from orchestrator.tensor_parallel.control import Announcer, Directory, own_addre
 from orchestrator.tensor_parallel.engine import Engine, EngineOptions
 from orchestrator.tensor_parallel.errors import PartitionError, PeerError
 from orchestrator.tensor_parallel.generation import Generator
+from orchestrator.tensor_parallel.kernels import kernel_profile
+from orchestrator.tensor_parallel.memory import resident_peak
 from orchestrator.tensor_parallel.nodes import Node, parse_size
 from orchestrator.tensor_parallel.protocol import RunSettings
 from orchestrator.tensor_parallel.server import Service, build_app
@@ -74,12 +76,15 @@ def service(options: ServeOptions, *, progress: Progress | None = None) -> Itera
     settings = msgspec.structs.replace(options.settings, context=context)
     with contextlib.ExitStack() as stack:
         directory, nodes = None, options.nodes
+        kernel_profile()  # a first race takes memory for a moment
         if options.broker is not None:
             directory = Directory(options.broker, options.tenant, master=nodes[0].name)
             stack.callback(directory.close)
             nodes = with_addresses(nodes, directory, timeout_s=_ANNOUNCE_S)
         engine = Engine(
-            EngineOptions(options.shards, nodes, options.key_file, settings, options.allow_missing, directory),
+            EngineOptions(
+                options.shards, nodes, options.key_file, settings, options.allow_missing, directory, resident_peak()
+            ),
             progress=progress,
         )
         stack.callback(engine.close)
@@ -151,7 +156,8 @@ def run_worker(
         for one in announcer:
             one.say(computing=computing, epoch=epoch, resident_bytes=resident)
 
-    worker = Worker(WorkerOptions(host.strip("[]"), int(port), key_file, store, limit, release_s, say))
+    kernel_profile()  # a first race takes memory for a moment
+    worker = Worker(WorkerOptions(host.strip("[]"), int(port), key_file, store, limit, release_s, say, resident_peak()))
     if announce is not None:
         address = announce.address or own_address(announce.broker, worker.port)
         announcer.append(Announcer(announce.broker, Topics(announce.tenant, announce.name), address, limit))

@@ -20,7 +20,7 @@ from orchestrator.tensor_parallel.collectives import Collective, MeshCollective,
 from orchestrator.tensor_parallel.dial import Listener, dial
 from orchestrator.tensor_parallel.errors import PeerError, ShardError
 from orchestrator.tensor_parallel.kernels import kernel_profile
-from orchestrator.tensor_parallel.memory import resident_now, resident_peak
+from orchestrator.tensor_parallel.memory import forget_code, resident_now, resident_peak
 from orchestrator.tensor_parallel.peer_link import Link, move, receive, receive_control, send, send_control
 from orchestrator.tensor_parallel.protocol import (
     CHUNK_BYTES,
@@ -62,6 +62,7 @@ class WorkerOptions:
     memory_limit: int | None = None
     release_s: float = 30.0  # weights are kept so long for a master that comes back
     on_change: OnChange | None = None
+    started_bytes: int = 0  # the most that the program took while it started
 
 
 class Worker:
@@ -78,6 +79,7 @@ class Worker:
         self._listener = Listener(options.host, options.port, self._keys)
         self.port = self._listener.port
         kernel_profile()  # a first race takes memory for a moment
+        forget_code()
         self._base_bytes = resident_now()
         self._runner: RankRunner | None = None
         self._verified: dict[Path, tuple[int, int]] = {}
@@ -209,7 +211,7 @@ class Worker:
             self._runner.follow(task)
         else:
             self._release()
-            self._runner = RankRunner(task, base_bytes=self._base_bytes)
+            self._runner = RankRunner(task, base_bytes=self._base_bytes, started_bytes=self._options.started_bytes)
         return self._runner
 
     def _connect(self, links: dict[int, Link], assign: Assign) -> Collective:
