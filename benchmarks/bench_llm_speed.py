@@ -4,6 +4,8 @@ Hosts are network namespaces with 1 ms one way and 300 Mbit/s between any two; o
 what runs under a limit is in a control group. Systems that are compared are alive together and take turns.
 """
 
+import importlib.metadata
+import importlib.util
 import statistics
 import time
 from pathlib import Path
@@ -43,7 +45,8 @@ STORAGE_MB_PER_S = 200.0
 def allreduce_rows(_source: Checkpoint, _work: Path, _sizes: Sizes) -> list[Measurement]:
     """Four ranks, 16 KiB."""
     names = ("a", "b", "c", "d")
-    kinds = ("mesh", "plain", "star", "gloo")
+    curve = importlib.util.find_spec("zmq") is not None
+    kinds = ("mesh", "plain", "star", "gloo", *(["curve"] if curve else []))
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     with lab(*names) as net:
         addresses = tuple(net[name].address for name in names)
@@ -64,10 +67,12 @@ def allreduce_rows(_source: Checkpoint, _work: Path, _sizes: Sizes) -> list[Meas
     print("  ".join(f"{kind} {value:.2f} ms" for kind, value in median.items()), flush=True)
     what = f"one sum over 4 ranks, 16 KiB, 1 ms one way, 300 Mbit/s: median of {SUM_ROUNDS} rounds of {SUMS}"
     plain, gloo = median["plain"], median["gloo"]
+    over = median["curve"] / median["mesh"] if curve else None
     return [
         Measurement(id="allreduce.ms", what=f"{what}, encrypted mesh", value=median["mesh"], unit="ms", direction="info"),
         Measurement(id="allreduce.mesh", what="over an unencrypted mesh of raw sockets in the same run", value=median["mesh"] / plain, unit="x", direction="<=", bar=1.2, peer="raw sockets"),
         Measurement(id="allreduce.gloo", what="the same: gloo's time over ours", value=gloo / median["mesh"], unit="x", direction=">=", bar=4, peer="torch gloo", peer_version=str(torch.__version__)),
+        Measurement(id="allreduce.curve", what="the same: a mesh of ZeroMQ sockets with CURVE over ours with TLS", value=over, unit="x", direction="info", peer="pyzmq", peer_version=importlib.metadata.version("pyzmq") if curve else None),
         Measurement(id="allreduce.star", what="the same: our encrypted star's time over the mesh's", value=median["star"] / median["mesh"], unit="x", direction="info"),
     ]  # fmt: skip
 

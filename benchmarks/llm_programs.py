@@ -8,6 +8,7 @@ The first line out is {"ready": true}. A line `N` in asks for N more greedy toke
 milliseconds, one each, and the process's peak memory.
 """
 
+import importlib.util
 import json
 import ssl
 import sys
@@ -166,6 +167,10 @@ def _methods(spec: AllreduceSpec) -> Iterator[tuple[str, Any]]:
     yield "plain", MeshCollective(spec.rank, links_between(spec, 7101, plain=True), timeout_s=30)
     star = links_between(spec, 7102, plain=False)
     yield "star", StarCollective(spec.rank, star if spec.rank == 0 else {0: star[0]}, timeout_s=30)
+    if importlib.util.find_spec("zmq") is not None:
+        from benchmarks.curve_mesh import CurveMesh
+
+        yield "curve", CurveMesh(spec.rank, spec.addresses, Path(spec.key))
     yield "gloo", GlooCollective(spec.rank, len(spec.addresses), (spec.addresses[0], 7103), timeout_s=60)
 
 

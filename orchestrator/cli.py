@@ -84,6 +84,7 @@ GROUPS = {
             "nodes": ("orchestrator.commands.llm:nodes", "List the workers that announce themselves at a broker."),
             "serve": ("orchestrator.commands.llm:serve", "Answer an OpenAI-compatible API over the nodes."),
             "top": ("orchestrator.commands.llm_watch:top", "Show the nodes of a running server, live."),
+            "kernels": ("orchestrator.commands.llm_watch:kernels", "Show which kernels won on this machine."),
             "trace": (
                 "orchestrator.commands.llm_watch:trace",
                 "What every rank does for one token, as a Chrome trace.",

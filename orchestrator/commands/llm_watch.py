@@ -1,4 +1,4 @@
-"""`headtail llm trace` and `headtail llm top`: look at what a cluster does."""
+"""`headtail llm trace`, `headtail llm top` and `headtail llm kernels`: look at what a cluster and its machines do."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from orchestrator.commands.llm import cluster_nodes, need_torch, run_settings
-from orchestrator.commands.output import format_bytes, print_json
+from orchestrator.commands.output import format_bytes, print_json, print_table
 from orchestrator.commands.serving import until_stopped
 
 
@@ -105,3 +105,40 @@ def _node_table(health: dict[str, Any]) -> Table:
         cells += [format_bytes(node.get(key)) or "" for key in ("memory_bytes", "streamed_bytes")]
         table.add_row(str(node["rank"]), node["name"], "alive" if node["alive"] else "lost", *cells)
     return table
+
+
+def kernels(*, again: bool = False, threads: int | None = None, json: bool = False) -> None:
+    """Show which kernels multiply on this machine: the outcome of a short race, kept until processor, torch or kernels change.
+
+    Args:
+        again: Race again, say after the machine was busy.
+        threads: Of torch.
+        json: Print JSON.
+    """
+    need_torch()
+    import msgspec
+    import torch
+
+    from orchestrator.tensor_parallel.kernels import kernel_profile, profile_path
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    path = profile_path(torch.get_num_threads())
+    if again:
+        path.unlink(missing_ok=True)
+    found = kernel_profile()
+    if found is None:
+        sys.stdout.write("torch multiplies: there is no C compiler, or HEADTAIL_NO_C is set\n")
+        return
+    if json:
+        print_json(msgspec.to_builtins(found))
+        return
+    races = (
+        ("float32, one token", found.float32_one),
+        ("float32, 2 to 16 tokens", found.float32_few),
+        ("int8", found.int8),
+        ("int4", found.int4),
+    )
+    rows = [(title, one.chosen, f"{one.c_us:.0f}", f"{one.torch_us:.0f}") for title, one in races]
+    title = f"C for {found.target}, {found.threads} threads ({path})"
+    print_table(title, ("weights", "chosen", "C us", "torch us"), rows, numbers=True)

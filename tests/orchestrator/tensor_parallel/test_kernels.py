@@ -1,10 +1,16 @@
 """Products with few tokens and the race between kernels."""
 
+import subprocess
+import sys
+from dataclasses import replace
+
 import msgspec
 import pytest
 import torch
 
 from orchestrator.tensor_parallel import few, kernels, lowbit, native
+from orchestrator.tensor_parallel.errors import MemoryLimitError
+from orchestrator.tensor_parallel.rank_runner import RankRunner
 
 
 @pytest.fixture
@@ -84,3 +90,24 @@ def test_without_a_compiler_torch_multiplies(monkeypatch):
     assert torch.equal(kernels.product(x, weights), torch.nn.functional.linear(x, weights))
     packed = torch.from_numpy(lowbit.pack(values(16, 32).numpy(), "int8", by_column=False))
     assert kernels.product(values(2, 32), lowbit.Packed(packed, 16, 32, "int8", False)).shape == (2, 16)
+
+
+def test_code_that_a_start_ran_through_is_given_back_and_runs_again():
+    program = """
+import torch
+from orchestrator.tensor_parallel.memory import forget_code, resident_now
+before = resident_now()
+forget_code()
+after = resident_now()
+x = torch.ones(4, 4)
+assert float((x @ x).sum()) == 64
+print(before - after)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    assert int(found.stdout) > 10 << 20
+
+
+def test_a_limit_below_what_the_start_took_is_refused_with_the_one_that_works(cluster, tiny):
+    runner = cluster(tiny.folder, ranks=1).engine.runner
+    with pytest.raises(MemoryLimitError, match="--memory-limit 4000MB"):
+        RankRunner(replace(runner.task, memory_limit=3 * 10**9), base_bytes=1 << 20, started_bytes=4 * 10**9)
