@@ -173,7 +173,7 @@ def _write(ready: Prepared, options: BottleneckOptions) -> TrainedPair:
         licences=ready.model.licences,
         data=Path(options.data).name,
     )
-    late = _late(ready, options)
+    late = late_training(ready, options)
     if engines_of_pair(options)[0] == "onnxruntime":
         return write_trained_pair(ready.student, ready.train_data, naming, late)
     from export.litert_pair import write_litert_pair  # LiteRT's converters are an extra of their own
@@ -206,7 +206,8 @@ def engines_of_pair(options: BottleneckOptions) -> tuple[PairEngine, PairEngine]
     return head, tail
 
 
-def _late(ready: Prepared, options: BottleneckOptions) -> LateTraining | None:
+def late_training(ready: Prepared, options: BottleneckOptions) -> LateTraining | None:
+    """What is trained behind the finished head; null for nothing."""
     if ready.val_data is None:
         return None
     return LateTraining(

@@ -12,13 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from device_profiles.errors import EdgeError
-from export.bottleneck_run import BottleneckOptions, TrainedBottleneck, prepare, train_bottleneck
+from export.bottleneck_run import BottleneckOptions, TrainedBottleneck, late_training, prepare, train_bottleneck
 from export.commands.eval import print_evaluation
 from export.commands.train_flags import TrainFlags
 from export.evaluation_report import write_report
 from split.distill import Progress as Step
 from split.estimate import estimate
+from split.estimate_late import estimate_late
+from split.refine import Material
 
+_LATE = {"refine": "last layers of the tail (--refine)", "exit": "early exit (--exit)"}
 _DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?\Z")
 
 
@@ -120,18 +123,29 @@ def seconds(text: str) -> float:
 def _dry_run(model: str, options: BottleneckOptions, *, json: bool) -> None:
     ready = prepare(model, options)
     found = estimate(ready.student, ready.teacher, ready.train_data, ready.stages, ready.options)
-    stages = {stage.name: value for stage, value in zip(ready.stages, found.seconds, strict=True)}
-    total = sum(found.seconds)
-    budget = options.time_budget_s
+    training = dict(zip((stage.name for stage in ready.stages), found.seconds, strict=True))
+    late, peak = dict[str, float](), found.peak_bytes
+    plans = late_training(ready, options)
+    if plans is not None:
+        material = Material(plans.train, plans.validation, plans.augmentation)
+        behind = estimate_late(ready.student, ready.teacher, material, plans.refine, plans.exit)
+        late, peak = behind.seconds, max(peak, behind.peak_bytes)
+    total, budget = sum(training.values()), options.time_budget_s
+    end = (total if budget is None else min(total, budget)) + sum(late.values())
     if json:
-        _print_json({"seconds": stages, "total_s": total, "time_budget_s": budget, "peak_bytes": found.peak_bytes})
+        seconds = {**training, **late}
+        report = {"seconds": seconds, "total_s": sum(seconds.values()), "time_budget_s": budget, "ends_after_s": end}
+        _print_json({**report, "peak_bytes": peak})
         return
-    lines = [f"{name}: {_spoken(value)}" for name, value in stages.items()]
+    lines = [f"{name}: {_spoken(value)}" for name, value in training.items()]
+    lines += [f"{_LATE[name]}: {_spoken(value)}" for name, value in late.items()]
     lines.append(
-        f"Together {_spoken(total)} on this machine as busy as it is now; {found.peak_bytes / 1e9:.1f} GB of memory."
+        f"Together {_spoken(total + sum(late.values()))} on this machine as busy as it is now; {peak / 1e9:.1f} GB of memory."
     )
     if budget is not None and budget < total:
         lines.append(f"The budget of {_spoken(budget)} ends training after {budget / total:.0%} of it.")
+        if late:
+            lines.append(f"What is trained behind the head comes after it: {_spoken(end)} together.")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

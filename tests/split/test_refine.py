@@ -9,6 +9,8 @@ from torch import nn
 from split.augment import Augmentation, centre
 from split.bottlefit import BottleFit, BottleFitOptions
 from split.bottleneck import BottleneckError
+from split.early_exit import ExitOptions
+from split.estimate_late import estimate_late
 from split.inject import inject, trace_network
 from split.latents import IntegerHead, IntegerTail, fit_grid
 from split.losses import TaskLoss
@@ -78,3 +80,21 @@ def test_weights_of_no_better_epoch_do_not_stay(parts):
     options = RefineOptions(epochs=1, views=1, batch=16, lr=0.0)
     assert refine_tail(student, head, grid, teacher, Material(wrong, data, VIEW), options).epoch == 0
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_what_comes_behind_the_head_is_estimated_on_copies(parts):
+    student, teacher, data, *_ = parts
+    before = copy.deepcopy(student.state_dict())
+    more = PictureSet(data.images.repeat(4, 1, 1, 1), data.labels.repeat(4), data.classes)
+    material = Material(more, data, VIEW)
+    few = estimate_late(student, teacher, material, RefineOptions(epochs=1, views=1), ExitOptions(epochs=1))
+    many = estimate_late(student, teacher, material, RefineOptions(epochs=400, views=400), ExitOptions(epochs=2000))
+    assert set(few.seconds) == {"refine", "exit"}
+    for what, value in few.seconds.items():
+        assert 0 < 5 * value < many.seconds[what]
+    features = (
+        400 * len(more) * 12 * 4 * 4 * 2
+    )  # the layers that learn begin with 12 channels of 4 x 4, in half precision
+    assert many.peak_bytes - few.peak_bytes > features
+    assert estimate_late(student, teacher, material).seconds == {}
+    assert all(torch.equal(value, student.state_dict()[name]) for name, value in before.items())

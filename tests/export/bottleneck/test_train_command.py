@@ -99,6 +99,13 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(here, capsys):
     assert found["total_s"] > 0
     assert found["time_budget_s"] == 5400
     assert not (here / "pair").exists()
+    assert _split("--dry-run", "--json", "--exit", "--refine", "4", "--time-budget", "1s", layer="layer2") == 0
+    more = json.loads(capsys.readouterr().out)
+    assert set(more["seconds"]) - set(found["seconds"]) == {"refine", "exit"}
+    assert all(value > 0 for value in more["seconds"].values())
+    assert more["total_s"] == pytest.approx(sum(more["seconds"].values()))
+    assert more["ends_after_s"] > more["seconds"]["refine"] + more["seconds"]["exit"]
+    assert not (here / "pair").exists()
 
 
 @pytest.mark.parametrize(
