@@ -29,13 +29,13 @@ class ResultsError(EdgeError):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; exit 0 when done, 1 after a named error, 2 on wrong usage."""
-    if arguments is None:
-        from edge_runtime.launcher import launch
-
-        launch(sys.argv[1:], default_state())  # returns when this agent is the one to run
     parsed = build_parser().parse_args(arguments)
     set_up_logging_of(parsed.log_level)
     try:
+        if arguments is None and parsed.command is _run and parsed.confirm_s > 0:
+            from edge_runtime.launcher import launch
+
+            launch(sys.argv[1:], parsed.state)  # returns when this agent is the one to run
         status = parsed.command(parsed)
     except EdgeError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")

@@ -19,7 +19,7 @@ def add_confirming(run: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="SECONDS",
-        help="a new version of the agent has so long to connect and confirm, or the one before comes back; 0 allows none",
+        help="a new version of the agent has so long to connect and confirm, or the one before comes back; 0: only the installed one runs",
     )
 
 

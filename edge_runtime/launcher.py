@@ -1,4 +1,4 @@
-"""Start the agent that the device's slots name, before `edge-agent run` looks at its arguments.
+"""Start the agent that the device's slots name, in place of the installed one that `edge-agent run` began with.
 
 One that has proven itself takes this process's place (exec). One on probation is started as a child and watched: it must
 confirm in time and may not end again and again, else what ran before is started. Without a slot the installed agent goes on
@@ -6,7 +6,6 @@ in this process. This module is part of the installed agent, which no update tou
 is `agent.json` (agent_slots.py), the exit status RESTART and the two variables below.
 """
 
-import argparse
 import ctypes
 import json
 import logging
@@ -30,19 +29,18 @@ _WATCHER = "HEADTAIL_WATCHER"  # process id of a launcher that watches
 _BOOT = "import sys; sys.path[0] = {site!r}; from edge_runtime.cli import main; main()"
 _POLL_S = 0.1
 _PAUSE_S = 1.0  # before one that ended is started again
-_END_S = 5.0  # between SIGTERM and SIGKILL
+_END_S = 15.0  # between SIGTERM and SIGKILL
 _PR_SET_PDEATHSIG = 1
 
 
-def launch(arguments: Sequence[str], default_state: Path) -> None:
+def launch(arguments: Sequence[str], state: Path) -> None:
     """Run the agent of the active slot; returns only when the installed one shall run, in this process.
 
     Args:
-        arguments: Of the command line.
-        default_state: The state folder where they name none.
+        arguments: Of the command line; the installed agent has parsed them, as it may have to run with them.
+        state: The state folder.
     """
-    state = _state_of_run(arguments, default_state)
-    if state is None or running_slot(__file__) is not None:
+    if running_slot(__file__) is not None:
         return
     slots = AgentSlots(state)
     while True:
@@ -58,19 +56,20 @@ def launch(arguments: Sequence[str], default_state: Path) -> None:
 
 def choose(slots: AgentSlots) -> str | None:
     """The bundle to start now, complete and unchanged; null for the installed agent. Counts a start on probation."""
-    if not slots.count_start():
-        slots.roll_back("AgentError: Wanted it to stay up, found it started again and again.")
-    pointer = slots.pointer
-    if pointer.active is None:
-        return None
-    damage = find_damage(slots.folder(pointer.active), pointer.active)
+    try:
+        if not slots.count_start():
+            slots.roll_back("AgentError: Wanted it to stay up, found it started again and again.")
+        pointer = slots.pointer
+        damage = _damage(slots, pointer.active)
+        if damage is not None and pointer.probation is not None:
+            slots.roll_back(f"IntegrityError: {damage}")
+    except OSError as error:  # nothing can be noted: nothing that is not proven is started
+        pointer = slots.pointer
+        damage = str(error) if pointer.probation is not None else _damage(slots, pointer.active)
     if damage is None:
         return pointer.active
-    log.error("the agent %s cannot run: %s", pointer.active[:16], damage)
-    if pointer.probation is not None:
-        slots.roll_back(f"IntegrityError: {damage}")
-    before = pointer.previous
-    return before if before is not None and find_damage(slots.folder(before), before) is None else None
+    log.error("the agent %s cannot run: %s", (pointer.active or "installed")[:16], damage)
+    return None if _damage(slots, pointer.previous) is not None else pointer.previous
 
 
 def boot_command(folder: Path, arguments: Sequence[str]) -> list[str]:
@@ -95,19 +94,8 @@ def restart() -> NoReturn:
     os.execve(words[0], words, environment)
 
 
-def _state_of_run(arguments: Sequence[str], default_state: Path) -> Path | None:
-    """The state folder of an `edge-agent run`; null for every other command, and for what only asks for help."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--log-level")
-    parser.add_argument("command", nargs="?")
-    parser.add_argument("--state", type=Path, default=default_state)
-    try:
-        found, rest = parser.parse_known_args(arguments)
-    except SystemExit:
-        return None
-    if found.command != "run" or {"-h", "--help", "--version"} & set(rest):
-        return None
-    return Path(found.state)
+def _damage(slots: AgentSlots, bundle: str | None) -> str | None:
+    return None if bundle is None else find_damage(slots.folder(bundle), bundle)
 
 
 def _environment(slots: AgentSlots, chosen: str, *, watched: bool) -> Mapping[str, str]:

@@ -71,7 +71,8 @@ class SelfUpdate:
         self._state = state
         self.running = running_slot(__file__)
         self.restart_wanted = False
-        self._pending = self._slots.pointer.probation
+        pending = self._slots.pointer.probation
+        self._pending = pending if pending is not None and pending.artefact == self.running else None
         self._connected_since: float | None = None
 
     @property

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from edge_runtime.artefact import open_artefact
+from edge_runtime.artefact import Artefact
 from edge_runtime.broker_url import is_loopback
 from orchestrator import deploy as deployment
+from orchestrator.agent_bundle import open_any
 from orchestrator.artefact_server import ArtefactServer
 from orchestrator.commands.fleet_add import add_and_roll_out
 from orchestrator.commands.output import format_bytes, print_json
+from orchestrator.fleet.errors import ConflictError
 from orchestrator.fleet.fleet_file import find_broker, read_fleet_file
 
 
@@ -58,7 +60,9 @@ def deploy(
         add_and_roll_out(artefact, to=to, probation=probation, folder=folder, json=json)
         return
     broker = broker or find_broker(folder)
-    opened = open_artefact(artefact)
+    opened = open_any(artefact)
+    if not isinstance(opened, Artefact):
+        raise ConflictError(f"Wanted a model in {artefact}, found an agent: that is rolled out by `headtail fleet up`.")
     options = deployment.DeployOptions(
         tenant=tenant, window=window, timeout_s=timeout, budget_ms=budget_ms, probation_s=probation
     )

@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
-from edge_runtime.artefact import Artefact, open_artefact
+from edge_runtime.agent_bundle import AgentBundle
+from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import TensorSpec
+from orchestrator.agent_bundle import open_any
 from orchestrator.commands.output import format_bytes, print_fields, print_json, print_table
 
 
@@ -11,14 +13,35 @@ def inspect(artefact: Path, *, json: bool = False) -> None:
     """Show what an artefact says of itself.
 
     Args:
-        artefact: A folder or .zip that `headtail export` or `headtail split` wrote.
+        artefact: A folder or .zip that `headtail export`, `headtail split` or `headtail agent-bundle` wrote.
         json: Print the manifest with its identifiers as JSON.
     """
-    opened = open_artefact(artefact)
-    if json:
+    opened = open_any(artefact)
+    if not isinstance(opened, Artefact):
+        _print_agent(opened, json=json)
+    elif json:
         print_json({"id": opened.id, "key": opened.key, "manifest": opened.manifest})
     else:
         _print(opened)
+
+
+def _print_agent(bundle: AgentBundle, *, json: bool) -> None:
+    manifest = bundle.manifest
+    if json:
+        print_json({"id": bundle.id, "manifest": manifest})
+        return
+    inside = ", ".join(f"{name} {version}" for name, version in sorted(manifest.distributions.items()))
+    size = format_bytes(sum(entry.size for entry in manifest.files))
+    fields: list[tuple[str, object]] = [
+        ("id", bundle.id),
+        ("role", manifest.role),
+        ("version", manifest.version),
+        ("platform", manifest.platform),
+        ("python", manifest.python or "any"),
+        ("inside", inside),
+        ("files", f"{len(manifest.files)}, {size}"),
+    ]
+    print_fields(str(bundle.folder), fields)
 
 
 def _print(artefact: Artefact) -> None:

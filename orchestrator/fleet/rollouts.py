@@ -39,6 +39,7 @@ from orchestrator.fleet.tables import ArtefactRow, ConfigKey, DesiredState, Job,
 
 log = logging.getLogger(__name__)
 _ENDS = {"succeeded": "succeeded", "failed": "failed", "expired": "failed", "cancelled": "failed"}
+_RESTART_S = 120.0  # longer than an agent may take to confirm, or to give way to the one before
 FILES_SCOPE, FILES_KEY = "fleet", "files_url"  # where devices fetch artefacts: set by `headtail fleet up`
 
 
@@ -57,9 +58,11 @@ def create_rollout(
     chosen = set(resolve(session, spec.to, now_ms=now_ms, tenant=tenant))
     views = {view.id: view for view in list_devices(session, now_ms=now_ms) if view.id in chosen and not view.blocked}
     _check_free(session, set(views))
+    agent = version.agent is not None
+    if agent:
+        spec = msgspec.structs.replace(spec, restart_s=max(spec.restart_s, _RESTART_S))
     rollout = Rollout(id=rollout_id, spec=spec, created_ms=now_ms)
     ordered = sorted(views.values(), key=lambda view: (view.status != "online", _shuffled(rollout_id, view.id)))
-    agent = version.agent is not None
     state = begin(rollout, [(view.id, view.status == "online") for view in ordered])
     session.add(
         RolloutRow(id=rollout_id, version=spec.version, phase="running", document="", created_ms=now_ms, changed_ms=0)

@@ -42,6 +42,7 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 2
     give_up_s: Annotated[float, msgspec.Meta(gt=0)] = 7 * 86_400.0  # devices that never come back are skipped then
     probation_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    restart_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # out of reach for less after its order: it starts anew
 
 
 class Target(msgspec.Struct, frozen=True, kw_only=True):
@@ -280,7 +281,7 @@ def _plan_stage(state: RolloutState, now_ms: int) -> list[Action]:
     if not in_stage:  # fewer devices than stages: nothing to watch here
         return [Move("done", stage) if last else Move("running", stage + 1)]
     ended = sum(target.state in ("succeeded", "failed", "skipped") for target in in_stage)
-    busy = any(target.reachable or last for target in updating)
+    busy = any(target.reachable or last or _restarts(spec, target, now_ms) for target in updating)
     if not pending and not busy and (last or ended >= min(spec.minimum_sample, len(in_stage))):
         return [Move("soaking", stage)]
     return []
@@ -297,9 +298,14 @@ def _plan_rollback(state: RolloutState, now_ms: int) -> list[Action]:
         return actions
     over = now_ms - rollout.since_ms >= 1000 * rollout.spec.give_up_s
     reverting = [target for target in state.targets.values() if target.state == "reverting"]
-    if over or not any(target.reachable for target in reverting):
+    if over or not any(target.reachable or _restarts(rollout.spec, target, now_ms) for target in reverting):
         return [Move("rolled_back", rollout.stage)]  # the desired state of the others is written: it waits for them
     return []
+
+
+def _restarts(spec: RolloutSpec, target: Target, now_ms: int) -> bool:
+    """Whether a device that cannot be reached may be between two agents: its word still counts for its stage."""
+    return now_ms - target.changed_ms < 1000 * spec.restart_s
 
 
 def _leave_stage(rollout: Rollout) -> Move:

@@ -1,15 +1,20 @@
 """An agent that replaces itself: real processes, a real broker, bundles that are good, broken, slow, foreign or old."""
 
+import base64
+import hashlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
 import pytest
 
+from device_profiles.version import __version__
 from edge_runtime.agent_bundle import LINE, SITE, find_damage
 from edge_runtime.agent_slots import AgentPointer, AgentProbation, AgentSlots
 from edge_runtime.artefact import pack_artefact
@@ -27,7 +32,7 @@ from edge_runtime.messages import (
 )
 from edge_runtime.mqtt import LinkOptions, MqttLink, Packet
 from edge_runtime.self_update import NotSupportedError, SelfUpdate
-from orchestrator.agent_bundle import bundle_installed, write_bundle
+from orchestrator.agent_bundle import BundleError, bundle_installed, bundle_wheels, open_any, write_bundle
 from orchestrator.artefact_server import ArtefactServer
 from orchestrator.signing import first_trust, make_key, read_key, sign_artefact
 
@@ -130,9 +135,15 @@ class Device:
         return self.next(Reported, lambda one: one.rev == rev and one.state in states)
 
 
-def test_a_good_version_takes_over_proves_itself_and_stays_over_a_kill(broker, workshop):
-    with Device(broker, "self1", workshop) as device:
+def test_a_good_version_takes_over_proves_itself_and_stays_over_a_kill(broker, workshop, monkeypatch):
+    systemd = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    systemd.bind(str(workshop.folder / "notify"))
+    systemd.settimeout(PATIENCE_S)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(workshop.folder / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "3600000000")
+    with systemd, Device(broker, "self1", workshop) as device:
         first = device.next(Birth)
+        assert [systemd.recv(100) for _ in range(2)] == [b"READY=1", b"WATCHDOG=1"]
         assert not first.agent_artefact
         bundle = workshop.make(2, floor=2)
         ref = workshop.serve(bundle)
@@ -141,6 +152,8 @@ def test_a_good_version_takes_over_proves_itself_and_stays_over_a_kill(broker, w
         assert (born.agent, born.agent_artefact) == ("9.2", bundle.id)
         assert device.ended(1).state == "active", device.log.read_text()
         assert device.slots.pointer.floors == {LINE: 2}
+        said = [systemd.recv(100) for _ in range(3)]
+        assert said == [b"STOPPING=1", b"READY=1", b"WATCHDOG=1"], "the one on probation gives the signs of life"
         device.end(signal.SIGKILL)
         device.start()
         again = device.next(Birth, lambda one: one.boot not in (first.boot, born.boot))
@@ -158,6 +171,7 @@ def test_a_good_version_takes_over_proves_itself_and_stays_over_a_kill(broker, w
         ("crashes", 20, WATCHED + "raise RuntimeError('broken')", "started again and again"),
         ("hangs", 2, WATCHED + "__import__('time').sleep(1000)", "confirm within 2 s"),
     ],
+    ids=["crashes", "hangs"],
 )
 def test_a_version_that_does_not_come_up_goes_and_the_one_before_comes_back(
     broker, workshop, name, confirm_s, patch, why
@@ -298,6 +312,58 @@ def test_a_slot_that_was_damaged_is_not_started_and_what_ran_before_is(tmp_path,
     assert choose(slots) is None
     (tmp_path / "state" / "agent.json").write_bytes(b"{")
     assert choose(slots) is None
+
+
+def test_where_nothing_can_be_noted_nothing_unproven_is_started(tmp_path, workshop, monkeypatch):
+    slots, bundle = AgentSlots(tmp_path / "state"), workshop.make(2)
+    shutil.copytree(bundle.folder, tmp_path / "copy")
+    slots.adopt(tmp_path / "copy", bundle.id)
+    slots.activate(bundle.id, AgentProbation(artefact=bundle.id, rev=1, seconds=0, confirm_s=9))
+
+    def full(_path, _content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("edge_runtime.agent_slots.write_durably", full)
+    assert choose(slots) is None
+    monkeypatch.undo()
+    assert choose(slots) == bundle.id
+
+
+def test_wheels_make_a_bundle_for_the_machine_and_python_that_they_are_for(tmp_path, base):
+    def wheel(name, tag, files):
+        made = tmp_path / f"{name}-1.0-{tag}.whl"
+        rows = [f"{path},sha256={sha256_text(content)},{len(content)}" for path, content in files.items()]
+        with zipfile.ZipFile(made, "w") as archive:
+            for path, content in files.items():
+                archive.writestr(path, content)
+            archive.writestr(f"{name}-1.0.dist-info/RECORD", "\n".join([*rows, f"{name}-1.0.dist-info/RECORD,,"]))
+        return made
+
+    ours = wheel("headtail", "py3-none-any", {**base, "orchestrator/cli.py": b"host alone"})
+    native = {"fast/core.so": b"ELF", "fast-1.0.data/purelib/fast/__init__.py": b"", "fast-1.0.data/scripts/x": b""}
+    fast = wheel("fast", "cp311-cp311-manylinux_2_28_aarch64", native)
+    made = bundle_wheels(tmp_path / "out", [ours, fast])
+    said = made.manifest
+    assert (said.version, said.platform, said.python) == (__version__, "aarch64", "3.11")
+    assert said.distributions == {"headtail": "1.0", "fast": "1.0"}
+    assert {"site/fast/core.so", "site/fast/__init__.py"} <= set(said.files_by_path)
+    assert not [path for path in said.files_by_path if "orchestrator" in path or "scripts" in path]
+    assert bundle_wheels(tmp_path / "out", [ours]).manifest.platform == "any"
+    assert open_any(tmp_path / "out").id == open_any(pack_artefact(open_any(tmp_path / "out"), tmp_path / "a.zip")).id
+    for wheels, reason in (
+        ([fast], "device_profiles/version.py"),
+        ([ours, fast, wheel("other", "py3-none-linux_x86_64", {"o.so": b""})], "one kind of machine"),
+        ([wheel("mac", "py3-none-macosx_11_0_arm64", {"o.so": b""})], "for Linux"),
+        ([tmp_path / "headtail.tar.gz"], "Wanted wheels"),
+    ):
+        with pytest.raises(BundleError, match=reason):
+            bundle_wheels(tmp_path / "out", wheels)
+    with pytest.raises(BundleError, match="other files"):
+        bundle_installed(tmp_path)
+
+
+def sha256_text(content):
+    return base64.urlsafe_b64encode(hashlib.sha256(content).digest()).rstrip(b"=").decode()
 
 
 if __name__ == "__main__":  # a process without threads, which may be forked

@@ -71,3 +71,20 @@ def add_versions(store, *names):
             )
             register_artefact(session, artefact, now_ms=1)
             register_version(session, name, whole=artefact.id, actor="test", now_ms=1)
+
+
+def add_agent(store, name):
+    """A version of the agent."""
+    with store.write() as session:
+        artefact = NewArtefact(
+            id=f"{ord('a'):064x}",
+            role="agent",
+            model="agent 2",
+            engine="python 3",
+            target="any",
+            size=1000,
+            zip_sha256=f"{ord('z'):064x}",
+            path="/nowhere.zip",
+        )
+        register_artefact(session, artefact, now_ms=1)
+        register_version(session, name, agent=artefact.id, actor="test", now_ms=1)

@@ -13,7 +13,7 @@ from orchestrator.fleet.queries import list_devices, list_groups, list_versions,
 from orchestrator.fleet.selectors import parse_selector
 from orchestrator.fleet.store import Store, hide_secret
 from orchestrator.fleet.tables import Enrolment, OutboxRow
-from tests.orchestrator.fleet.conftest import add_versions, bear, birth, boot
+from tests.orchestrator.fleet.conftest import add_agent, add_versions, bear, birth, boot
 
 D = "default/a"
 
@@ -186,6 +186,18 @@ def test_a_version_is_fixed_once_registered(store):
         write(store, registry.register_version, "m@3", whole="f" * 64, actor="me", now_ms=2)
     with pytest.raises(ConflictError, match="neither"):
         write(store, registry.register_version, "m@3", tail=f"{2:064x}", actor="me", now_ms=2)
+
+
+def test_an_agent_is_a_version_of_its_own(store):
+    add_versions(store, "m@1")
+    add_agent(store, "agent@2")
+    with store.read() as session:
+        found = {one.name: one for one in list_versions(session)}
+    agent, model = found["agent@2"].agent, found["m@1"].whole
+    with pytest.raises(ConflictError, match="alone"):
+        write(store, registry.register_version, "both@1", agent=agent, whole=model, actor="test", now_ms=2)
+    with pytest.raises(ConflictError, match="other artefacts"):
+        write(store, registry.register_version, "agent@2", whole=model, actor="test", now_ms=2)
 
 
 def test_a_token_is_good_once_for_its_device_until_it_expires(store):

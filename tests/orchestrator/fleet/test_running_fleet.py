@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 
+import msgspec
 import pytest
 
 from edge_runtime.agent import Agent
@@ -22,7 +23,7 @@ from orchestrator.fleet.simulator import FleetSimulator
 from orchestrator.fleet.state import Ordered, RolloutSpec, Stage
 from orchestrator.fleet.store import Store, now_ms
 from orchestrator.fleet.supervisor import Supervisor
-from tests.orchestrator.fleet.conftest import add_versions
+from tests.orchestrator.fleet.conftest import add_agent, add_versions
 
 FAST = Behaviour(heartbeat_s=0.5, link_bytes_s=1e9, slow_share=0, verify_s=0.02, bad={"m@bad": 1.0}, connect_over_s=0.1)
 STAGES = (Stage(count=2, soak_s=0.2), Stage(share=1.0, soak_s=0))
@@ -81,10 +82,16 @@ class Fleet:
             views = queries.list_devices(session, now_ms=now_ms(), to=f"tenant={self.tenant}")
         return [view.reported.version for view in views]
 
+    def agents(self):
+        with self.store.read() as session:
+            views = queries.list_devices(session, now_ms=now_ms(), to=f"tenant={self.tenant}")
+        return {view.birth.agent_artefact for view in views}
+
 
 def test_a_good_version_reaches_all_a_bad_one_its_canary_alone(store, broker):
     tenant = f"good-{store.engine.dialect.name}"
     add_versions(store, "m@1", "m@2", "m@bad")
+    add_agent(store, "agent@2")
     with Fleet(store, broker, 12, tenant=tenant) as fleet:
         fleet.roll_out("m@1", "r1")
         fleet.ended("r1", "done")
@@ -102,6 +109,16 @@ def test_a_good_version_reaches_all_a_bad_one_its_canary_alone(store, broker):
             order_rollout(session, "r3", Ordered("rollback", now_ms(), "test"), actor="test")
         fleet.ended("r3", "rolled_back")
         assert set(fleet.versions()) == {"m@1"}, "everybody has what ran before"
+        fleet.roll_out("agent@2", "r4")
+        fleet.ended("r4", "done")
+        assert fleet.agents() == {f"{ord('a'):064x}"}
+        with store.read() as session:
+            assert [one.devices for one in queries.list_versions(session) if one.name == "agent@2"] == [12]
+        with store.write() as session:
+            order_rollout(session, "r4", Ordered("rollback", now_ms(), "test"), actor="test")
+        fleet.ended("r4", "rolled_back")
+        assert fleet.agents() == {msgspec.UNSET}, "everybody runs the agent that was installed"
+        assert set(fleet.versions()) == {"m@1"}
 
 
 def test_jobs_reach_devices_and_are_done_once(lite, broker, tmp_path):

@@ -106,6 +106,22 @@ def test_devices_out_of_reach_get_the_order_but_do_not_hold_up_the_others():
     assert state.rollout.phase == "soaking"
 
 
+def test_devices_between_two_agents_hold_up_their_stage_and_a_rollback_for_a_while():
+    state = start(100, minimum_sample=2, restart_s=120)
+    actions = plan(state, 0)
+    state = apply_all(state, [event_of(action, 0) for action in actions])
+    first, *others = [action.device for action in actions]
+    state = apply_all(state, [TargetChanged(device, "succeeded", 1) for device in others])
+    state = apply(state, Reached(first, reachable=False))
+    assert plan(state, 119_999) == []
+    assert settle(state, 120_000).rollout.phase == "soaking"
+    state = apply(state, Ordered("rollback", 10_000))
+    state = apply_all(state, [event_of(action, 10_000) for action in plan(state, 10_000)])
+    state = apply_all(state, [TargetChanged(device, "reverted", 10_001) for device in others])
+    assert plan(state, 129_999) == []
+    assert settle(state, 130_000).rollout.phase == "rolled_back"
+
+
 def test_the_last_stage_waits_for_devices_out_of_reach_until_it_gives_up():
     state = start(3, reachable=False, stages=(Stage(share=1.0, soak_s=0),), give_up_s=100)
     state = apply_all(state, [event_of(action, 0) for action in plan(state, 0)])
