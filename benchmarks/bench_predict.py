@@ -1,58 +1,53 @@
-"""The predictor: convolutions and whole networks that it has not seen, in fp32 and int8, with one and two threads.
+"""The predictor: convolutions and whole networks that it has not seen, in int8 and with two threads.
 
-Chains and held-out networks are profiled alike: plain and instrumented runs in turn, medians over the pairs that kept the
-core. Whether a profile was quiet is counted and said; times that were disturbed say nothing of the predictor.
+Chains and held-out networks take turns, round by round, and only rounds of one speed of the machine count. Whether a profile was
+quiet is said; times that were disturbed say nothing of the predictor. fp32 with one thread is measured by `bench_rounds`.
 """
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.one_core import on_one_core
 from benchmarks.profile_nets import NETS, SIZES
 from device_profiles.measurement import Profile
-from edge_runtime.profiler import ProfileOptions, profile_artefact
-from export.calibrate import fit_all, measure_chains
+from edge_runtime.artefact import Artefact, open_artefact
+from edge_runtime.profile_in_turn import InTurn, profile_in_turn
+from edge_runtime.profiler import ProfileOptions
+from export.calibrate import fit_all, write_chains
 from export.chain_nets import Precision, write_net
 from split.predict import Calibration, Work, predict
 
-CHAINS = 24
+CHAINS = 16
+ROUNDS, RUNS = 6, 5
 CONVS = ("conv", "pointwise", "depthwise", "stem")
-ATTEMPTS = 4
-CASES: tuple[tuple[Precision, int], ...] = (("fp32", 1), ("int8", 1), ("fp32", 2), ("int8", 2))
+CASES: tuple[tuple[Precision, int], ...] = (("int8", 1), ("fp32", 2), ("int8", 2))
 
 
-def rows() -> list[dict[str, Any]]:
-    """Rows layer_mape, layer_acc10 and net_error; those of fp32 and one thread have bars."""
-    found: list[dict[str, Any]] = []
+def rows() -> Iterator[dict[str, Any]]:
+    """Rows layer_mape, layer_acc10 and net_error, without bars."""
     for precision, threads in CASES:
-        calibration, chain_status = calibrated(precision, threads, CHAINS if threads == 1 else 12)
-        profiles = held_out(precision, threads)
-        found += case_rows(calibration, profiles, chain_status, bars=(precision, threads) == ("fp32", 1))
-    return found
+        with tempfile.TemporaryDirectory() as folder, on_one_core(threads == 1):
+            artefacts = [*open_chains(Path(folder), precision, CHAINS), *open_nets(Path(folder), precision)]
+            found = profile_in_turn(artefacts, options(threads, ROUNDS, RUNS), rounds=ROUNDS)
+        yield from case_rows(found, CHAINS, bars=False)
 
 
-def calibrated(precision: Precision, threads: int, count: int = CHAINS) -> tuple[Calibration, str]:
-    """A calibration, and how many of its chains were measured quietly."""
-    measured = measure_chains(precision=precision, threads=threads, count=count)
-    enough = measured.profiles if len(measured.profiles) >= count / 2 else (*measured.profiles, *measured.noisy)
-    return fit_all(enough), f"{len(measured.profiles)} of {count} chains quiet"
+def options(threads: int, rounds: int, runs: int) -> ProfileOptions:
+    """So many runs in each round, in a second at most."""
+    return ProfileOptions(threads=threads, runs=rounds * runs, seconds=0.0, limit_s=1.0 * rounds, kernels_only=True)
 
 
-def held_out(precision: Precision, threads: int) -> list[Profile]:
-    """The networks' profiles."""
-    options = ProfileOptions(threads=threads, runs=100, seconds=0.0, limit_s=6.0, kernels_only=True)
-    found = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name, build in NETS.items():
-            artefact = write_net(Path(folder), name, build(precision=precision), SIZES[name], precision)
-            for _ in range(ATTEMPTS):
-                profile = profile_artefact(artefact, options)
-                if profile.status == "ok":
-                    break
-            found.append(profile)
-    return found
+def open_chains(folder: Path, precision: Precision, count: int) -> list[Artefact]:
+    """What the predictor learns from."""
+    return [open_artefact(path) for path in write_chains(folder, precision=precision, count=count)]
+
+
+def open_nets(folder: Path, precision: Precision) -> list[Artefact]:
+    """What it has not seen."""
+    return [write_net(folder, name, build(precision=precision), SIZES[name], precision) for name, build in NETS.items()]
 
 
 def work_of(profile: Profile) -> list[Work]:
@@ -75,14 +70,16 @@ def net_errors(calibration: Calibration, profiles: Sequence[Profile]) -> dict[st
     return {one.model: predict(calibration, work_of(one)).ms / one.kernel_reference.p50 - 1 for one in profiles}
 
 
-def case_rows(
-    calibration: Calibration, profiles: Sequence[Profile], chain_status: str, *, bars: bool
-) -> list[dict[str, Any]]:
+def case_rows(found: InTurn, chains: int, *, bars: bool) -> list[dict[str, Any]]:
+    """Rows of one precision and number of threads; the first profiles are those of the chains."""
+    learned, profiles = found.profiles[:chains], found.profiles[chains:]
+    calibration = fit_all(learned)
     layers, nets = layer_errors(calibration, profiles), net_errors(calibration, profiles)
-    quiet = sum(one.status == "ok" for one in profiles)
+    quiet = [sum(one.status == "ok" for one in each) for each in (learned, profiles)]
     each = ", ".join(f"{name} {100 * error:+.1f} %" for name, error in nets.items())
     where = (
-        f"{calibration.precision}, {calibration.threads} thread(s); {chain_status}, {quiet} of {len(profiles)} networks"
+        f"{calibration.precision}, {calibration.threads} thread(s); {said(found)}; quiet: {quiet[0]} of {chains} chains, "
+        f"{quiet[1]} of {len(profiles)} networks"
     )
     suffix = "" if bars else f".{calibration.precision}_{calibration.threads}"
     sizes = [100 * abs(error) for error in nets.values()]
@@ -99,6 +96,11 @@ def case_rows(
          "bar": bar if bars else None}
         for name, what, value, direction, bar in figures
     ]  # fmt: skip
+
+
+def said(found: InTurn) -> str:
+    """Which rounds count."""
+    return f"{len(found.kept)} of {found.rounds} rounds at one speed"
 
 
 if __name__ == "__main__":

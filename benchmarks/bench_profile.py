@@ -1,43 +1,34 @@
 """The profiler: do kernels add up to the whole, do they carry the user's names, and are joules what they should be?"""
 
 import json
-import sys
-import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
-from benchmarks.profile_nets import NETS, SIZES, chain, write_net
 from benchmarks.rows import ROOT
 from device_profiles.measurement import Profile
 from edge_runtime.profile_energy import integrate, measured_energy
 from edge_runtime.profile_tegrastats import read_log
-from edge_runtime.profiler import ProfileOptions, profile_artefact
 from split.predict_memory import MemoryModel, fit_memory, memory_sample
 
-CHAINS = 16
 MIN_QUIET = 3  # networks; with fewer the sum counts as not measured
-ATTEMPTS = 6  # of a network whose profile is noisy
 GOLDEN = ROOT / "tests" / "golden" / "tegrastats"
 
 
 def rows() -> list[dict[str, Any]]:
-    """Rows kernel_sum, mapped, energy_parser and rss."""
-    with tempfile.TemporaryDirectory() as folder:
-        profiles = {name: measure(Path(folder), name) for name in NETS}
-        model = learn_memory(Path(folder))
-    return [*sum_rows(profiles), *mapped_rows(profiles), *energy_rows(), *memory_rows(model, profiles)]
+    """Row energy_parser; those of times come from the rounds of `bench_rounds`."""
+    return energy_rows()
 
 
-def measure(folder: Path, name: str) -> Profile:
-    """A network's profile, quiet if one of six attempts is."""
-    artefact = write_net(folder, name, NETS[name](), SIZES[name])
-    for attempt in range(ATTEMPTS):
-        profile = profile_artefact(artefact, ProfileOptions(seconds=2.0))
-        if profile.status == "ok" or attempt == ATTEMPTS - 1:
-            break
-    print(f"{name}: {profile.status} {'; '.join(profile.remarks)}", file=sys.stderr)
-    return profile
+def profile_rows(profiles: dict[str, Profile], chains: Sequence[Profile]) -> list[dict[str, Any]]:
+    """Rows kernel_sum, mapped and rss.
+
+    Args:
+        profiles: Of the networks.
+        chains: On which memory is fitted; processor load does not matter to it.
+    """
+    samples = [one for one in map(memory_sample, chains) if one is not None]
+    return [*sum_rows(profiles), *mapped_rows(profiles), *memory_rows(fit_memory(samples), profiles)]
 
 
 def deviation(profile: Profile) -> float:
@@ -57,11 +48,13 @@ def sum_rows(profiles: dict[str, Profile]) -> list[dict[str, Any]]:
         row("kernel_sum.high", f"{what}: highest", max(quiet) if enough else None, "%", "<=", 3) | peer,
     ]
     for name, profile in profiles.items():
-        instrumented = profile.whole_profiled
+        instrumented, hook_ms = profile.whole_profiled, profile.hook_ms
         assert instrumented is not None
+        assert hook_ms is not None
         text = (
-            f"{name}: kernels {profile.kernel_sum:.3f} ms; plain runs between them {profile.kernel_reference.p50:.3f} ms CPU, "
-            f"alone {(profile.whole_cpu or profile.whole).p50:.3f} ms CPU and {profile.whole.p50:.3f} ms wall; "
+            f"{name}: kernels {profile.kernel_sum:.3f} ms, without what the profiler adds to each of {len(profile.kernels)} "
+            f"({1000 * hook_ms:.1f} us, measured on empty kernels in the same process); plain runs between them "
+            f"{profile.kernel_reference.p50:.3f} ms CPU, {profile.whole.p50:.3f} ms wall; "
             f"instrumented run p50 {instrumented.p50:.3f} ms; {profile.status}"
         )
         found.append(row(f"kernel_sum.{name}", text, values[name], "%", "info", None))
@@ -90,16 +83,6 @@ def energy_rows() -> list[dict[str, Any]]:
         errors[family] = 100 * abs(joules / wanted["joules"] - 1)
     what = f"energy above idle from logs in the documented output of {', '.join(errors)}: largest error"
     return [row("energy_parser", what, max(errors.values()), "%", "<=", 1)]
-
-
-def learn_memory(folder: Path) -> MemoryModel:
-    """The memory model fitted on chains; processor load does not matter to it."""
-    samples = []
-    for seed in range(CHAINS):
-        artefact = write_net(folder, f"chain{seed}", *chain(seed))
-        sample = memory_sample(profile_artefact(artefact, ProfileOptions(runs=5, seconds=0.05)))
-        samples += [] if sample is None else [sample]
-    return fit_memory(samples)
 
 
 def memory_rows(model: MemoryModel, profiles: dict[str, Profile]) -> list[dict[str, Any]]:

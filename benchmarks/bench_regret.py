@@ -1,16 +1,15 @@
 """Regret: what a plan loses against the best split that can be measured, from profiles and from predictions only.
 
-Every single-tensor cut of four networks is built (head.onnx, tail.onnx) and timed; a device is so many times slower than
-this machine, a link is computed. The planner sees a profile of the whole network, or only a calibration from chains.
+Every single-tensor cut of four networks is built (head.onnx, tail.onnx) and timed in the rounds in which the networks and the
+predictor's chains are profiled (`bench_rounds`); a device is so many times slower than this machine, a link is computed. The
+planner sees a profile of the whole network, or only a calibration from chains.
 """
 
 import random
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,14 +17,11 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
-from benchmarks.bench_predict import calibrated
-from benchmarks.profile_nets import NETS, SIZES
 from device_profiles.link import Link, parse_link
 from device_profiles.load import load_board
+from device_profiles.measurement import Profile
 from edge_runtime.artefact import Artefact
 from edge_runtime.backends.onnxrt import session_options
-from edge_runtime.profiler import ProfileOptions, profile_artefact
-from export.chain_nets import write_net
 from export.cut_onnx import load_onnx
 from export.plan_inputs import predicted_times
 from split.cut_graph import CutGraph
@@ -39,7 +35,7 @@ from split.predict import Calibration
 SLOWER = (4.0, 12.0, 40.0)
 RATES = ("1mbit", "5mbit", "20mbit", "100mbit")
 ENCODERS = (RAW_FP32, RAW_INT8)
-ROUNDS, RUNS = 5, 5  # of every head, tail and whole network in turn
+RUNS = 3  # of every head, tail and whole network in each round
 _SEARCH_STEPS = 32
 
 
@@ -63,14 +59,61 @@ class Net:
     picture_bytes: int
 
 
-def rows() -> list[dict[str, Any]]:
-    """Rows regret_profiled, regret_predicted and, for comparison, searches with the same candidates."""
-    calibration, status = calibrated("fp32", 1)
-    nets = []
-    with tempfile.TemporaryDirectory() as folder:
-        for name in NETS:
-            nets.append(measure(Path(folder), name, calibration))
-            print(f"{name}: {len(nets[-1].timed.cuts)} cuts, whole {nets[-1].timed.whole:.2f} ms", flush=True)
+class Cuts:
+    """Every cut of a network, opened, and timed a little in each round."""
+
+    def __init__(self, artefact: Artefact) -> None:
+        self.artefact = artefact
+        self.graph = let_floats_cross(load_onnx(artefact.entry).graph)
+        free = [Cost(1.0, 1.0)] * len(self.graph.nodes)  # only the list of cuts is wanted
+        problem = make_problem(self.graph, free, free, encoders=(RAW_FP32,))
+        self.names = [one.tensors[0] for one in cut_candidates(problem).candidates if len(one.tensors) == 1]
+        extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(onnx.load(artefact.entry)))
+        self._sessions = {("whole", ""): _session(artefact.entry.read_bytes())}
+        for name in self.names:
+            self._sessions["head", name] = _session(extractor.extract_model(["x"], [name]).SerializeToString())
+            self._sessions["tail", name] = _session(extractor.extract_model([name], ["y"]).SerializeToString())
+        self._rounds: list[dict[tuple[str, str], list[float]]] = []
+
+    def measure(self) -> float:
+        """CPU time of every part, three runs after one that is not timed; the sum of the medians, ms."""
+        times: dict[tuple[str, str], list[float]] = {key: [] for key in self._sessions}
+        for key, session in self._sessions.items():
+            feeds = {one.name: np.zeros(one.shape, np.float32) for one in session.get_inputs()}
+            session.run(None, feeds)
+            for _ in range(RUNS):
+                begun = time.process_time_ns()
+                session.run(None, feeds)
+                times[key].append((time.process_time_ns() - begun) / 1e6)
+        self._rounds.append(times)
+        return sum(statistics.median(each) for each in times.values())
+
+    def timed(self, rounds: Sequence[int]) -> Timed:
+        """Medians over some rounds."""
+        middle = {
+            key: statistics.median([one for index in rounds for one in self._rounds[index][key]])
+            for key in self._sessions
+        }
+        return Timed(middle["whole", ""], {name: (middle["head", name], middle["tail", name]) for name in self.names})
+
+
+def make_net(cuts: Cuts, rounds: Sequence[int], profile: Profile, calibration: Calibration) -> Net:
+    """What was measured of a network, and what each planner knows of it."""
+    profile = msgspec.structs.replace(profile, whole=profile.kernel_reference)  # CPU time, as the cuts are timed
+    board = load_board(calibration.board)
+    predicted = predicted_times(cuts.graph, calibration, board, precision="fp32").costs
+    profiled, inputs = costs_from_profile(cuts.graph, profile), cuts.artefact.manifest.inputs[0].shape
+    picture_bytes = int(np.prod(inputs))
+    return Net(profile.model, cuts.graph, cuts.timed(rounds), profiled, predicted, picture_bytes)
+
+
+def regret_rows(nets: Sequence[Net], said: str) -> list[dict[str, Any]]:
+    """Rows regret_profiled, regret_predicted and, for comparison, searches with the same candidates.
+
+    Args:
+        nets: Measured in the same rounds.
+        said: Of the rounds, for the rows.
+    """
     scenarios = [(net, slower, f"{rate}/5ms", encoder) for net in nets for slower in SLOWER for rate in RATES
                  for encoder in ENCODERS]  # fmt: skip
     found = []
@@ -79,57 +122,16 @@ def rows() -> list[dict[str, Any]]:
             100 * regret(net, source, slower, parse_link(link), encoder) for net, slower, link, encoder in scenarios
         )
         cuts = sum(len(net.timed.cuts) for net in nets)
-        what = f"plan from {source} times against the best of {cuts} measured cuts of {len(nets)} networks, {len(lost)} scenarios"
-        if source == "predicted":
-            what += f" ({status})"
+        what = (
+            f"plan from {source} times against the best of {cuts} measured cuts of {len(nets)} networks, "
+            f"{len(lost)} scenarios, {said}"
+        )
         found += [
             _row(f"regret_{source}.mean", f"{what}: mean", statistics.fmean(lost), "%", "<=", mean_bar),
             _row(f"regret_{source}.p95", f"{what}: p95", lost[int(0.95 * len(lost))], "%", "<=", p95_bar),
             _row(f"regret_{source}.max", f"{what}: largest", lost[-1], "%", "info", None),
         ]
     return [*found, *search_rows(nets)]
-
-
-def measure(folder: Path, name: str, calibration: Calibration) -> Net:
-    """Build and time every cut; profile the whole network, quietly if one of four attempts is."""
-    size = SIZES[name]
-    artefact = write_net(folder, name, NETS[name](), size)
-    graph = let_floats_cross(load_onnx(artefact.entry).graph)
-    for _ in range(4):
-        profile = profile_artefact(artefact, ProfileOptions(runs=100, seconds=0.0, limit_s=6.0, kernels_only=True))
-        if profile.status == "ok":
-            break
-    problem = make_problem(graph, free_costs(graph), free_costs(graph), encoders=(RAW_FP32,))
-    names = [one.tensors[0] for one in cut_candidates(problem).candidates if len(one.tensors) == 1]
-    predicted = predicted_times(graph, calibration, load_board(calibration.board), precision="fp32").costs
-    timed = time_cuts(artefact, names, folder)
-    profile = msgspec.structs.replace(profile, whole=profile.kernel_reference)  # CPU time, as the cuts are timed
-    return Net(name, graph, timed, costs_from_profile(graph, profile), predicted, 3 * size * size)
-
-
-def free_costs(graph: CutGraph) -> list[Cost]:
-    """Placeholders: only the list of cuts is wanted."""
-    return [Cost(1.0, 1.0)] * len(graph.nodes)
-
-
-def time_cuts(artefact: Artefact, names: Sequence[str], folder: Path) -> Timed:
-    """CPU time of every part, medians over rounds in which each has its turn."""
-    extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(onnx.load(artefact.entry)))
-    sessions = {("whole", ""): _session(artefact.entry.read_bytes())}
-    for name in names:
-        sessions["head", name] = _session(extractor.extract_model(["x"], [name]).SerializeToString())
-        sessions["tail", name] = _session(extractor.extract_model([name], ["y"]).SerializeToString())
-    times: dict[tuple[str, str], list[float]] = {key: [] for key in sessions}
-    for _ in range(ROUNDS):
-        for key, session in sessions.items():
-            feeds = {one.name: np.zeros(one.shape, np.float32) for one in session.get_inputs()}
-            session.run(None, feeds)
-            for _ in range(RUNS):
-                begun = time.process_time_ns()
-                session.run(None, feeds)
-                times[key].append((time.process_time_ns() - begun) / 1e6)
-    middle = {key: statistics.median(values) for key, values in times.items()}
-    return Timed(middle["whole", ""], {name: (middle["head", name], middle["tail", name]) for name in names})
 
 
 def _session(data: bytes) -> ort.InferenceSession:
@@ -189,8 +191,3 @@ def search_rows(nets: Sequence[Net]) -> list[dict[str, Any]]:
 
 def _row(name: str, what: str, value: float, unit: str, direction: str, bar: float | None) -> dict[str, Any]:
     return {"id": name, "what": what, "value": value, "unit": unit, "direction": direction, "bar": bar}
-
-
-if __name__ == "__main__":
-    for row in rows():
-        print(row["id"], row["value"], row["unit"], row["direction"], row["bar"], row["what"], sep="\t")

@@ -15,9 +15,9 @@ SUITE = Suite(
     {
         "optimal": Part("benchmarks.bench_plan", 1),
         "arena": Part("benchmarks.bench_arena", 1),
-        "profile": Part("benchmarks.bench_profile", 2),
-        "predict": Part("benchmarks.bench_predict", 4),
-        "regret": Part("benchmarks.bench_regret", 3),
+        "energy": Part("benchmarks.bench_profile", 1),
+        "rounds": Part("benchmarks.bench_rounds", 4),
+        "predict": Part("benchmarks.bench_predict", 3),
         "served": Part("benchmarks.bench_served", 2),
     },
 )

@@ -121,10 +121,11 @@ class Condition(_Data, frozen=True, kw_only=True):
     temperature_max_c: float | None = None
 
 
-class Minute(_Data, frozen=True, kw_only=True):
-    """One minute of a sustained run."""
+class Slice(_Data, frozen=True, kw_only=True):
+    """A part of a sustained run: a minute, less where the run is shorter than that."""
 
-    minute: int
+    begin_s: float  # since the sustained run began
+    seconds: float
     p50: float
     p90: float
     temperature_c: float | None = None
@@ -146,13 +147,14 @@ class Profile(_Data, frozen=True, kw_only=True):
     whole_cpu: Percentiles | None = None  # CPU time of the plain run; null with several threads
     whole_profiled: Percentiles | None = None  # with per-kernel timing on: slower, only to judge the overhead
     whole_beside: Percentiles | None = None  # plain runs that took turns with the instrumented ones, one by one
+    hook_ms: float | None = None  # what the engine's profiler added to each kernel's time; subtracted in `kernels`
     init_ms: float | None = None
     first_ms: float | None = None
     kernels: tuple[KernelTime, ...] = ()
     memory: MemoryUse = MemoryUse()
     energy: EnergyUse | None = None
     condition: Condition = Condition()
-    sustained: tuple[Minute, ...] = ()
+    sustained: tuple[Slice, ...] = ()
     status: Status = "ok"
     remarks: tuple[str, ...] = ()
 
@@ -235,6 +237,8 @@ def check_profile(profile: Profile) -> Profile:
         latency = getattr(profile, name)
         if latency is not None:
             _check_latency(name, latency)
+    if profile.hook_ms is not None and not (math.isfinite(profile.hook_ms) and profile.hook_ms >= 0):
+        raise ProfileError(f"Wanted a finite hook_ms >= 0, found {profile.hook_ms}. Profile the model again.")
     owner: dict[str, str] = {}
     for kernel in profile.kernels:
         _check_kernel(kernel)

@@ -58,8 +58,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Slice(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of the sustained run; times in milliseconds."""
+    """A part of the sustained run; its times in milliseconds, where it lies in seconds."""
 
+    begin_s: float
+    seconds: float
     p50_ms: float
     p90_ms: float
     temperature_c: float | None
@@ -90,6 +92,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True):
     plain_wall_ms: list[float] = []  # of `kernels`: the plain runs between the instrumented ones
     plain_cpu_ms: list[float] = []
     settled_runs: list[int] = []  # untimed, before each block
+    hook_ms: list[float] = []  # of `kernels`: what the profiler adds to each kernel's time, for each block
     sustained: list[Slice] = []
     idle: Phase | None = None
     active: Phase | None = None
@@ -174,6 +177,7 @@ def measure_plain(artefact: Artefact, request: Request) -> Answer:
 
 def record(artefact: Artefact, request: Request, folder: Path) -> Answer:
     """Run with and without ONNX Runtime's profiler in turn; leaves its trace and the graph that it runs in `folder`."""
+    from edge_runtime.profile_hook import HookCost
     from edge_runtime.profile_record import Recording, open_plain
 
     bare, watch = peak_rss_bytes(), Watch()
@@ -191,8 +195,13 @@ def record(artefact: Artefact, request: Request, folder: Path) -> Answer:
         instrumented()
 
     warm_up(both, request)
-    pairs = Pairs()
-    blocks = run_blocks(both, lambda: pairs.measure(plain, instrumented, runs=request.runs, limit_s=request.limit_s))
+    pairs, hook = Pairs(), HookCost(folder, request.threads)
+
+    def block() -> int:
+        hook.measure()
+        return pairs.measure(plain, instrumented, runs=request.runs, limit_s=request.limit_s)
+
+    blocks = run_blocks(both, block)
     provider = recording.end(folder / TRACE)
     watch.due = 0.0
     watch.look()
@@ -208,6 +217,7 @@ def record(artefact: Artefact, request: Request, folder: Path) -> Answer:
         own_s=blocks.own_s,
         block_runs=blocks.runs,
         settled_runs=blocks.settled,
+        hook_ms=hook.end(),
         provider=provider,
     )
 
@@ -333,11 +343,13 @@ def sustain(run: Callable[[], object], minutes: float, watch: Watch) -> list[Sli
     if minutes <= 0:
         return []
     length = min(60.0, 10.0 * minutes) if minutes < 1 else 60.0
-    slices = []
+    slices, first = [], time.monotonic()
     for _ in range(max(1, round(60 * minutes / length))):
+        begin_s = time.monotonic() - first
         wall, _ = time_runs(run, runs=1, seconds=length, watch=watch)
-        times = percentiles(wall)
-        slices.append(Slice(p50_ms=times.p50, p90_ms=times.p90, temperature_c=watch.states[-1].temperature_c))
+        times, heat = percentiles(wall), watch.states[-1].temperature_c
+        took = time.monotonic() - first - begin_s
+        slices.append(Slice(begin_s=begin_s, seconds=took, p50_ms=times.p50, p90_ms=times.p90, temperature_c=heat))
     return slices
 
 

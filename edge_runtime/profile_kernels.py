@@ -26,13 +26,16 @@ _KINDS = {
 _KIND_OF = {op: kind for kind, ops in _KINDS.items() for op in ops.split()}
 
 
-def build_kernels(trace: Trace, original: OnnxGraph, optimised: OnnxGraph) -> tuple[KernelTime, ...]:
+def build_kernels(
+    trace: Trace, original: OnnxGraph, optimised: OnnxGraph, *, hook_ms: float = 0.0
+) -> tuple[KernelTime, ...]:
     """One `KernelTime` for each kernel that ran, in order, with the labels of the user's nodes.
 
     Args:
         trace: Without warm-up runs.
         original: The user's graph.
         optimised: The graph that the engine made of it under the same options.
+        hook_ms: What the engine's profiler adds to each kernel's time; subtracted.
     """
     groups = map_nodes(original, optimised)
     calls = trace.runs[0]
@@ -49,7 +52,7 @@ def build_kernels(trace: Trace, original: OnnxGraph, optimised: OnnxGraph) -> tu
                 kind=classify(call, shapes),
                 macs=count_macs(call, shapes),
                 bytes=call.activation_bytes + call.output_bytes + weight_bytes,
-                latency=_latency([run[index].us for run in trace.runs]),
+                latency=_latency([run[index].us for run in trace.runs], hook_ms),
                 output=_output(node),
                 op=call.op,
             )
@@ -57,9 +60,9 @@ def build_kernels(trace: Trace, original: OnnxGraph, optimised: OnnxGraph) -> tu
     return tuple(found)
 
 
-def _latency(us: Sequence[int]) -> Percentiles:
-    """In ms; what the clock shows as zero took less than a step and counts as half a step."""
-    return percentiles([max(one / 1000, _CLOCK_STEP_MS / 2) for one in us])
+def _latency(us: Sequence[int], hook_ms: float) -> Percentiles:
+    """In ms, without the profiler's own time; what is left as less than half a step of the clock counts as that."""
+    return percentiles([max(one / 1000 - hook_ms, _CLOCK_STEP_MS / 2) for one in us])
 
 
 def _output(node: OnnxNode | None) -> str | None:

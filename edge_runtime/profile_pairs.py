@@ -45,9 +45,9 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.plain.wall)
 
-    def quiet(self) -> list[int]:
-        """Indices of the pairs in which both runs kept the core."""
-        return [i for i in range(len(self)) if self.plain.kept_core(i) and self.instrumented.kept_core(i)]
+    def kept_core(self, index: int) -> bool:
+        """Whether both runs of a pair did."""
+        return self.plain.kept_core(index) and self.instrumented.kept_core(index)
 
     def measure(self, plain: Run, instrumented: Run, *, runs: int, limit_s: float) -> int:
         """More pairs, at least one; how many."""

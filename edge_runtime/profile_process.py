@@ -23,10 +23,20 @@ class ProfilerError(EdgeError):
 class MeasuringProcess:
     """A fresh process that measures in `folder`; use as a context, so that it never outlives the measurement."""
 
-    def __init__(self, request: Request, folder: Path) -> None:
+    def __init__(self, request: Request, folder: Path, *, turns: int = BLOCKS, processes: int = 1) -> None:
+        """Start it.
+
+        Args:
+            request: What it measures.
+            folder: Empty; for what the two say to each other.
+            turns: How many blocks it will be asked for.
+            processes: That take turns with it: it waits for the others' blocks as long as for its own.
+        """
         (folder / REQUEST).write_bytes(msgspec.json.encode(request))
         self._folder = folder
-        self._limit_s = BLOCKS * request.limit_s + 60 * request.minutes + request.idle_s + request.active_s + _SPARE_S
+        self._limit_s = (
+            turns * processes * request.limit_s + 60 * request.minutes + request.idle_s + request.active_s + _SPARE_S
+        )
         self._errors = (folder / "stderr").open("wb")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "edge_runtime.profile_child", str(folder)],

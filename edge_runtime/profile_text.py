@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from device_profiles.measurement import Condition, EnergyUse, KernelTime, Percentiles, Profile
+from device_profiles.measurement import Condition, EnergyUse, KernelTime, Percentiles, Profile, Slice
 
 _PLUMBING = ("QuantizeLinear", "DequantizeLinear")
 SHOWN = 12
+_MINUTE_S = 60.0
 
 
 def facts(profile: Profile) -> list[tuple[str, str]]:
@@ -27,10 +28,7 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         rows.append(("kernels", _kernels(profile)))
         rows.append(("unaccounted", f"{profile.unaccounted:+.3f} {unit} between the kernels' sum and the plain run"))
     if profile.whole_profiled is not None:
-        beside = (
-            "" if profile.whole_beside is None else f", plain runs between them {profile.whole_beside.p50:.3f} {unit}"
-        )
-        rows.append(("instrumented run", f"p50 {profile.whole_profiled.p50:.3f} {unit}; in no other figure{beside}"))
+        rows.append(("instrumented run", _instrumented(profile, profile.whole_profiled)))
     sizes = (
         ("weights", memory.weights),
         ("arena", memory.arena_peak),
@@ -46,7 +44,7 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
     rows.append(("energy", energy_text(profile.energy)))
     rows.append(("condition", _condition(profile.condition)))
     rows += [
-        (f"minute {one.minute}", f"p50 {one.p50:.3f}, p90 {one.p90:.3f} {unit}, {_degrees(one.temperature_c)}")
+        (_when(one), f"p50 {one.p50:.3f}, p90 {one.p90:.3f} {unit}, {_degrees(one.temperature_c)}")
         for one in profile.sustained
     ]
     return rows
@@ -102,6 +100,22 @@ def _kernels(profile: Profile) -> str:
         f"{len(profile.kernels)}, together {profile.kernel_sum:.3f} {profile.unit} "
         f"({profile.kernel_sum / whole - 1:+.1%} of the plain run), {profile.mapped_share:.1%} of it in nodes of your graph"
     )
+
+
+def _when(part: Slice) -> str:
+    """Minutes of a run that has them, else seconds; a slice ends with the run that begins in it."""
+    if part.seconds >= _MINUTE_S:
+        return f"minute {1 + round(part.begin_s / _MINUTE_S)}"
+    return f"{part.begin_s:.1f} to {part.begin_s + part.seconds:.1f} s"
+
+
+def _instrumented(profile: Profile, found: Percentiles) -> str:
+    parts = [f"p50 {found.p50:.3f} {profile.unit}; in no other figure"]
+    if profile.whole_beside is not None:
+        parts.append(f"plain runs between them {profile.whole_beside.p50:.3f} {profile.unit}")
+    if profile.hook_ms is not None:
+        parts.append(f"{1000 * profile.hook_ms:.1f} us of instrumentation subtracted from each kernel")
+    return ", ".join(parts)
 
 
 def _machine(profile: Profile) -> str:

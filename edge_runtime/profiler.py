@@ -6,10 +6,9 @@ are compared, so that a machine that slows down slows down for both.
 """
 
 import tempfile
-from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -19,11 +18,8 @@ from device_profiles.measurement import (
     Condition,
     EnergyUse,
     EngineSettings,
-    KernelTime,
-    MemoryUse,
-    Minute,
-    Percentiles,
     Profile,
+    Slice,
     Status,
     check_profile,
     judge,
@@ -39,19 +35,14 @@ from edge_runtime.profile_energy import (
     read_meter_csv,
     stated_energy,
 )
-from edge_runtime.profile_graph import read_graph
-from edge_runtime.profile_kernels import arena_bytes, build_kernels, weight_bytes
 from edge_runtime.profile_meters import Meter, find_meter
-from edge_runtime.profile_pairs import Pairs, Times
 from edge_runtime.profile_process import BLOCKS, MeasuringProcess, take_turns
+from edge_runtime.profile_runs import Measured, kernel_request, memory_of, read_kernels, read_pairs
 from edge_runtime.profile_stats import percentiles, repeat_cov, usage
-from edge_runtime.profile_trace import read_trace
 
 STEAL_LIMIT = 0.05  # share of all cores' time
 OTHER_LIMIT = 0.10  # with more than one thread, where CPU time is not latency
 KERNEL_RUNS = 50
-KERNEL_WARM_UP = 5
-MIN_QUIET_RUNS = 10  # of the instrumented ones
 _DISTRIBUTIONS = {
     "onnxruntime": "onnxruntime",
     "litert": "ai-edge-litert",
@@ -92,11 +83,34 @@ def profile_artefact(
         EnergyError: Stated figures, or the log of a meter, are not valid.
     """
     options = options or ProfileOptions()
-    threads = artefact.manifest.engine.threads if options.threads is None else options.threads
+    threads = threads_of(artefact, options)
     if options.power is not None:
         stated_energy(options.power, None)  # wrong text is said before anything runs
     load = system.load_1m()
     measured = _run(artefact, options, threads, on_step)
+    return assemble(artefact, options, threads, measured, load)
+
+
+def threads_of(artefact: Artefact, options: ProfileOptions) -> int:
+    """The options' number, else the manifest's."""
+    return artefact.manifest.engine.threads if options.threads is None else options.threads
+
+
+def assemble(
+    artefact: Artefact, options: ProfileOptions, threads: int, measured: Measured, load: float | None
+) -> Profile:
+    """The profile of what the processes gave.
+
+    Args:
+        artefact: What ran.
+        options: Under which it ran.
+        threads: Of the engine.
+        measured: By the processes and the meter.
+        load: Of the machine before that, over one minute.
+
+    Raises:
+        EnergyError, ProfileError: Figures that cannot be.
+    """
     answer, kernels = measured.plain, measured.kernels
     remarks: list[str] = []
     energy = _energy(measured, remarks)
@@ -119,6 +133,7 @@ def profile_artefact(
         whole_cpu=percentiles(answer.cpu_ms) if threads == 1 else None,
         whole_profiled=measured.profiled,
         whole_beside=measured.beside,
+        hook_ms=measured.hook_ms,
         init_ms=answer.init_ms,
         first_ms=answer.first_ms,
         kernels=kernels,
@@ -126,8 +141,14 @@ def profile_artefact(
         energy=stated_energy(options.power, whole.p50) if options.power is not None else energy,
         condition=condition,
         sustained=tuple(
-            Minute(minute=index, p50=one.p50_ms, p90=one.p90_ms, temperature_c=one.temperature_c)
-            for index, one in enumerate(answer.sustained)
+            Slice(
+                begin_s=one.begin_s,
+                seconds=one.seconds,
+                p50=one.p50_ms,
+                p90=one.p90_ms,
+                temperature_c=one.temperature_c,
+            )
+            for one in answer.sustained
         ),
         status=status,
         remarks=(*why, *remarks),
@@ -135,33 +156,12 @@ def profile_artefact(
     return check_profile(profile)
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """What the two processes and the meter gave."""
-
-    plain: child.Answer
-    samples: list[Sample]
-    meter: str | None
-    kernels: tuple[KernelTime, ...] = ()
-    profiled: Percentiles | None = None
-    beside: Percentiles | None = None
-    memory: MemoryUse = field(default_factory=MemoryUse)
-    provider: str | None = None
-    interrupted: bool = False  # too few instrumented runs kept the core
-
-
-def _run(artefact: Artefact, options: ProfileOptions, threads: int, on_step: Callable[[str], None]) -> _Measured:
+def _run(artefact: Artefact, options: ProfileOptions, threads: int, on_step: Callable[[str], None]) -> Measured:
     """The plain process, the one with the engine's profiler where there is one, and a meter meanwhile."""
     meter = find_meter() if options.power is None and options.power_csv is None else None
     metered = meter is not None or options.power_csv is not None
-    plain = child.Request(
-        artefact=str(artefact.folder.resolve()),
-        mode="plain",
-        threads=threads,
-        runs=-(-options.runs // BLOCKS),
-        seconds=options.seconds / BLOCKS,
-        limit_s=options.limit_s / BLOCKS,
-        minutes=options.minutes,
+    plain = msgspec.structs.replace(
+        make_request(artefact, options, threads, BLOCKS),
         idle_s=options.energy_s if metered else 0.0,
         active_s=options.energy_s,
     )
@@ -177,33 +177,39 @@ def _run(artefact: Artefact, options: ProfileOptions, threads: int, on_step: Cal
         if artefact.manifest.engine.name != "onnxruntime":
             take_turns(process, None)
             answer, samples, name = _finish_plain(process, meter, options.power_csv)
-            return _Measured(answer, samples, name, memory=_memory(answer))
-        request = _kernel_request(plain, runs=KERNEL_RUNS // BLOCKS)
+            return Measured(answer, samples, name, memory=memory_of(answer))
+        request = kernel_request(plain, runs=KERNEL_RUNS // BLOCKS)
         on_step("whole runs and single kernels in turn")
         with MeasuringProcess(request, second) as other:
             other.wait_ready()
             take_turns(process, other)
             recorded = other.finish()
         answer, samples, name = _finish_plain(process, meter, options.power_csv)
-        return _read_kernels(
-            artefact, second, recorded, _Measured(answer, samples, name, memory=_memory(answer)), threads
+        return read_kernels(
+            artefact, second, recorded, Measured(answer, samples, name, memory=memory_of(answer)), threads
         )
 
 
-def _kernel_request(plain: child.Request, *, runs: int) -> child.Request:
-    return msgspec.structs.replace(
-        plain, mode="kernels", warm_up=KERNEL_WARM_UP, runs=runs, seconds=0.0, minutes=0.0, idle_s=0.0
+def make_request(artefact: Artefact, options: ProfileOptions, threads: int, blocks: int) -> child.Request:
+    """Plain runs, a share of them in each block."""
+    return child.Request(
+        artefact=str(artefact.folder.resolve()),
+        mode="plain",
+        threads=threads,
+        runs=-(-options.runs // blocks),
+        seconds=options.seconds / blocks,
+        limit_s=options.limit_s / blocks,
+        minutes=options.minutes,
     )
 
 
-def _run_kernels(artefact: Artefact, plain: child.Request, folder: Path, threads: int) -> _Measured:
+def _run_kernels(artefact: Artefact, plain: child.Request, folder: Path, threads: int) -> Measured:
     """One process alone: what a calibration needs of many networks."""
-    with MeasuringProcess(_kernel_request(plain, runs=plain.runs), folder) as process:
+    with MeasuringProcess(kernel_request(plain, runs=plain.runs), folder) as process:
         process.wait_ready()
         take_turns(process, None)
         recorded = process.finish()
-    answer = msgspec.structs.replace(recorded, wall_ms=recorded.plain_wall_ms, cpu_ms=recorded.plain_cpu_ms)
-    return _read_kernels(artefact, folder, recorded, _Measured(answer, [], None, memory=_memory(answer)), threads)
+    return read_pairs(artefact, folder, recorded, threads, range(len(recorded.block_runs)))
 
 
 def _finish_plain(
@@ -221,51 +227,7 @@ def _finish_plain(
     return answer, samples, meter.name
 
 
-def _read_kernels(
-    artefact: Artefact, folder: Path, recorded: child.Answer, measured: _Measured, threads: int
-) -> _Measured:
-    """Map what the engine's profiler recorded to the names of the artefact's graph.
-
-    Its clock runs on while another process has the core: with one thread only runs that kept it count, if enough did.
-    """
-    whole = read_trace(folder / child.TRACE)
-    kept = kept_runs(len(whole.runs), recorded.settled_runs, recorded.block_runs)
-    pairs = Pairs(
-        Times(array("d", recorded.plain_wall_ms), array("d", recorded.plain_cpu_ms)),
-        Times(array("d", recorded.wall_ms), array("d", recorded.cpu_ms)),
-    )
-    chosen = pairs.quiet() if threads == 1 else list(range(len(pairs)))
-    interrupted = threads == 1 and len(chosen) < MIN_QUIET_RUNS
-    chosen = list(range(len(pairs))) if interrupted else chosen
-    trace = whole.keep([kept[index] for index in chosen])
-    beside = pairs.plain.cpu if threads == 1 else pairs.plain.wall
-    original = read_graph(artefact.entry)
-    kernels = build_kernels(trace, original, read_graph(folder / child.OPTIMISED))
-    peak, held = arena_bytes(whole)
-    return replace(
-        measured,
-        kernels=kernels,
-        profiled=percentiles([us / 1000 for us in trace.whole_us]),
-        beside=percentiles([beside[index] for index in chosen]),
-        memory=msgspec.structs.replace(
-            measured.memory, weights=weight_bytes(original), arena_peak=peak, arena_held=held
-        ),
-        provider=recorded.provider,
-        interrupted=interrupted,
-    )
-
-
-def kept_runs(total: int, settled: Sequence[int], block_runs: Sequence[int]) -> list[int]:
-    """Indices of the runs that count: not the warm-up, and not those before each block, which find cold caches."""
-    at = total - sum(block_runs) - sum(settled)  # runs before the first block
-    kept: list[int] = []
-    for before, count in zip(settled, block_runs, strict=True):
-        kept += range(at + before, at + before + count)
-        at += before + count
-    return kept
-
-
-def _energy(measured: _Measured, remarks: list[str]) -> EnergyUse | None:
+def _energy(measured: Measured, remarks: list[str]) -> EnergyUse | None:
     """Energy above idle; null, with a remark, where no meter gave enough."""
     idle, active = measured.plain.idle, measured.plain.active
     if measured.meter is None or idle is None or active is None:
@@ -303,7 +265,7 @@ def _condition(answer: child.Answer, load: float | None, threads: int) -> Condit
     )
 
 
-def _status(measured: _Measured, condition: Condition, threads: int) -> tuple[Status, tuple[str, ...]]:
+def _status(measured: Measured, condition: Condition, threads: int) -> tuple[Status, tuple[str, ...]]:
     """`judge`, and what only the processors' shares tell; a quiet run without kernels is incomplete."""
     status, why = judge(condition, cov_of_repeats=repeat_cov(measured.plain.cpu_ms) if threads == 1 else None)
     more = []
@@ -318,13 +280,6 @@ def _status(measured: _Measured, condition: Condition, threads: int) -> tuple[St
     if status == "ok" and not measured.kernels:
         status = "incomplete"
     return status, (*why, *more)
-
-
-def _memory(answer: child.Answer) -> MemoryUse:
-    """Of the plain process: what it grew by when the model came."""
-    if answer.rss_peak is None or answer.rss_bare is None:
-        return MemoryUse()
-    return MemoryUse(rss_bare=answer.rss_bare, rss_peak=answer.rss_peak - answer.rss_bare)
 
 
 def _settings(artefact: Artefact, threads: int, provider: str | None) -> EngineSettings:

@@ -9,14 +9,16 @@ from pathlib import Path
 import msgspec
 
 from device_profiles.measurement import NoisyProfileError, Profile, load_profile
-from edge_runtime.profiler import ProfileOptions, profile_artefact
+from edge_runtime.artefact import open_artefact
+from edge_runtime.profile_in_turn import profile_in_turn
+from edge_runtime.profiler import ProfileOptions
 from export.chain_nets import Precision, chain, write_net
 from split.predict import Calibration, calibrate, samples_from
 from split.predict_memory import MIN_SAMPLES, MemoryModel, fit_memory, memory_sample
 
 CHAINS = 16
-_RUNS = 25  # of each chain, plain and instrumented
-_ATTEMPTS = 3  # at an undisturbed measurement of a chain
+ROUNDS = 10  # in each of which every chain has its turn
+RUNS = 5  # of each chain in a round, plain and instrumented
 
 
 @dataclass(frozen=True)
@@ -39,25 +41,16 @@ def write_chains(folder: Path, *, precision: Precision, count: int = CHAINS) -> 
 def measure_chains(
     *, precision: Precision, threads: int, count: int = CHAINS, on_step: Callable[[str], None] = lambda _text: None
 ) -> Measured:
-    """Measure on this machine, each chain in a fresh process.
+    """Measure on this machine, each chain in a process of its own, in turn: all see the same speeds of the machine.
 
     Raises:
         EngineError, ProfilerError: A chain could not be measured.
     """
-    options = ProfileOptions(threads=threads, runs=_RUNS, seconds=0.0, limit_s=2.0, kernels_only=True)
-    quiet: list[Profile] = []
-    noisy: list[Profile] = []
+    options = ProfileOptions(threads=threads, runs=ROUNDS * RUNS, seconds=0.0, limit_s=ROUNDS * 1.0, kernels_only=True)
     with tempfile.TemporaryDirectory(prefix="headtail-chains-") as folder:
-        for seed in range(count):
-            data, size = chain(seed, precision)
-            artefact = write_net(Path(folder), f"chain-{precision}-{seed:02d}", data, size, precision)
-            for attempt in range(1, _ATTEMPTS + 1):
-                on_step(f"chain {seed + 1} of {count}, {precision}, {threads} thread(s), attempt {attempt}")
-                profile = profile_artefact(artefact, options)
-                if profile.status == "ok":
-                    break
-            (quiet if profile.status == "ok" else noisy).append(profile)
-    return Measured(tuple(quiet), tuple(noisy))
+        chains = [open_artefact(path) for path in write_chains(Path(folder), precision=precision, count=count)]
+        found = profile_in_turn(chains, options, rounds=ROUNDS, on_step=on_step)
+    return sort_profiles(found.profiles)
 
 
 def read_profiles(folder: Path) -> Measured:
@@ -66,7 +59,11 @@ def read_profiles(folder: Path) -> Measured:
     Raises:
         ProfileError: One of them is not a profile.
     """
-    found = [load_profile(path) for path in sorted(folder.glob("*.json"))]
+    return sort_profiles([load_profile(path) for path in sorted(folder.glob("*.json"))])
+
+
+def sort_profiles(found: Sequence[Profile]) -> Measured:
+    """Quiet ones and others."""
     return Measured(
         tuple(one for one in found if one.status == "ok"), tuple(one for one in found if one.status != "ok")
     )

@@ -166,14 +166,14 @@ def _plot_memory(profile: Profile) -> bytes:
 
 def _plot_sustained(profile: Profile) -> bytes:
     figure, axes = _axes(3.0)
-    minutes = [one.minute for one in profile.sustained]
-    axes.plot(minutes, [one.p50 for one in profile.sustained], marker="o", label="p50")
-    axes.plot(minutes, [one.p90 for one in profile.sustained], marker="o", label="p90")
+    seconds = [one.begin_s + one.seconds for one in profile.sustained]
+    axes.plot(seconds, [one.p50 for one in profile.sustained], marker="o", label="p50")
+    axes.plot(seconds, [one.p90 for one in profile.sustained], marker="o", label="p90")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("slice of the sustained run (a minute, where it was that long)")
+    axes.set_xlabel("seconds of the sustained run, up to the end of each slice")
     axes.set_ylabel(profile.unit)
     axes.legend(fontsize=8, frameon=False)
-    heat = [(one.minute, one.temperature_c) for one in profile.sustained if one.temperature_c is not None]
+    heat = [(one.begin_s + one.seconds, one.temperature_c) for one in profile.sustained if one.temperature_c is not None]
     if heat:
         other = axes.twinx()
         other.plot([x for x, _ in heat], [y for _, y in heat], color="#c44536", linestyle="--")

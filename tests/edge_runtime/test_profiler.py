@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import sys
 
 import msgspec
@@ -139,6 +140,9 @@ def test_stated_power_is_labelled_as_stated(profile):
 def test_a_sustained_run_has_a_curve(profile):
     assert len(profile.sustained) == 6
     assert all(0 < one.p50 <= one.p90 for one in profile.sustained)
+    assert re.search(r"^ +0\.0 to 0\.\d s +p50 ", describe(profile), re.MULTILINE)  # no minute was measured
+    minute = msgspec.structs.replace(profile.sustained[0], begin_s=60.001, seconds=60.002)
+    assert "minute 2 " in describe(msgspec.structs.replace(profile, sustained=(minute,)))
 
 
 def test_a_profile_names_the_settings_it_holds_for(profile):
@@ -390,7 +394,7 @@ def test_the_log_of_an_external_meter_is_read_after_the_run(net, tmp_path):
 
 
 def test_runs_that_count_are_neither_warm_up_nor_first_of_a_block():
-    from edge_runtime.profiler import kept_runs
+    from edge_runtime.profile_runs import kept_runs
 
     assert kept_runs(5 + 3 + 5, [1, 2], [2, 3]) == [6, 7, 10, 11, 12]
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from device_profiles.measurement import EngineSettings, KernelTime, Minute, Percentiles, Profile, load_profile
+from device_profiles.measurement import EngineSettings, KernelTime, Percentiles, Profile, Slice, load_profile
 from orchestrator.cli import run
 from orchestrator.profile_report import render, roofline
 
@@ -66,7 +66,10 @@ def test_a_page_without_kernels_has_no_plots_and_escapes_names():
 
 
 def test_a_page_shows_the_sustained_run():
-    minutes = tuple(Minute(minute=index, p50=4.0 + index, p90=5.0 + index, temperature_c=60.0) for index in range(3))
+    minutes = tuple(
+        Slice(begin_s=60.0 * index, seconds=60.0, p50=4.0 + index, p90=5.0 + index, temperature_c=60.0)
+        for index in range(3)
+    )
     html = render(make_profile(sustained=minutes))
     assert html.count("data:image/png;base64,") == 1
     assert re.search(r"minute 2.*p50 6.000", html, re.DOTALL)
