@@ -1,6 +1,6 @@
 """The predictor: convolutions and whole networks that it has not seen, in int8 and with two threads.
 
-Chains and held-out networks take turns, round by round, and only rounds of one speed of the machine count. Whether a profile was
+Chains and held-out networks take turns, round by round, and of each only the fastest third of its blocks counts. Whether a profile was
 quiet is said; times that were disturbed say nothing of the predictor. fp32 with one thread is measured by `bench_rounds`.
 """
 
@@ -14,14 +14,14 @@ from benchmarks.one_core import on_one_core
 from benchmarks.profile_nets import NETS, SIZES
 from device_profiles.measurement import Profile
 from edge_runtime.artefact import Artefact, open_artefact
-from edge_runtime.profile_in_turn import InTurn, profile_in_turn
+from edge_runtime.profile_in_turn import profile_in_turn
 from edge_runtime.profiler import ProfileOptions
 from export.calibrate import fit_all, write_chains
 from export.chain_nets import Precision, write_net
 from split.predict import Calibration, Work, predict
 
 CHAINS = 16
-ROUNDS, RUNS = 6, 5
+ROUNDS, RUNS = 12, 3
 CONVS = ("conv", "pointwise", "depthwise", "stem")
 CASES: tuple[tuple[Precision, int], ...] = (("int8", 1), ("fp32", 2), ("int8", 2))
 
@@ -70,15 +70,15 @@ def net_errors(calibration: Calibration, profiles: Sequence[Profile]) -> dict[st
     return {one.model: predict(calibration, work_of(one)).ms / one.kernel_reference.p50 - 1 for one in profiles}
 
 
-def case_rows(found: InTurn, chains: int, *, bars: bool) -> list[dict[str, Any]]:
+def case_rows(found: Sequence[Profile], chains: int, *, bars: bool) -> list[dict[str, Any]]:
     """Rows of one precision and number of threads; the first profiles are those of the chains."""
-    learned, profiles = found.profiles[:chains], found.profiles[chains:]
+    learned, profiles = found[:chains], found[chains:]
     calibration = fit_all(learned)
     layers, nets = layer_errors(calibration, profiles), net_errors(calibration, profiles)
     quiet = [sum(one.status == "ok" for one in each) for each in (learned, profiles)]
     each = ", ".join(f"{name} {100 * error:+.1f} %" for name, error in nets.items())
     where = (
-        f"{calibration.precision}, {calibration.threads} thread(s); {said(found)}; quiet: {quiet[0]} of {chains} chains, "
+        f"{calibration.precision}, {calibration.threads} thread(s); quiet: {quiet[0]} of {chains} chains, "
         f"{quiet[1]} of {len(profiles)} networks"
     )
     suffix = "" if bars else f".{calibration.precision}_{calibration.threads}"
@@ -96,11 +96,6 @@ def case_rows(found: InTurn, chains: int, *, bars: bool) -> list[dict[str, Any]]
          "bar": bar if bars else None}
         for name, what, value, direction, bar in figures
     ]  # fmt: skip
-
-
-def said(found: InTurn) -> str:
-    """Which rounds count."""
-    return f"{len(found.kept)} of {found.rounds} rounds at one speed"
 
 
 if __name__ == "__main__":

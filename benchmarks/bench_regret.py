@@ -1,10 +1,12 @@
 """Regret: what a plan loses against the best split that can be measured, from profiles and from predictions only.
 
 Every single-tensor cut of four networks is built (head.onnx, tail.onnx) and timed in the rounds in which the networks and the
-predictor's chains are profiled (`bench_rounds`); a device is so many times slower than this machine, a link is computed. The
-planner sees a profile of the whole network, or only a calibration from chains.
+predictor's chains are profiled (`bench_rounds`), each head and tail beside the whole network: what counts is their share of it, which
+the machine's speed changes little. A device is so many times slower than this machine, a link is computed. The planner sees a
+profile of the whole network, or only a calibration from chains.
 """
 
+import math
 import random
 import statistics
 import time
@@ -22,6 +24,7 @@ from device_profiles.load import load_board
 from device_profiles.measurement import Profile
 from edge_runtime.artefact import Artefact
 from edge_runtime.backends.onnxrt import session_options
+from edge_runtime.profile_rounds import fastest_blocks
 from export.cut_onnx import load_onnx
 from export.plan_inputs import predicted_times
 from split.cut_graph import CutGraph
@@ -35,7 +38,8 @@ from split.predict import Calibration
 SLOWER = (4.0, 12.0, 40.0)
 RATES = ("1mbit", "5mbit", "20mbit", "100mbit")
 ENCODERS = (RAW_FP32, RAW_INT8)
-RUNS = 3  # of every head, tail and whole network in each round
+RUNS = 2  # of whole, head and tail in turn
+PARTS = 3  # rounds in which every cut has a turn
 _SEARCH_STEPS = 32
 
 
@@ -69,51 +73,58 @@ class Cuts:
         problem = make_problem(self.graph, free, free, encoders=(RAW_FP32,))
         self.names = [one.tensors[0] for one in cut_candidates(problem).candidates if len(one.tensors) == 1]
         extractor = onnx.utils.Extractor(onnx.shape_inference.infer_shapes(onnx.load(artefact.entry)))
-        self._sessions = {("whole", ""): _session(artefact.entry.read_bytes())}
-        for name in self.names:
-            self._sessions["head", name] = _session(extractor.extract_model(["x"], [name]).SerializeToString())
-            self._sessions["tail", name] = _session(extractor.extract_model([name], ["y"]).SerializeToString())
-        self._rounds: list[dict[tuple[str, str], list[float]]] = []
-
-    def measure(self) -> float:
-        """CPU time of every part, three runs after one that is not timed; the sum of the medians, ms."""
-        times: dict[tuple[str, str], list[float]] = {key: [] for key in self._sessions}
-        for key, session in self._sessions.items():
-            feeds = {one.name: np.zeros(one.shape, np.float32) for one in session.get_inputs()}
-            session.run(None, feeds)
-            for _ in range(RUNS):
-                begun = time.process_time_ns()
-                session.run(None, feeds)
-                times[key].append((time.process_time_ns() - begun) / 1e6)
-        self._rounds.append(times)
-        return sum(statistics.median(each) for each in times.values())
-
-    def timed(self, rounds: Sequence[int]) -> Timed:
-        """Medians over some rounds."""
-        middle = {
-            key: statistics.median([one for index in rounds for one in self._rounds[index][key]])
-            for key in self._sessions
+        self._whole = _session(artefact.entry.read_bytes())
+        self._pairs = {
+            name: (
+                _session(extractor.extract_model(["x"], [name]).SerializeToString()),
+                _session(extractor.extract_model([name], ["y"]).SerializeToString()),
+            )
+            for name in self.names
         }
-        return Timed(middle["whole", ""], {name: (middle["head", name], middle["tail", name]) for name in self.names})
+        self._times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in self.names}
+
+    def measure(self, number: int) -> None:
+        """CPU time of the whole, a head and its tail in turn, after one run of each that is not timed; a third of the cuts."""
+        for name in self.names[number % PARTS :: PARTS]:
+            sessions = (self._whole, *self._pairs[name])
+            runs = [tuple(_cpu_ms(one) for one in sessions) for _ in range(1 + RUNS)]
+            self._times[name] += [(whole, head, tail) for whole, head, tail in runs[1:]]
+
+    def timed(self, whole_ms: float) -> Timed:
+        """Heads and tails as shares of the whole beside them, medians over the fastest third of their turns.
+
+        Args:
+            whole_ms: Of the whole network, to which the shares are applied.
+        """
+        cuts = {}
+        for name, times in self._times.items():
+            fastest = [times[index] for index in fastest_blocks([sum(one) for one in times])]
+            head = statistics.median(one[1] / one[0] for one in fastest)
+            tail = statistics.median(one[2] / one[0] for one in fastest)
+            cuts[name] = (whole_ms * head, whole_ms * tail)
+        return Timed(whole_ms, cuts)
 
 
-def make_net(cuts: Cuts, rounds: Sequence[int], profile: Profile, calibration: Calibration) -> Net:
+def _cpu_ms(session: ort.InferenceSession) -> float:
+    feeds = {one.name: np.zeros(one.shape, np.float32) for one in session.get_inputs()}
+    begun = time.process_time_ns()
+    session.run(None, feeds)
+    return (time.process_time_ns() - begun) / 1e6
+
+
+def make_net(cuts: Cuts, profile: Profile, calibration: Calibration) -> Net:
     """What was measured of a network, and what each planner knows of it."""
+    whole_ms = profile.kernel_reference.p50
     profile = msgspec.structs.replace(profile, whole=profile.kernel_reference)  # CPU time, as the cuts are timed
     board = load_board(calibration.board)
     predicted = predicted_times(cuts.graph, calibration, board, precision="fp32").costs
-    profiled, inputs = costs_from_profile(cuts.graph, profile), cuts.artefact.manifest.inputs[0].shape
-    picture_bytes = int(np.prod(inputs))
-    return Net(profile.model, cuts.graph, cuts.timed(rounds), profiled, predicted, picture_bytes)
+    picture_bytes = math.prod(cuts.artefact.manifest.inputs[0].shape)
+    profiled = costs_from_profile(cuts.graph, profile)
+    return Net(profile.model, cuts.graph, cuts.timed(whole_ms), profiled, predicted, picture_bytes)
 
 
-def regret_rows(nets: Sequence[Net], said: str) -> list[dict[str, Any]]:
-    """Rows regret_profiled, regret_predicted and, for comparison, searches with the same candidates.
-
-    Args:
-        nets: Measured in the same rounds.
-        said: Of the rounds, for the rows.
-    """
+def regret_rows(nets: Sequence[Net]) -> list[dict[str, Any]]:
+    """Rows regret_profiled, regret_predicted and, for comparison, searches with the same candidates."""
     scenarios = [(net, slower, f"{rate}/5ms", encoder) for net in nets for slower in SLOWER for rate in RATES
                  for encoder in ENCODERS]  # fmt: skip
     found = []
@@ -124,7 +135,7 @@ def regret_rows(nets: Sequence[Net], said: str) -> list[dict[str, Any]]:
         cuts = sum(len(net.timed.cuts) for net in nets)
         what = (
             f"plan from {source} times against the best of {cuts} measured cuts of {len(nets)} networks, "
-            f"{len(lost)} scenarios, {said}"
+            f"{len(lost)} scenarios"
         )
         found += [
             _row(f"regret_{source}.mean", f"{what}: mean", statistics.fmean(lost), "%", "<=", mean_bar),

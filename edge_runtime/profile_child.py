@@ -38,8 +38,7 @@ _ENGINES = {
 }
 _READ_STATE_S = 1.0
 _WARM_UP_S = 5.0
-_SETTLE_RUNS = 10
-_SETTLE_S = 0.1
+_SETTLE_RUNS = 2, 10  # least and most
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -52,6 +51,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     runs: int = 20
     seconds: float = 0.4
     limit_s: float = 6.0
+    settle_s: float = 0.1  # of untimed runs before each block
     minutes: float = 0.0  # of a sustained run after the plain one
     idle_s: float = 0.0  # of doing nothing before the active phase; 0: no energy is measured
     active_s: float = 0.0
@@ -151,7 +151,7 @@ def measure_plain(artefact: Artefact, request: Request) -> Answer:
         cpu.extend(more[1])
         return len(more[0])
 
-    blocks = run_blocks(lambda: session.run(inputs), block)
+    blocks = run_blocks(lambda: session.run(inputs), block, request.settle_s)
     peak = peak_rss_bytes()  # before the lists of a sustained run
     idle, active = power_phases(lambda: session.run(inputs), request)
     sustained = sustain(lambda: session.run(inputs), request.minutes, watch)
@@ -201,7 +201,7 @@ def record(artefact: Artefact, request: Request, folder: Path) -> Answer:
         hook.measure()
         return pairs.measure(plain, instrumented, runs=request.runs, limit_s=request.limit_s)
 
-    blocks = run_blocks(both, block)
+    blocks = run_blocks(both, block, request.settle_s)
     provider = recording.end(folder / TRACE)
     watch.due = 0.0
     watch.look()
@@ -241,28 +241,29 @@ def warm_up(run: Callable[[], object], request: Request) -> None:
             break
 
 
-def settle(run: Callable[[], object]) -> int:
+def settle(run: Callable[[], object], seconds: float) -> int:
     """Untimed runs until caches and clocks are ours again: the other process ran meanwhile. Returns how many."""
-    until = time.monotonic() + _SETTLE_S
+    until, (least, most) = time.monotonic() + seconds, _SETTLE_RUNS
     for count in itertools.count(1):
         run()
-        if count >= _SETTLE_RUNS or time.monotonic() > until:
+        if count >= most or (count >= least and time.monotonic() > until):
             break
     return count
 
 
-def run_blocks(run: Callable[[], object], block: Callable[[], int]) -> Blocks:
+def run_blocks(run: Callable[[], object], block: Callable[[], int], settle_s: float) -> Blocks:
     """Say `done`, then run a block and say it again for each line on standard input, until that ends.
 
     Args:
         run: One untimed run, to settle.
         block: Runs and times a block; how many runs it had.
+        settle_s: Of settling before each block.
     """
     blocks = Blocks()
     sys.stdout.write("done\n")
     sys.stdout.flush()
     for _ in sys.stdin:
-        blocks.settled.append(settle(run))
+        blocks.settled.append(settle(run, settle_s))
         before, own = cpu_times(), time.process_time()
         blocks.runs.append(block())
         blocks.own_s += time.process_time() - own

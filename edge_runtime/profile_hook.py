@@ -18,7 +18,7 @@ from edge_runtime.backends.onnxrt import session_options
 from edge_runtime.profile_trace import read_trace
 
 _SHORT, _LONG = 8, 40  # kernels: the difference is free of what one run costs
-_RUNS = 10  # of each chain in a block
+_RUNS = 5  # of each chain in a block
 _WIDTH = 4
 _VARINT, _BYTES, _FLOAT32 = 0, 2, 1
 

@@ -4,40 +4,33 @@ import statistics
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
 
 from device_profiles.measurement import Profile
 from edge_runtime import profile_child as child
 from edge_runtime import profile_system as system
 from edge_runtime.artefact import Artefact
 from edge_runtime.profile_process import MeasuringProcess
-from edge_runtime.profile_rounds import steady_rounds
+from edge_runtime.profile_rounds import fastest_blocks
 from edge_runtime.profile_runs import kernel_request, read_pairs, runs_of_blocks
 from edge_runtime.profiler import ProfileOptions, assemble, make_request, threads_of
 
-
-@dataclass(frozen=True)
-class InTurn:
-    """Profiles of artefacts that took turns, and which of how many rounds they are made of."""
-
-    profiles: tuple[Profile, ...]
-    kept: tuple[int, ...]
-    rounds: int
+SETTLE_S = 0.03  # a turn is short: rounds shall be many
 
 
 def profile_in_turn(
     artefacts: Sequence[Artefact], options: ProfileOptions, *, rounds: int,
-    beside: Callable[[], Sequence[float]] = tuple, on_step: Callable[[str], None] = lambda _text: None,
-) -> InTurn:  # fmt: skip
-    """Measure the kernels of several artefacts, block by block in turn; only rounds of one speed count.
+    beside: Callable[[int], object] = lambda _round: None, on_step: Callable[[str], None] = lambda _text: None,
+) -> list[Profile]:  # fmt: skip
+    """Measure the kernels of several artefacts, block by block in turn; of each only its fastest blocks count.
 
     Args:
         artefacts: For ONNX Runtime; each has a process of its own all the while.
         options: `runs` and `limit_s` are those of all rounds together; energy, `seconds` and `minutes` have no meaning here.
         rounds: In each of which every artefact runs one block.
-        beside: Measures at the end of each round what shall be compared with the profiles; its times, as many each time and > 0,
-            say with the others how fast the machine was.
+        beside: Called at the end of each round with its number, for what shall see the same speeds of the machine.
         on_step: Told what is done next.
 
     Raises:
@@ -50,28 +43,26 @@ def profile_in_turn(
             threads = threads_of(artefact, options)
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headtail-profile-")))
             request = make_request(artefact, options, threads, rounds)
-            request = kernel_request(request, runs=request.runs)
+            request = msgspec.structs.replace(kernel_request(request, runs=request.runs), settle_s=SETTLE_S)
             process = MeasuringProcess(request, folder, turns=rounds, processes=len(artefacts))
             if not stack.enter_context(process).wait_ready():
                 process.finish()  # says why it ended
             begun.append((artefact, threads, process, folder))
-        others = []
-        for number in range(1, rounds + 1):
-            on_step(f"round {number} of {rounds}")
+        for number in range(rounds):
+            on_step(f"round {number + 1} of {rounds}")
             for _, _, process, _ in begun:
                 process.turn()
-            others.append(tuple(beside()))
-        answers = [process.finish() for _, _, process, _ in begun]
-        own = zip(*(_block_times(one) for one in answers), strict=True)
-        kept = steady_rounds([mine + more for mine, more in zip(own, others, strict=True)])
+            beside(number)
         profiles = []
-        for (artefact, threads, _, folder), answer in zip(begun, answers, strict=True):
-            measured = read_pairs(artefact, folder, answer, threads, kept)
+        for artefact, threads, process, folder in begun:
+            answer = process.finish()
+            measured = read_pairs(artefact, folder, answer, threads, fastest_blocks(_block_times(answer)))
             profiles.append(assemble(artefact, options, threads, measured, load))
-    return InTurn(tuple(profiles), tuple(kept), rounds)
+    return profiles
 
 
 def _block_times(answer: child.Answer) -> list[float]:
-    """Median CPU time of the plain runs of each block; idle threads cost none, so that this is a speed for several threads too."""
+    """Median CPU time of the pairs of each block; idle threads cost none, so that this is a speed for several threads too."""
+    both = [plain + other for plain, other in zip(answer.plain_cpu_ms, answer.cpu_ms, strict=True)]
     runs = [runs_of_blocks(answer.block_runs, [block]) for block in range(len(answer.block_runs))]
-    return [statistics.median(answer.plain_cpu_ms[index] for index in each) for each in runs]
+    return [statistics.median(both[index] for index in each) for each in runs]

@@ -17,8 +17,8 @@ from split.predict import Calibration, calibrate, samples_from
 from split.predict_memory import MIN_SAMPLES, MemoryModel, fit_memory, memory_sample
 
 CHAINS = 16
-ROUNDS = 10  # in each of which every chain has its turn
-RUNS = 5  # of each chain in a round, plain and instrumented
+ROUNDS = 18  # in each of which every chain has its turn
+RUNS = 3  # of each chain in a round, plain and instrumented
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def measure_chains(
     with tempfile.TemporaryDirectory(prefix="headtail-chains-") as folder:
         chains = [open_artefact(path) for path in write_chains(Path(folder), precision=precision, count=count)]
         found = profile_in_turn(chains, options, rounds=ROUNDS, on_step=on_step)
-    return sort_profiles(found.profiles)
+    return sort_profiles(found)
 
 
 def read_profiles(folder: Path) -> Measured:
