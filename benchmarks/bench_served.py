@@ -1,7 +1,8 @@
 """Predicted against measured totals over a real broker and an emulated link, and how much of a request is unaccounted.
 
-Server (broker and tail) and device are hosts of a `netlab`; the device is this process. Costs of the broker for each
-message and byte are measured first, on the same broker over a link without limits.
+Server (broker and tails) and device are hosts of a `netlab`; the device is this process. In each round of some seconds the
+network is profiled, every plan answers requests over its link, and the broker's costs for each message and byte are measured
+over a link without limits. Of each the fastest third of the rounds counts, as in every profile that is taken in turn.
 """
 
 import statistics
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,22 +22,26 @@ from benchmarks.netlab import Access, NetLab, parse_access, unavailable
 from benchmarks.profile_nets import NETS, SIZES
 from device_profiles.errors import EdgeError
 from device_profiles.link import parse_link
+from device_profiles.measurement import Profile
 from edge_runtime.answer import Answer
 from edge_runtime.artefact import Artefact
 from edge_runtime.offloader import Offloader, OffloadOptions
+from edge_runtime.profile_in_turn import profile_in_turn
+from edge_runtime.profile_rounds import fastest_blocks
 from edge_runtime.profiler import ProfileOptions, profile_artefact
 from export.chain_nets import write_net
 from export.cut_pair import cut_network
 from export.cut_source import open_cut_source
 from orchestrator.broker import BrokerOptions, MosquittoBroker
+from split.cut_graph import CutGraph
 from split.plan import Goal, make_plan, price
 from split.plan_heads import Candidate, cut_candidates
 from split.plan_problem import RAW_INT8, costs_from_profile, make_problem
 
 LINKS = ("5mbit/10ms", "20mbit/15ms", "50mbit/5ms", "100mbit/5ms")
-MODELS = ("mobile_v1", "residual_18")
+MODELS = ("mobile_v2", "residual_50")
 SLOWER = 8.0  # a device for which another cut is best; what is compared is this machine's time of that cut
-WARM, REQUESTS = 10, 40
+ROUNDS, WARM, REQUESTS = 9, 2, 6
 _TAIL = (
     "import sys; from orchestrator.tail_server import serve_tail\n"
     "with serve_tail(sys.argv[1], *sys.argv[2:]): print('ready', flush=True); sys.stdin.read()"
@@ -93,85 +98,119 @@ def outcomes() -> Iterator[Outcome]:
             broker.close()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One round of requests: their answers, and the wall time of each call, ms."""
+
+    answers: list[Answer]
+    walls: list[float]
+
+
+Tensors = tuple[str, ...]
+FREE = ""  # name of the link without limits
+
+
 def _network(folder: Path, whole: Artefact, lab: NetLab, url: str) -> Iterator[Outcome]:
-    source = open_cut_source(whole.folder)
-    profile = profile_artefact(whole, ProfileOptions(runs=100, seconds=0.0, limit_s=6.0, kernels_only=True))
-    costs = costs_from_profile(source.graph, profile)
-    candidates = cut_candidates(make_problem(source.graph, costs, costs, encoders=(RAW_INT8,))).candidates
-    slow = costs_from_profile(source.graph, profile, factor=SLOWER)
-    slower = cut_candidates(make_problem(source.graph, slow, costs, encoders=(RAW_INT8,))).candidates
+    graph = open_cut_source(whole.folder).graph
+    plans = _choose(
+        graph, profile_artefact(whole, ProfileOptions(runs=50, seconds=0.0, limit_s=4.0, kernels_only=True))
+    )
     x = np.random.default_rng(0).standard_normal(whole.manifest.inputs[0].shape).astype(np.float32)
-    costs_of_broker = None
-    built: dict[tuple[str, ...], tuple[Artefact, Artefact]] = {}
-    for text in LINKS:
-        lab["device"].set(Access())
-        if costs_of_broker is None:
-            costs_of_broker = _broker_costs(folder, whole, candidates, lab, url, x, built)
-        link = parse_link(text, per_message_ms=costs_of_broker[0], per_byte_ms=costs_of_broker[1])
-        lab["device"].set(parse_access(text))
-        tensors = dict.fromkeys(make_plan(each, link, Goal()).chosen.candidate.tensors for each in (candidates, slower))
-        for chosen in [price(one, link) for one in candidates if one.tensors in tensors]:
-            answers, walls = _ask(lab, url, *_pair(folder, whole, chosen.candidate, built), x)
-            shares = [
-                (one.breakdown.unaccounted_ms + wall - one.breakdown.total_ms) / wall
-                for one, wall in zip(answers, walls, strict=True)
-            ]
-            name, wall = chosen.candidate.choice.name, statistics.median(walls)
-            yield Outcome(name, text, chosen.p50_ms, wall, statistics.median(shares))
+    asked: dict[tuple[str, Tensors], list[Asked]] = {plan: [] for plan in plans}
+    with ExitStack() as stack:
+        devices = _connect(stack, folder, whole, list(dict.fromkeys(tensors for _, tensors in plans)), lab, url)
+
+        def ask(_round: int) -> None:
+            for link, tensors in plans:
+                lab["device"].set(parse_access(link) if link else Access())
+                asked[link, tensors].append(_ask(devices[tensors], x))
+
+        options = ProfileOptions(runs=5 * ROUNDS, seconds=0.0, limit_s=1.0 * ROUNDS, kernels_only=True)
+        (profile,) = profile_in_turn([whole], options, rounds=ROUNDS, beside=ask)
+    costs = costs_from_profile(graph, profile)
+    priced = {
+        one.tensors: one for one in cut_candidates(make_problem(graph, costs, costs, encoders=(RAW_INT8,))).candidates
+    }
+    per_message, per_byte = _broker_costs([(priced[t], asked[link, t]) for link, t in plans if link == FREE])
+    for text, tensors in (plan for plan in plans if plan[0] != FREE):
+        chosen = price(priced[tensors], parse_link(text, per_message_ms=per_message, per_byte_ms=per_byte))
+        yield _outcome(chosen.candidate.choice.name, text, chosen.p50_ms, asked[text, tensors])
 
 
-def _broker_costs(
-    folder: Path, whole: Artefact, candidates: Sequence[Candidate], lab: NetLab, url: str, x: np.ndarray,
-    built: dict[tuple[str, ...], tuple[Artefact, Artefact]],
-) -> tuple[float, float]:  # fmt: skip
+def _choose(graph: CutGraph, profile: Profile) -> list[tuple[str, Tensors]]:
+    """Links and cuts: the best for this machine and for a slower device, and the smallest and largest without limits."""
+    costs, slow = costs_from_profile(graph, profile), costs_from_profile(graph, profile, factor=SLOWER)
+    problems = [make_problem(graph, device, costs, encoders=(RAW_INT8,)) for device in (costs, slow)]
+    lists = [cut_candidates(one).candidates for one in problems]
+    ordered = sorted(lists[0], key=lambda one: one.choice.up_bytes)
+    best = [
+        (text, make_plan(each, parse_link(text), Goal()).chosen.candidate.tensors) for text in LINKS for each in lists
+    ]
+    return list(dict.fromkeys([*best, (FREE, ordered[0].tensors), (FREE, ordered[-1].tensors)]))
+
+
+def _connect(
+    stack: ExitStack, folder: Path, whole: Artefact, cuts: Sequence[Tensors], lab: NetLab, url: str
+) -> dict[Tensors, Offloader]:
+    """A pair for each cut: all tails in one process on the server, heads in this one on the device."""
+    name = whole.manifest.model.name
+    pairs = [cut_network(whole.folder, tensors, out=folder / f"{name}-{index}") for index, tensors in enumerate(cuts)]
+    stack.enter_context(_serving(lab, url, [tail for _, tail in pairs]))
+    stack.enter_context(lab["device"].inside())
+    options = OffloadOptions(deadline_ms=20_000.0)
+    found = {}
+    for index, (tensors, (head, _)) in enumerate(zip(cuts, pairs, strict=True)):
+        found[tensors] = stack.enter_context(Offloader(url, f"bench-{index}", head=head, options=options))
+        found[tensors].wait_connected()
+    return found
+
+
+def _ask(device: Offloader, x: np.ndarray) -> Asked:
+    """A few requests after some that are not timed."""
+    found = Asked([], [])
+    for number in range(WARM + REQUESTS):
+        begun = time.perf_counter()
+        answer = device.infer(x)
+        if number >= WARM:
+            found.walls.append(1000 * (time.perf_counter() - begun))
+            found.answers.append(answer)
+    return found
+
+
+def _counted(rounds: Sequence[Asked]) -> list[tuple[Answer, float]]:
+    """Requests of the fastest third of the rounds."""
+    chosen = fastest_blocks([statistics.median(one.walls) for one in rounds])
+    return [pair for index in chosen for pair in zip(rounds[index].answers, rounds[index].walls, strict=True)]
+
+
+def _outcome(name: str, link: str, predicted: float, rounds: Sequence[Asked]) -> Outcome:
+    counted = _counted(rounds)
+    shares = [(one.breakdown.unaccounted_ms + wall - one.breakdown.total_ms) / wall for one, wall in counted]
+    return Outcome(name, link, predicted, statistics.median([wall for _, wall in counted]), statistics.median(shares))
+
+
+def _broker_costs(ends: Sequence[tuple[Candidate, list[Asked]]]) -> tuple[float, float]:
     """Milliseconds for each message and byte: a line through the smallest and the largest cut over a link without limits."""
-    ordered = sorted(candidates, key=lambda one: one.choice.up_bytes)
     points = []
-    for one in (ordered[0], ordered[-1]):
-        answers, _ = _ask(lab, url, *_pair(folder, whole, one, built), x)
-        link_ms = statistics.median([answer.breakdown.link_ms + answer.breakdown.unaccounted_ms for answer in answers])
-        points.append((one.choice.up_bytes + one.choice.down_bytes, link_ms))
+    for one, rounds in ends:
+        link_ms = [answer.breakdown.link_ms + answer.breakdown.unaccounted_ms for answer, _ in _counted(rounds)]
+        points.append((one.choice.up_bytes + one.choice.down_bytes, statistics.median(link_ms)))
     (small, least), (large, most) = points
     per_byte = max(0.0, (most - least) / (large - small))
     return max(0.0, (least - per_byte * small) / 2), per_byte
 
 
-def _pair(
-    folder: Path, whole: Artefact, one: Candidate, built: dict[tuple[str, ...], tuple[Artefact, Artefact]]
-) -> tuple[Artefact, Artefact]:
-    if one.tensors not in built:
-        out = folder / f"{whole.manifest.model.name}-pair-{len(built)}"
-        built[one.tensors] = cut_network(whole.folder, one.tensors, out=out)
-    return built[one.tensors]
-
-
-def _ask(lab: NetLab, url: str, head: Artefact, tail: Artefact, x: np.ndarray) -> tuple[list[Answer], list[float]]:
-    """Answers of the tail, and the wall time of each call."""
-    answers, walls = [], []
-    options = OffloadOptions(deadline_ms=20_000.0)
-    with (
-        _serving(lab, url, tail),
-        lab["device"].inside(),
-        Offloader(url, "bench", head=head, options=options) as device,
-    ):
-        device.wait_connected()
-        for number in range(WARM + REQUESTS):
-            begun = time.perf_counter()
-            answer = device.infer(x)
-            if number >= WARM:
-                walls.append(1000 * (time.perf_counter() - begun))
-                answers.append(answer)
-    return answers, walls
-
-
 @contextmanager
-def _serving(lab: NetLab, url: str, tail: Artefact) -> Iterator[None]:
+def _serving(lab: NetLab, url: str, tails: Sequence[Artefact]) -> Iterator[None]:
     process = lab["server"].popen(
-        [sys.executable, "-c", _TAIL, url, tail.folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _TAIL, url, *[tail.folder for tail in tails]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         if process.stdout is None or process.stdout.readline().strip() != "ready":
-            raise ServedError(f"Wanted a tail for {tail.folder}, found its end.")
+            raise ServedError(f"Wanted {len(tails)} tails on {url}, found the end of their process.")
         yield
     finally:
         process.communicate()
