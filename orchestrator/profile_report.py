@@ -173,7 +173,9 @@ def _plot_sustained(profile: Profile) -> bytes:
     axes.set_xlabel("seconds of the sustained run, up to the end of each slice")
     axes.set_ylabel(profile.unit)
     axes.legend(fontsize=8, frameon=False)
-    heat = [(one.begin_s + one.seconds, one.temperature_c) for one in profile.sustained if one.temperature_c is not None]
+    heat = [
+        (one.begin_s + one.seconds, one.temperature_c) for one in profile.sustained if one.temperature_c is not None
+    ]
     if heat:
         other = axes.twinx()
         other.plot([x for x, _ in heat], [y for _, y in heat], color="#c44536", linestyle="--")
