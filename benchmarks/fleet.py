@@ -20,6 +20,7 @@ SUITE = Suite(
         "scale_out": Part("benchmarks.bench_fleet_scale", 3),
         "fuzz": Part("benchmarks.bench_fleet_fuzz", 2),
         "ota": Part("benchmarks.bench_ota", 3),
+        "agent_update": Part("benchmarks.bench_agent_update", 1),
         "rtt_tls": Part("benchmarks.bench_rtt_tls", 1),
         "agent": Part("benchmarks.bench_fleet_agent", 1),
     },
