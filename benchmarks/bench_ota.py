@@ -24,6 +24,7 @@ from edge_runtime.artefact import Artefact, open_artefact, pack_artefact, write_
 from edge_runtime.blocks import Block
 from edge_runtime.deployments import Deployments
 from edge_runtime.fetch import FetchOptions
+from edge_runtime.freshness import open_freshness
 from edge_runtime.gate import Gatekeeper, install_trust
 from edge_runtime.manifest import Engine, Golden, Manifest, ModelInfo, TensorSpec, Tool
 from edge_runtime.messages import BLOCK_BYTES, DeployStart, DeployStatus
@@ -45,10 +46,10 @@ class PowerCut(BaseException):
 
 
 class Cutter:
-    """Counts what reaches the disk and cuts the power at one of these operations."""
+    """Counts what reaches the disk and cuts the power at one of these operations; `more` are functions of `os`."""
 
-    def __init__(self, at: int | None) -> None:
-        self._at, self.count = at, 0
+    def __init__(self, at: int | None, more: tuple[str, ...] = ()) -> None:
+        self._at, self._more, self.count = at, more, 0
         self.armed = True
 
     def step(self) -> None:
@@ -77,6 +78,7 @@ class Cutter:
             mock.patch.object(Path, "rename", around(Path.rename)),
             mock.patch.object(Path, "replace", around(Path.replace)),
             mock.patch.object(IncomingFile, "add", around(IncomingFile.add)),
+            *(mock.patch(f"os.{name}", around(getattr(os, name))) for name in self._more),
         ]
         with contextlib.ExitStack() as stack:
             for patch in patches:
@@ -89,7 +91,8 @@ class Device:
 
     def __init__(self, state: Path) -> None:
         self.said: list[DeployStatus] = []
-        self.gate = Gatekeeper(state, BOARD, unsigned=True)
+        fresh = open_freshness(state, "mqtt://127.0.0.1")
+        self.gate = Gatekeeper(state, BOARD, unsigned=True, fresh=fresh)
         self.store = SlotStore(state, self.gate.ask)
         self.deployments = Deployments(
             self.store,
@@ -197,6 +200,9 @@ def _manifest(target: str) -> Manifest:
 
 def tear(state: Path, chance: random.Random) -> None:
     """What a power cut may do to blocks that no fsync has brought to the disk: zeros, in the file or in its hashes."""
+    for path in (state / "tuf" / "metadata").rglob("*.json"):
+        if chance.random() < 0.25 and path.exists():
+            os.truncate(path, chance.choice((0, path.stat().st_size // 2)))
     for path in (state / "incoming").glob("*"):
         if path.suffix in (".part", ".have") and path.stat().st_size and chance.random() < 0.5:
             unit = BLOCK_BYTES if path.suffix == ".part" else 32
@@ -217,12 +223,26 @@ def verdict(state: Path, allowed: set[str | None]) -> str | None:
     return None if active in allowed else f"{active} runs"
 
 
-def cuts(workshop: Workshop, *, over_http: bool) -> tuple[int, list[str]]:
-    """Cut one update at every operation, in turn; the number of cuts and what went wrong."""
+def cuts(
+    workshop: Workshop,
+    *,
+    over_http: bool,
+    equip: Callable[[Path, tuple[Artefact, ...]], None] = lambda *_: None,
+    more: tuple[str, ...] = (),
+) -> tuple[int, list[str]]:
+    """Cut one update at every operation, in turn; the number of cuts and what went wrong.
+
+    Args:
+        workshop: Makes the versions.
+        over_http: Else in blocks.
+        equip: Called with the device's folder and the two versions before the first of them is taken.
+        more: Functions of `os` that are cut at as well.
+    """
     chance = random.Random(_SEED)
     old, new = workshop.make(counter=1), workshop.make(counter=2, blocks=BLOCKS)
     old_zip, new_zip = workshop.pack(old), workshop.pack(new)
     prepared = workshop.new_state()
+    equip(prepared, (old, new))
     first = Device(prepared)
     if first.update(announce(old_zip, old.id), old_zip).state != "active":
         raise RuntimeError(f"the first version did not run: {first.said[-1]}")
@@ -236,7 +256,7 @@ def cuts(workshop: Workshop, *, over_http: bool) -> tuple[int, list[str]]:
             at += 1
             state = workshop.folder / "cut"
             shutil.copytree(prepared, state)
-            cutter = Cutter(at)
+            cutter = Cutter(at, more)
             finished = False
             with cutter.hooked():
                 try:

@@ -21,6 +21,7 @@ SUITE = Suite(
         "fuzz": Part("benchmarks.bench_fleet_fuzz", 2),
         "ota": Part("benchmarks.bench_ota", 3),
         "agent_update": Part("benchmarks.bench_agent_update", 1),
+        "tuf": Part("benchmarks.bench_ota_tuf", 2),
         "rtt_tls": Part("benchmarks.bench_rtt_tls", 1),
         "agent": Part("benchmarks.bench_fleet_agent", 1),
     },
