@@ -16,13 +16,14 @@ _RTT_MS = 20
 _CHARTED = 6  # codec ways on the break-even chart would hide the rest
 
 
-def write_report(found: Evaluation, folder: Path, *, title: str) -> Path:
+def write_report(found: Evaluation, folder: Path, *, title: str, remark: str = "") -> Path:
     """Write report.json, report.html, curve.png/.svg and break-even.png/.svg; returns the page's path.
 
     Args:
         found: What was measured.
         folder: Is made where it is not there.
         title: Of the page.
+        remark: What a reader should know first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.json").write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2))
@@ -33,7 +34,9 @@ def write_report(found: Evaluation, folder: Path, *, title: str) -> Path:
         loader=PackageLoader("export"), undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = folder / "report.html"
-    text = environment.get_template("evaluation.html.j2").render(found=found, title=title, sentences=sentences(found))
+    text = environment.get_template("evaluation.html.j2").render(
+        found=found, title=title, remark=remark, sentences=sentences(found)
+    )
     page.write_text(text, encoding="utf-8")
     return page
 

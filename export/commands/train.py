@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,10 @@ def train_command(model: str, flags: TrainFlags, *, out: Path, target: str, tail
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"))
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("", rest="")
+        reached: dict[str, Step] = {}
 
         def on_step(step: Step) -> None:
+            reached[step.stage] = step
             rest = f"step {step.step} of {step.steps}, loss {step.loss:.4g}, {_spoken(step.left_s)} left"
             bar.update(task, description=step.stage, completed=step.step, total=step.steps, rest=rest)
 
@@ -55,7 +58,18 @@ def train_command(model: str, flags: TrainFlags, *, out: Path, target: str, tail
 
         made = train_bottleneck(model, replace(options, on_step=on_step, say=say))
     if made is not None:
-        _show(made, options, json=json)
+        _show(made, options, tuple(reached.values()), json=json)
+
+
+def remark_of(reached: Sequence[Step]) -> str:
+    """What to say of a training that a time budget ended; empty where all steps were taken."""
+    if all(one.step == one.steps for one in reached):
+        return ""
+    parts = ", ".join(f"{one.step} of {one.steps} steps of {one.stage!r}" for one in reached)
+    return (
+        f"The time budget ended training after {parts}. Accuracy is not the aim of such a pair: it shows that the path works. "
+        "Train without --time-budget, or with a larger one, into another --out."
+    )
 
 
 def options_of(flags: TrainFlags, *, out: Path, target: str, tail_target: str) -> BottleneckOptions:
@@ -149,11 +163,11 @@ def _dry_run(model: str, options: BottleneckOptions, *, json: bool) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _show(made: TrainedBottleneck, options: BottleneckOptions, *, json: bool) -> None:
+def _show(made: TrainedBottleneck, options: BottleneckOptions, reached: Sequence[Step], *, json: bool) -> None:
     head, tail, equality = made.pair.head, made.pair.tail, made.pair.equality
-    page = write_report(
-        made.evaluation, options.out, title=f"{head.manifest.model.name} with {options.method} behind {options.layer}"
-    )
+    remark = remark_of(reached)
+    title = f"{head.manifest.model.name} with {options.method} behind {options.layer}"
+    page = write_report(made.evaluation, options.out, title=title, remark=remark)
     if json:
         _print_json(
             {
@@ -163,11 +177,14 @@ def _show(made: TrainedBottleneck, options: BottleneckOptions, *, json: bool) ->
                 "whole": str(made.whole.folder),
                 "equal": {"equal": equality.equal, "count": equality.count, "engine": equality.engine},
                 "report": str(page),
+                "training": {one.stage: {"steps": one.step, "planned": one.steps} for one in reached},
                 "evaluation": msgspec.to_builtins(made.evaluation),
             }
         )
         return
     print_evaluation(made.evaluation)
+    if remark:
+        sys.stdout.write(remark + "\n")
     sys.stdout.write(
         f"head: {head.folder} ({head.entry.stat().st_size / 1000:.1f} kB), tail: {tail.folder} "
         f"({tail.entry.stat().st_size / 1000:.1f} kB), cut {head.key}.\n"

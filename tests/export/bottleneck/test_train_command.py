@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from edge_runtime.artefact import open_artefact
+from export.commands.train import remark_of
 from orchestrator.cli import run
+from split.distill import Progress
 
 NETWORK = "colour_network:network"
 
@@ -55,6 +57,9 @@ def test_training_ends_in_a_pair_a_report_and_a_curve(folder, here, capsys):
     kinds = {way["kind"] for way in report["evaluation"]["ways"]}
     assert kinds == {"whole", "raw", "jpeg", "webp", "pair"}
     assert (here / "pair/run/metrics.jsonl").read_text().count("\n") > 1
+    steps = report["training"].values()
+    assert steps
+    assert all(one["steps"] == one["planned"] for one in steps)
 
     assert run(["eval", "pair", "--data", str(folder), "--json", "--out", "measured", "--no-codecs"]) == 0
     again = json.loads(capsys.readouterr().out)
@@ -63,6 +68,12 @@ def test_training_ends_in_a_pair_a_report_and_a_curve(folder, here, capsys):
     assert (here / "measured/report.html").is_file()
     assert run(["eval", "pair/head", "--data", str(folder)]) == 1
     assert "EvaluationError: Wanted a tail that accepts" in capsys.readouterr().err
+
+
+def test_a_training_that_a_budget_ended_says_that_accuracy_is_not_the_aim():
+    joint, fixed = Progress("joint", 8, 96, 1.0, 0.0), Progress("fixed", 24, 24, 1.0, 0.0)
+    assert remark_of([fixed]) == ""
+    assert re.search(r"8 of 96 steps of 'joint'.* Accuracy is not the aim", remark_of([joint, fixed]))
 
 
 def test_a_second_start_continues_and_gives_the_same_head(here, capsys):
