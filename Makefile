@@ -72,7 +72,7 @@ fuzz-codec: setup-dev  ## ten minutes of libFuzzer on the C decoder, with saniti
 	@scripts/setup-fuzzer
 	$(PYTHON_VENV) -m benchmarks.split fuzz
 
-bench-plan: setup-dev  ## profiles, prediction and planning, 13 minutes on an idle machine
+bench-plan: setup-dev  ## profiles, prediction and planning, 12 minutes on an idle machine
 	$(PYTHON_VENV) -m benchmarks.plan
 
 bench-fleet: setup-dev  ## the figures of the fleet and its offload service

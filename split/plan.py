@@ -120,7 +120,7 @@ def make_plan(candidates: Sequence[Candidate], link: Link, goal: Goal, power: Po
         reasons = ", ".join(f"{count} {why}" for why, count in left_out.most_common()) or "none were given"
         raise PlanError(
             f"Wanted a plan that keeps every constraint over {link}, found none among {len(candidates)} candidates: "
-            f"{reasons}. Relax the deadline or floor, or take a larger board."
+            f"{reasons}. Relax the deadline or floor, state accuracies (--accuracy, --variants), or take a larger board."
         )
     chosen = min(kept, key=lambda priced: _key(priced, goal.objective))
     local = next((one for one in kept if one.candidate.choice.kind == "local"), None)

@@ -92,7 +92,7 @@ def _measured(artefact: Artefact, board: DeviceProfile, profile: Profile) -> _Si
     if profile.model_sha256 not in hashes or (profile.board != board.id and not counted):
         raise ProfileMismatchError(
             f"Wanted a profile of the file {hashes[0][:12]} on {board.id}, found one of {profile.model_sha256[:12]} on "
-            f"{profile.board}."
+            f"{profile.board}. Profile this artefact on that board: edge-agent profile ARTEFACT --out FILE."
         )
     if memory.sram_peak is not None:
         return _Sizes(memory.sram_peak, "arena and stack of an emulated run", memory.flash)
