@@ -153,7 +153,7 @@ class MosquittoBroker:
         Raises:
             BrokerError: It ended at once, or does not listen.
         """
-        _check_free(self._host, self.port)
+        check_free(self._host, self.port)
         configuration = self._folder / "mosquitto.conf"
         if self._options.access is not None:
             tenant = self._options.access.tenant
@@ -306,14 +306,18 @@ def _local_url(host: str, port: int) -> str:
     return f"mqtt://{'127.0.0.1' if host in ('0.0.0.0', '') else host}:{port}"
 
 
-def _check_free(host: str, port: int) -> None:
-    """Refuse a port that someone else listens on: mosquitto would end, and the other broker answer in its place."""
+def check_free(host: str, port: int, *, instead: str = "Try --port 0.") -> None:
+    """Refuse a port that someone else listens on: the program would end, and the other one answer in its place.
+
+    Raises:
+        BrokerError: It is taken, or the address is not this machine's; `instead` says what to do.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            raise BrokerError(f"Wanted to listen on {host}:{port}, found: {error}. Try --port 0.") from error
+            raise BrokerError(f"Wanted to listen on {host}:{port}, found: {error}. {instead}") from error
 
 
 def _wait_listening(host: str, port: int, process: subprocess.Popen[bytes], output: Path) -> None:

@@ -49,7 +49,7 @@ GROUPS = {
     "fleet": (
         "Run and watch a fleet of devices.",
         {
-            "up": ("orchestrator.commands.fleet_up:up", "Start broker, orchestrator and dashboard."),
+            "up": ("orchestrator.commands.fleet_up:up", "Start broker, orchestrator, dashboard and tails."),
             "simulate": ("orchestrator.commands.fleet_up:simulate", "Simulate devices with real MQTT connections."),
             "add": ("orchestrator.commands.fleet_add:add", "Register artefacts as a version that can be rolled out."),
             "devices": ("orchestrator.commands.fleet:devices", "List devices with what they run."),

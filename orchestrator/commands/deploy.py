@@ -20,7 +20,7 @@ from orchestrator.fleet.fleet_file import find_broker, read_fleet_file
 
 def deploy(
     artefact: Path,
-    *,
+    *more: Path,
     to: str,
     broker: str | None = None,
     tenant: str = "default",
@@ -42,6 +42,7 @@ def deploy(
 
     Args:
         artefact: A folder or .zip that `headtail export` or `headtail split` wrote.
+        more: Its tail, and the whole model for when the tail is out of reach, as one version with it; where a fleet runs.
         to: The device's name, as its `edge-agent run --device` says.
         broker: URL of the MQTT broker; that of `headtail fleet up`, else mqtt://127.0.0.1:1883, when not given.
         tenant: The device's tenant.
@@ -57,8 +58,13 @@ def deploy(
     """
     fleet = read_fleet_file(folder)
     if fleet is not None and over is None and (folder is not None or broker in (None, fleet.broker)):
-        add_and_roll_out(artefact, to=to, probation=probation, folder=folder, json=json)
+        add_and_roll_out((artefact, *more), to=to, probation=probation, folder=folder, json=json)
         return
+    if more:
+        raise deployment.DeployError(
+            "Wanted one artefact for one device, found several and no fleet. Start one (headtail fleet up), or serve the tail: "
+            "headtail tail serve."
+        )
     broker = broker or find_broker(folder)
     opened = open_any(artefact)
     if not isinstance(opened, Artefact):

@@ -14,7 +14,7 @@ from orchestrator.commands.output import print_fields, print_json, print_table
 from orchestrator.fleet import jobs as job_queue
 from orchestrator.fleet import queries, registry
 from orchestrator.fleet.audit import read_audit, verify_audit
-from orchestrator.fleet.errors import FleetError
+from orchestrator.fleet.errors import FleetError, UnknownError
 from orchestrator.fleet.fleet_file import default_folder, find_store
 from orchestrator.fleet.store import Store, now_ms
 
@@ -74,6 +74,8 @@ def groups(
             registry.define_group(session, name, devices=ids, selector=selector, actor=who(), now_ms=now_ms())
     with opened.read() as session:
         views = [view for view in queries.list_groups(session, now_ms=now_ms()) if name in (None, view.name)]
+    if name is not None and not views:
+        raise UnknownError(f"Wanted the group {name!r}, found none. Make it: headtail fleet groups {name} DEVICE..")
     if json:
         print_json(views)
     else:
@@ -214,7 +216,7 @@ def config(
 
 
 def logs(service: str = "orchestrator", *, lines: int = 40, folder: Path | None = None) -> None:
-    """Show the end of a service's log: orchestrator, ingest, dashboard, files, enrolment, devices."""
+    """Show the end of a service's log: orchestrator, ingest, dashboard, files, tails, enrolment, devices."""
     path = (folder or default_folder()) / "logs" / f"{service}.log"
     if not path.is_file():
         there = ", ".join(sorted(one.stem for one in path.parent.glob("*.log"))) or "none"
@@ -256,7 +258,12 @@ def summary_fields(summary: queries.FleetSummary) -> list[tuple[str, str]]:
         ("boards", counted(summary.by_board)),
         ("jobs", counted(summary.jobs)),
         ("rollouts", counted({phase.replace("_", " "): count for phase, count in summary.rollouts.items()})),
-        ("out of step", f"{summary.out_of_step} devices do not run what they should"),
+        (
+            "out of step",
+            "none"
+            if not summary.out_of_step
+            else f"{_devices(summary.out_of_step)} not running what the registry says",
+        ),
     ]
 
 
@@ -274,7 +281,7 @@ def rollout_row(view: queries.RolloutView) -> tuple[object, ...]:
         progress.counts.get("failed", 0),
         progress.out_of_reach,
         left,
-        rollout.reason,
+        rollout.reason or ("its tail is not served yet: headtail fleet logs tails" if view.waits_for_tail else None),
     )
 
 

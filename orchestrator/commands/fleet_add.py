@@ -2,6 +2,7 @@
 
 import getpass
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from edge_runtime.agent_bundle import AgentBundle
@@ -10,7 +11,8 @@ from orchestrator.commands import fleet_rollout as commands
 from orchestrator.commands.output import print_json
 from orchestrator.fleet.fleet_file import default_folder, find_store
 from orchestrator.fleet.publish import publish_version
-from orchestrator.fleet.store import Store
+from orchestrator.fleet.queries import resolve
+from orchestrator.fleet.store import Store, now_ms
 
 
 def add(
@@ -36,13 +38,20 @@ def add(
         sys.stdout.write(f"{version}: {parts}; roll it out: headtail fleet rollout {version} --to GROUP\n")
 
 
-def add_and_roll_out(artefact: Path, *, to: str, probation: float | None, folder: Path | None, json: bool) -> None:
+def add_and_roll_out(
+    artefacts: Sequence[Path], *, to: str, probation: float | None, folder: Path | None, json: bool
+) -> None:
     """What `headtail deploy` does where a fleet runs: a version named after the content, and a rollout until it ends."""
-    opened = open_any(artefact)
-    name = "agent" if isinstance(opened, AgentBundle) else opened.manifest.model.name
-    version = f"{name}@{opened.id[:12]}"
+    opened = [open_any(path) for path in artefacts]
+    name = "agent" if isinstance(opened[0], AgentBundle) else opened[0].manifest.model.name
+    version = f"{name}@{'-'.join([opened[0].id[:12], *(one.id[:6] for one in opened[1:])])}"
     database = Store(find_store(folder), migrate=False)
-    publish_version(database, folder or default_folder(), version, [opened], actor=f"user:{getpass.getuser()}")
+    publish_version(database, folder or default_folder(), version, opened, actor=f"user:{getpass.getuser()}")
+    with database.read() as session:
+        alone = len(resolve(session, to, now_ms=now_ms())) == 1
     database.close()
+    stages = "100%" if alone else commands.USUAL_STAGES  # one device is its own canary
     probation_s = 10.0 if probation is None else probation
-    commands.rollout(version, to=to, soak=10.0, probation=probation_s, wait=True, folder=folder, json=json)
+    commands.rollout(
+        version, to=to, stages=stages, soak=10.0, probation=probation_s, wait=True, folder=folder, json=json
+    )

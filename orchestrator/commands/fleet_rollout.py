@@ -15,12 +15,14 @@ from orchestrator.fleet.rollouts import create_rollout, order_rollout
 from orchestrator.fleet.state import Ordered, RolloutSpec, Stage
 from orchestrator.fleet.store import Store, now_ms
 
+USUAL_STAGES = "5%,25%,100%"
+
 
 def rollout(
     version: str,
     *,
     to: str,
-    stages: str = "5%,25%,100%",
+    stages: str = USUAL_STAGES,
     soak: float = 60.0,
     approve_each: bool = False,
     abort_at: float = 0.1,
@@ -123,12 +125,22 @@ def _give(rollout_id: str, order: str, store: str | None, folder: Path | None, r
     sys.stdout.write(f"rollout {rollout_id}: {state.rollout.phase.replace('_', ' ')}{paused}\n")
 
 
+def _waits_for(view: queries.RolloutView) -> str:
+    """What somebody has to do before the rollout goes on."""
+    order = "resume" if view.rollout.paused else "approve" if view.rollout.phase == "awaiting_approval" else None
+    if order is not None:
+        return f"; it waits for: headtail fleet {order} {view.rollout.id}"
+    return "; it waits until its tail is served: headtail fleet logs tails" if view.waits_for_tail else ""
+
+
 def _watch(store: Store, rollout_id: str) -> None:
     while True:
         with store.read() as session:
             view = queries.show_rollout(session, rollout_id, now_ms=now_ms(), targets=False)
         row = rollout_row(view)
-        sys.stderr.write(f"\r\x1b[K{row[2]}, stage {row[3]}, {row[4]} ended, {row[5]} failed, {row[7] or '?'} left")
+        sys.stderr.write(
+            f"\r\x1b[K{row[2]}, stage {row[3]}, {row[4]} ended, {row[5]} failed, {row[7] or '?'} left{_waits_for(view)}"
+        )
         sys.stderr.flush()
         if view.rollout.phase in ("done", "rolled_back"):
             sys.stderr.write("\n")

@@ -35,10 +35,11 @@ def up(
     home_assistant: bool = False,
     dashboard_port: int = 8080,
     files_port: int = 8081,
+    tails: int = 1,
     demo: int = 0,
     json: bool = False,
 ) -> None:
-    """Start broker, ingest, orchestrator and dashboard, and start again whatever ends, until Ctrl-C.
+    """Start broker, ingest, orchestrator, dashboard and tails, and start again whatever ends, until Ctrl-C.
 
     Args:
         folder: Database, logs and what commands need to find the fleet.
@@ -57,6 +58,7 @@ def up(
         home_assistant: Announce the devices to Home Assistant over MQTT.
         dashboard_port: Where the dashboard listens.
         files_port: Where devices fetch artefacts.
+        tails: Worker processes that serve the tails of the versions that devices run or shall run; 0 leaves that to others.
         demo: So many simulated devices, with versions demo@1, demo@2 and demo@bad to roll out.
         json: Print JSON.
     """
@@ -81,6 +83,7 @@ def up(
             trust=trust,
             tuf=tuf,
             home_assistant=home_assistant,
+            tails=tails,
             demo=demo,
         ) as fleet,
     ):

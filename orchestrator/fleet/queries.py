@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from edge_runtime.messages import Birth, Desired, Heartbeat, Reported, Slots
 from orchestrator.fleet.errors import UnknownError
 from orchestrator.fleet.selectors import is_selector, parse_selector
+from orchestrator.fleet.served_tails import tail_is_served
 from orchestrator.fleet.state import Progress, Rollout, RolloutState, Target, progress
 from orchestrator.fleet.tables import (
     ArtefactRow,
@@ -99,6 +100,7 @@ class RolloutView(msgspec.Struct, frozen=True, kw_only=True):
 
     rollout: Rollout
     progress: Progress
+    waits_for_tail: bool = False  # nobody who follows the registry serves its tail yet
     targets: tuple[Target, ...] = ()
 
 
@@ -272,7 +274,8 @@ def show_rollout(session: Session, rollout_id: str, *, now_ms: int, targets: boo
     """
     state = load_rollout(session, rollout_id)
     shown = tuple(state.targets.values()) if targets else ()
-    return RolloutView(rollout=state.rollout, progress=progress(state, now_ms), targets=shown)
+    waits = state.rollout.phase == "running" and not tail_is_served(session, state.rollout.spec.version, now_ms=now_ms)
+    return RolloutView(rollout=state.rollout, progress=progress(state, now_ms), waits_for_tail=waits, targets=shown)
 
 
 def list_versions(session: Session) -> list[VersionView]:

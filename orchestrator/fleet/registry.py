@@ -237,16 +237,29 @@ def set_config(session: Session, scope: str, key: str, value: Setting | None, *,
     """Set a key of remote configuration for "all", "group:NAME" or "device:TENANT/NAME"; null removes it.
 
     `refresh_config` then brings the devices' desired states in line.
+
+    Raises:
+        UnknownError: Another scope, or no such group or device.
     """
     check_segment("key", key)
     if scope != "all" and not scope.startswith(("group:", "device:")):
         raise UnknownError(f"Wanted the scope all, group:NAME or device:TENANT/NAME, found {scope!r}.")
+    if value is not None:
+        _check_scope(session, scope)
     session.execute(delete(ConfigKey).where(ConfigKey.scope == scope, ConfigKey.key == key))
     if value is not None:
         text = msgspec.json.encode(value).decode()
         session.add(ConfigKey(scope=scope, key=key, value=text, changed_ms=now_ms))
     session.flush()
     append_audit(session, actor, "config", scope, {"key": key, "value": value}, now_ms=now_ms)
+
+
+def _check_scope(session: Session, scope: str) -> None:
+    kind, _, name = scope.partition(":")
+    if kind == "device":
+        get_device(session, name)
+    if kind == "group" and session.get(Group, name) is None:
+        raise UnknownError(f"Wanted the group {name!r}, found none. `headtail fleet groups` lists them.")
 
 
 def config_for(session: Session, device: str, groups: Sequence[str]) -> Settings:

@@ -51,6 +51,7 @@ class Settings:
 
 ENROLMENT, ENROLMENT_PORT = "enrolment", 8885
 FRESHNESS = "freshness"
+TAILS = "tails"
 _HEADTAIL = "from orchestrator.cli import main; main()"
 _WEB = ("starlette", "uvicorn", "prometheus_client", "jinja2")
 SERVICES = (
@@ -92,6 +93,12 @@ def freshness_command(tuf: Path, secured: Secured, folder: Path) -> list[str]:
     """The command line of the service that signs the TUF repository's snapshot and timestamp."""
     command = [sys.executable, "-m", "orchestrator.fleet.freshness", "--source", str(tuf), "--folder", str(folder)]
     return [*command, "--key", str(secured.pki / ONLINE_KEY)]
+
+
+def tails_command(store: str, broker: str, *, processes: int, qos: int = 1) -> list[str]:
+    """The command line of the worker processes that serve the tails of the fleet's versions."""
+    command = [sys.executable, "-c", _HEADTAIL, "tail", "serve", "--registry", store, "--broker", broker]
+    return [*command, "--processes", str(processes), "--qos", str(qos)]
 
 
 def enrolment_command(secured: Secured, store: str, *, port: int, files_port: int) -> list[str]:

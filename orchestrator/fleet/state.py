@@ -18,6 +18,7 @@ Phase = Literal["running", "soaking", "awaiting_approval", "rolling_back", "done
 TargetState = Literal["pending", "updating", "succeeded", "failed", "reverting", "reverted", "skipped"]
 ENDED: tuple[Phase, ...] = ("done", "rolled_back")
 _TOUCHED: tuple[TargetState, ...] = ("updating", "succeeded", "failed", "reverting", "reverted")
+_OVER: tuple[TargetState, ...] = ("succeeded", "failed", "reverted", "skipped")
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -359,10 +360,10 @@ class Progress:
 
 
 def progress(state: RolloutState, now_ms: int) -> Progress:
-    """Counts, and the time left: the devices to come at the pace so far, and the soak times to come."""
+    """Counts, and the time left: the waves of devices to come at the pace so far, and the soak times to come."""
     rollout, targets = state.rollout, state.targets.values()
     counts: Counter[TargetState] = Counter(target.state for target in targets)
-    ended = counts["succeeded"] + counts["failed"] + counts["reverted"] + counts["skipped"]
+    ended = sum(counts[name] for name in _OVER)
     touched = sum(counts[name] for name in _TOUCHED)
     far = sum(not target.reachable and target.state in ("pending", "updating", "reverting") for target in targets)
     result = Progress(counts, touched, ended, len(targets), far, None)
@@ -372,7 +373,20 @@ def progress(state: RolloutState, now_ms: int) -> Progress:
         return result
     soaks = [stage.soak_s for stage in rollout.spec.stages]
     waited = now_ms - rollout.since_ms if rollout.phase == "soaking" else 0
-    working_ms = max(1.0, now_ms - rollout.created_ms - waited - 1000 * sum(soaks[: rollout.stage]))
-    pace = working_ms / ended  # ms for each device
+    waves = _waves(rollout.spec, len(targets))
+    in_stage = [target for target in targets if target.stage == rollout.stage]
+    there = [target for target in in_stage if target.reachable or target.state in _OVER]
+    done = waves[rollout.stage] * sum(target.state in _OVER for target in there) / max(1, len(there))
+    if done and rollout.phase == "running":
+        pace_ms = (now_ms - rollout.since_ms) / done
+    else:  # nothing of this stage has ended, or all of it: the stages before tell
+        working_ms = now_ms - rollout.created_ms - waited - 1000 * sum(soaks[: rollout.stage])
+        pace_ms = max(0.0, working_ms) / (sum(waves[: rollout.stage]) + done or 1)
     soak_left_s = max(0.0, sum(soaks[rollout.stage :]) - waited / 1000)
-    return replace(result, left_s=(result.total - ended - far) * pace / 1000 + soak_left_s)
+    return replace(result, left_s=(sum(waves[rollout.stage :]) - done) * pace_ms / 1000 + soak_left_s)
+
+
+def _waves(spec: RolloutSpec, total: int) -> list[int]:
+    """How often each stage has all that may update at once busy: devices of one wave end at about the same time."""
+    sizes = stage_sizes(spec.stages, total)
+    return [math.ceil((size - before) / spec.max_parallel) for before, size in zip([0, *sizes], sizes, strict=False)]

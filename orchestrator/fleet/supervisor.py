@@ -15,7 +15,7 @@ from typing import IO
 import msgspec
 
 from edge_runtime.broker_url import tls_url
-from orchestrator.broker import BrokerError, BrokerOptions, EmbeddedBroker, MosquittoBroker, start_broker
+from orchestrator.broker import BrokerError, BrokerOptions, EmbeddedBroker, MosquittoBroker, check_free, start_broker
 from orchestrator.broker_access import AccessOptions
 from orchestrator.fleet.errors import FleetError
 from orchestrator.fleet.fleet_file import FLEET_FILE, FleetFile
@@ -25,12 +25,14 @@ from orchestrator.fleet.services import (
     ENROLMENT_PORT,
     FRESHNESS,
     SERVICES,
+    TAILS,
     Secured,
     Settings,
     command_of,
     enrolment_command,
     freshness_command,
     is_installed,
+    tails_command,
 )
 from orchestrator.fleet.store import Store, default_url, now_ms
 from orchestrator.leash import Leash
@@ -64,6 +66,7 @@ class Supervisor:
         trust: The key set that devices get when they enrol, where `options` has certificates.
         tuf: Folder of the TUF repository that vouches for their updates; they get its root.
         home_assistant: Announce the devices to Home Assistant.
+        tails: So many worker processes that serve the tails of the fleet's versions.
         demo: So many simulated devices, and versions to roll out to them.
     """
 
@@ -78,8 +81,11 @@ class Supervisor:
         trust: Path | None = None,
         tuf: Path | None = None,
         home_assistant: bool = False,
+        tails: int = 0,
         demo: int = 0,
     ) -> None:
+        if tails < 0 or demo < 0:
+            raise FleetError(f"Wanted 0 or more of --tails and --demo, found {tails} and {demo}.")
         access = options.access if options is not None else None
         if access is not None and demo:
             raise FleetError(
@@ -103,25 +109,31 @@ class Supervisor:
                 self.broker = service_url(self._secured)
                 Authority(self._secured.pki).keep_store(self.store)
             settings = Settings(self.store, self.broker, folder, secured=self._secured, home_assistant=home_assistant)
-            self._start_all(settings, ports or {}, demo)
+            self._start_all(settings, ports or {}, tails, demo)
         except BaseException:
             self.close()
             raise
         described = FleetFile(store=self.store, broker=self.broker, pid=os.getpid(), ports=self.ports)
         (folder / FLEET_FILE).write_bytes(msgspec.json.encode(described))
 
-    def _start_all(self, settings: Settings, wanted: dict[str, int], demo: int) -> None:
+    def _start_all(self, settings: Settings, wanted: dict[str, int], tails: int, demo: int) -> None:
         Store(self.store).close()  # makes the tables, so that the programs find them
         services = [service for service in SERVICES if not service.optional or is_installed(service)]
         used = {service.name: wanted.get(service.name, service.port) for service in services}
         for service in services:
-            self._start(service.name, command_of(service, settings, port=used[service.name]))
+            if (port := used[service.name]) is not None:
+                host = settings.secured.host if settings.secured and service.for_devices else settings.host
+                check_free(host, port, instead=f"Give another --{service.name}-port.")
+            self._start(service.name, command_of(service, settings, port=port))
         if settings.secured is not None:
             used[ENROLMENT] = port = wanted.get(ENROLMENT, ENROLMENT_PORT)
+            check_free(settings.secured.host, port, instead="Give another --enrol-port.")
             files_port = used["files"] or 0
             self._start(ENROLMENT, enrolment_command(settings.secured, self.store, port=port, files_port=files_port))
             if settings.secured.tuf is not None:
                 self._start(FRESHNESS, freshness_command(settings.secured.tuf, settings.secured, settings.folder))
+        if tails:
+            self._start(TAILS, self._tails_command(settings, tails))
         self.services = [one.name for one in self._running]
         self.ports = {name: port for name, port in used.items() if port is not None}
         if demo:
@@ -129,6 +141,12 @@ class Supervisor:
             register_demo(opened)
             opened.close()
             self._start("devices", _demo_command(self.broker, settings.folder, demo))
+
+    def _tails_command(self, settings: Settings, processes: int) -> list[str]:
+        secured = settings.secured
+        broker = self.broker if secured is None else service_url(secured, TAILS)
+        qos = 0 if isinstance(self._broker, EmbeddedBroker) else 1  # it would raise every request to 1
+        return tails_command(self.store, broker, processes=processes, qos=qos)
 
     @property
     def broker_pid(self) -> int | None:
@@ -245,12 +263,12 @@ def secure(access: AccessOptions, trust: Path | None, tuf: Path | None = None) -
     return Secured(access.folder, access.host, public, *ports, trust=held, tuf=repository)
 
 
-def service_url(secured: Secured) -> str:
-    """Where the fleet's own programs connect: on this machine where the certificate allows it, else by the public name."""
+def service_url(secured: Secured, name: str = "orchestrator") -> str:
+    """Where the fleet's own programs connect, each by its certificate: on this machine where the certificate allows it, else by the public name."""
     authority = Authority(secured.pki)
     local = "127.0.0.1" if secured.host in ("0.0.0.0", "127.0.0.1") else secured.host
     host = local if local in authority.hosts else secured.public_host
-    return tls_url(host, secured.service_port, authority.files("orchestrator"))
+    return tls_url(host, secured.service_port, authority.files(name))
 
 
 def _lock(folder: Path) -> IO[bytes]:

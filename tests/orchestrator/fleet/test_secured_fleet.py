@@ -142,6 +142,8 @@ def test_the_page_leads_to_a_device_that_runs_a_signed_model(walked, network, ca
         "fetched from the fleet's own server, by its certificates"
     )
     assert "KEY" not in (walked.folder / "up.log").read_text()
+    tails = (walked.folder / "fleet" / "logs" / "tails.log").read_text()
+    assert "serving nothing yet through mqtts://" in tails, "with the certificate of tails, ready for the first pair"
     fleet = ["--folder", str(walked.folder / "fleet")]
     assert run(["fleet", "doctor", "--as-device", walked.join("pi-3")[0], *fleet]) == 0
     said = " ".join(capsys.readouterr().out.split())

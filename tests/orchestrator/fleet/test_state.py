@@ -203,7 +203,15 @@ def test_progress_counts_and_tells_the_time_left():
     state = apply_all(state, [TargetChanged(device, "succeeded", 5000) for device in list(state.targets)[:5]])
     seen = progress(state, 5000)
     assert (seen.touched, seen.ended, seen.total) == (5, 5, 100)
-    assert seen.left_s == pytest.approx(95 + 10), "one a second, and ten to soak"
+    assert seen.left_s == pytest.approx(5 + 10), "the others at once, in as many seconds, and ten to soak"
+    one_by_one = start(100, max_parallel=1)
+    for at_ms in (2500, 5000):
+        one_by_one = apply_all(
+            one_by_one, [event_of(action, at_ms - 2500) for action in plan(one_by_one, at_ms - 2500)]
+        )
+        busy = [device for device, target in one_by_one.targets.items() if target.state == "updating"]
+        one_by_one = apply_all(one_by_one, [TargetChanged(busy[0], "succeeded", at_ms)])
+    assert progress(one_by_one, 5000).left_s == pytest.approx(98 * 2.5 + 10)
     assert progress(apply(state, Ordered("pause", 0)), 5000).left_s is None
     assert progress(settle(state, 50_000), 50_000).left_s is not None
 

@@ -2,8 +2,7 @@
 
 import itertools
 import os
-import subprocess
-import sys
+import signal
 import threading
 
 import numpy as np
@@ -88,39 +87,45 @@ class Load:
 def test_a_rollout_under_load_fails_no_offload(network, second, tmp_path):
     folder = tmp_path / "fleet"
     ports = {"files": free_port(), "dashboard": free_port()}
-    with Supervisor(folder, options=BrokerOptions(port=0), ports=ports) as fleet:
+    with Supervisor(folder, options=BrokerOptions(port=0), ports=ports, tails=1) as fleet:
         store = Store(fleet.store)
         publish_version(store, folder, "tiny@1", pair(network), actor="test")
-        command = [sys.executable, "-c", "from orchestrator.cli import main; main()", "tail", "serve"]
-        command += ["--broker", fleet.broker, "--registry", str(folder), "--processes", "1"]
-        tails = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        try:
-            assert "serving tiny" in tails.stdout.readline()
-            with (
-                Load(fleet.broker, "one", tmp_path / "one", network.x) as one,
-                Load(fleet.broker, "two", tmp_path / "two", network.x) as two,
-            ):
-                roll_out(store, fleet, folder, "tiny@1", network.head.id)
-                publish_version(store, folder, "tiny@2", second, actor="test")
-                roll_out(store, fleet, folder, "tiny@2", second[0].id)
-                for load in (one, two):
-                    assert len(load.results) > 40
-                    failed = [result for result in load.results if result.source != "remote"]
-                    assert not failed, failed[:3]
-        finally:
-            tails.terminate()
-            tails.wait(30)
+        log = folder / "logs" / "tails.log"
+        wait(fleet, lambda: log.is_file() and "serving tiny" in log.read_text())
+        with (
+            Load(fleet.broker, "one", tmp_path / "one", network.x) as one,
+            Load(fleet.broker, "two", tmp_path / "two", network.x) as two,
+        ):
+            roll_out(store, fleet, folder, "tiny@1", network.head.id)
+            publish_version(store, folder, "tiny@2", second, actor="test")
+            roll_out(store, fleet, folder, "tiny@2", second[0].id)
+            for load in (one, two):
+                assert len(load.results) > 40
+                failed = [result for result in load.results if result.source != "remote"]
+                assert not failed, failed[:3]
+            os.kill(fleet.pid("tails"), signal.SIGKILL)
+            before = len(one.results) + 1  # the one on its way may be lost with the worker
+            wait(fleet, lambda: any(result.source == "remote" for result in one.results[before:]))
+            assert log.read_text().count("serving tiny") >= 3, "started again, with what is wanted now"
         store.close()
 
 
-def roll_out(store, fleet, folder, version, head):
+def wait(fleet, condition):
     pause = threading.Event()
     for _ in range(300):
         fleet.watch()
-        with store.read() as session:
-            if queries.summarise(session, now_ms=now_ms()).by_status == {"online": 2}:
-                break
+        if condition():
+            return
         pause.wait(0.1)
+    raise AssertionError("did not come about in time")
+
+
+def roll_out(store, fleet, folder, version, head):
+    def both_online():
+        with store.read() as session:
+            return queries.summarise(session, now_ms=now_ms()).by_status == {"online": 2}
+
+    wait(fleet, both_online)
     command = ["fleet", "rollout", version, "--to", "all", "--stages", "1,100%", "--soak", "0.3", "--probation", "1"]
     assert run([*command, "--wait", "--folder", str(folder)]) == 0
     with store.read() as session:
