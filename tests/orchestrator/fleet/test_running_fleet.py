@@ -193,7 +193,7 @@ def test_deploy_to_a_group_reaches_a_real_agent_through_the_registry(network, tm
         assert run(["deploy", whole, "--to", "edge", "--folder", str(folder), "--probation", "0.5"]) == 0
         with store.read() as session:
             view = queries.show_device(session, "default/pi-1", now_ms=now_ms())
-        assert view.slots.whole == network.whole.id
+        assert view.reported.slots.whole == network.whole.id
         assert view.reported.version == f"tiny@{network.whole.id[:12]}"
         assert run(["fleet", "config", "group:edge", "deadline_ms=700", "hue=9", "--folder", str(folder)]) == 0
         for _ in range(200):

@@ -137,7 +137,7 @@ def devices(store):
 def test_the_page_leads_to_a_device_that_runs_a_signed_model(walked, network, capsys):
     (view,) = devices(walked.store)
     assert view.id == "default/pi-1"
-    assert view.slots.whole == network.whole.id
+    assert view.reported.slots.whole == network.whole.id
     assert view.desired.models.whole.url.startswith("https://"), (
         "fetched from the fleet's own server, by its certificates"
     )
@@ -186,7 +186,7 @@ def test_a_rollout_of_what_the_metadata_does_not_vouch_for_leaves_the_device_as_
     folder = ["--folder", str(walked.folder / "fleet")]
     assert run(["deploy", str(other.folder), "--to", "pi-1", "--probation", "1", *folder]) == 1
     (view,) = [one for one in devices(walked.store) if one.name == "pi-1"]
-    assert view.slots.whole == network.whole.id
+    assert view.reported.slots.whole == network.whole.id
     assert run(["fleet", "jobs", "--json", *folder]) == 0
     assert "FrozenError" in capfd.readouterr().out
 
