@@ -16,6 +16,7 @@ from edge_runtime.cli_observing import add_observing, open_tracer_of, samples_of
 from edge_runtime.cli_updating import add_check, add_confirming, launched_of
 
 if TYPE_CHECKING:
+    from edge_runtime.agent import Agent
     from edge_runtime.freshness import Anchor
     from edge_runtime.messages import Result
     from edge_runtime.offload_options import OffloadOptions
@@ -174,12 +175,7 @@ def _run(arguments: argparse.Namespace) -> int:
             head=open_artefact(arguments.head) if arguments.head else None,
             whole=open_artefact(arguments.whole) if arguments.whole else None,
         )
-
-        def stop(_signal: int, _frame: FrameType | None) -> None:
-            agent.stop()
-
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
+        told = _stop_when_told(agent)
         sys.stderr.write(f"edge-agent {arguments.device} runs; broker {hide_password(arguments.broker)}\n")
         sys.stderr.flush()
         agent.run(frames=arguments.frames)
@@ -187,11 +183,24 @@ def _run(arguments: argparse.Namespace) -> int:
         close()
         if tracer is not None:
             tracer.close()
-    if agent.restart_wanted:
+    if agent.restart_wanted and not told:
         from edge_runtime.launcher import restart
 
         restart()
     return 0
+
+
+def _stop_when_told(agent: "Agent") -> list[int]:
+    """Let the agent end in order when a signal says so; the signals that came."""
+    told: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        told.append(number)
+        agent.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
+    return told
 
 
 def _offload_options(arguments: argparse.Namespace, tracer: "Tracer | None") -> "OffloadOptions":

@@ -114,9 +114,8 @@ class Follower:
             if not self._updates.on_probation:
                 error = self._updates.refusal(agent, memory.rev)
                 state, agent = "idle" if error is None else "rolled_back", None
-        elif (
-            state == "probation" and self._store.probation is None
-        ):  # cut before the switch, at the commit, or going back
+        elif state == "probation" and self._store.probation is None:
+            # Cut before the switch, at the commit, or going back.
             done = self._store.active == memory.wanted
             state, version = ("active", memory.coming) if done else ("idle", version)
         self._keep(starts=memory.starts + 1, state=state, version=version, agent=agent, error=error)
@@ -261,9 +260,8 @@ class Follower:
         floors = self._updates.obtain(ref, self._deployments.download, self._progress(ref.size or 0))
         self._set("verifying")
         ran = self._store.problem is None
-        self._keep(state="probation")
+        self._set("probation")  # said before the agent ends for it
         self._updates.switch(ref, rev=desired.rev, seconds=desired.probation_s, floors=floors, models_ran=ran)
-        self.report()
 
     def _progress(self, total: int, before: int = 0) -> Callable[[int], None]:
         """Reports each twentieth of what is fetched."""

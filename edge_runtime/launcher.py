@@ -6,6 +6,7 @@ in this process. This module is part of the installed agent, which no update tou
 is `agent.json` (agent_slots.py), the exit status RESTART and the two variables below.
 """
 
+import contextlib
 import ctypes
 import json
 import logging
@@ -81,17 +82,24 @@ def restart() -> NoReturn:
     """End this agent and start what the slots name by now: through the launcher that watches, or in its place."""
     if os.environ.get(_WATCHER) == str(os.getppid()):
         sys.exit(RESTART)
-    environment = dict(os.environ)
-    told = environment.pop(_LAUNCHER, None)
-    words: list[str] = [sys.executable, *sys.orig_argv[1:]]
-    if told is not None:
-        words, path = json.loads(told)
-        environment.pop("PYTHONPATH", None)
-        if path is not None:
-            environment["PYTHONPATH"] = path
+    told = os.environ.get(_LAUNCHER)
+    words: list[str] = [sys.executable, *sys.orig_argv[1:]] if told is None else json.loads(told)[0]
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execve(words[0], words, environment)
+    os.execve(words[0], words, plain_environment())
+
+
+def plain_environment() -> dict[str, str]:
+    """The environment as it was before a launcher changed it: nothing in it leads to this agent's own slot."""
+    environment = dict(os.environ)
+    told = environment.pop(_LAUNCHER, None)
+    environment.pop(_WATCHER, None)
+    if told is not None:
+        environment.pop("PYTHONPATH", None)
+        path = json.loads(told)[1]
+        if path is not None:
+            environment["PYTHONPATH"] = path
+    return environment
 
 
 def _damage(slots: AgentSlots, bundle: str | None) -> str | None:
@@ -132,9 +140,11 @@ def _watch(slots: AgentSlots, chosen: str, arguments: Sequence[str]) -> None:
                 break
             if time.monotonic() > deadline and slots.pointer.probation is not None:
                 _end(child)
-                slots.roll_back(
-                    f"AgentError: Wanted it to confirm within {probation.confirm_s:g} s, found that it did not."
-                )
+                why = f"AgentError: Wanted it to confirm within {probation.confirm_s:g} s, found that it did not."
+                with contextlib.suppress(OSError):  # where that cannot be noted, `choose` starts what is proven
+                    slots.roll_back(why)
+                if told:
+                    sys.exit(0)
                 return
             time.sleep(_POLL_S)
     finally:

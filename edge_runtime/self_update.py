@@ -25,7 +25,7 @@ from edge_runtime.agent_options import Launched
 from edge_runtime.agent_slots import AgentProbation, AgentSlots, running_slot
 from edge_runtime.artefact import read_small, unpack_archive
 from edge_runtime.gate import Gatekeeper, Passed, WrongTargetError
-from edge_runtime.launcher import boot_command
+from edge_runtime.launcher import boot_command, plain_environment
 from edge_runtime.messages import INSTALLED, ArtefactRef
 from edge_runtime.signature import SIGNATURE_NAME, RollbackError, UnsignedError
 from edge_runtime.transfer import IncomingFile, TransferError
@@ -158,7 +158,7 @@ class SelfUpdate:
     def problem(self) -> str | None:
         """Why another agent runs than should; null when all is well."""
         active = self._slots.pointer.active
-        if active == self.running or self._launched is None:
+        if active == self.running or self._launched is None or self.restart_wanted:
             return None
         return f"AgentError: Wanted the agent {(active or 'installed')[:16]}, found it damaged; another one runs."
 
@@ -212,7 +212,14 @@ class SelfUpdate:
         assert self._launched is not None
         words = boot_command(bundle.folder, ["check", "--state", str(self._state), "--", *self._launched.arguments])
         try:
-            done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, timeout=CHECK_S, check=False)
+            done = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env=plain_environment(),
+                timeout=CHECK_S,
+                check=False,
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise AgentError(f"Wanted the new agent to check itself, found: {error}") from error
         try:

@@ -97,7 +97,7 @@ def diagnose_devices(views: Sequence[DeviceView], *, now_ms: int, host_version: 
             level="warn" if others else "ok",
             what="versions",
             found=f"host {host_version}, devices {', '.join(f'{count} on {name}' for name, count in versions.items()) or 'none'}",
-            next=f"Update {_some(others)}." if others else "",
+            next=f"Update {_some(others)}: headtail agent-bundle." if others else "",
         )
     )
     ahead = [view.seen_ms - now_ms for view in views if view.seen_ms is not None and view.seen_ms - now_ms > _SKEW_MS]
