@@ -81,8 +81,9 @@ def _start_workers(children: Children, store: Path, key: Path) -> tuple[Node, ..
 
 
 def _shard(checkpoint: Path | None, folder: Path, nodes: tuple[Node, ...], say: Say) -> None:
-    began = time.perf_counter()
-    made = shard_checkpoint(open_checkpoint(checkpoint or find_smollm2()), nodes, folder, spares=1)
+    began, source = time.perf_counter(), open_checkpoint(checkpoint or find_smollm2())
+    say(f"cutting {source.path.name} for {len(nodes)} nodes into {folder}")
+    made = shard_checkpoint(source, nodes, folder, spares=1)
     say(f"{made.model} cut for {len(nodes)} nodes in {time.perf_counter() - began:.1f} s")
     for rank, node in enumerate(made.nodes):
         held, size = node.held, (folder / f"rank{rank}.bin").stat().st_size

@@ -100,7 +100,7 @@ def plan_memory(
         raise MemoryLimitError(
             f"Wanted to stay within {limit / 1e6:.0f} MB, found that {needed} MB are needed: {base / 1e6:.0f} MB program, "
             f"{cache / 1e6:.0f} MB cache of {settings.slots} x {settings.context} tokens, {work / 1e6:.0f} MB activations, "
-            f"{smallest / 1e6:.0f} MB weights in flight. Give --memory-limit {needed}MB, or less --context."
+            f"{smallest / 1e6:.0f} MB weights in flight. Give --memory-limit {needed}MB, or less --context or --slots."
         )
     resident = sum(loads.cycle[index].nbytes for index in kept)
     return MemoryPlan(base, cache, work + SLACK_BYTES, resident, buffers, total - resident, kept)

@@ -102,7 +102,9 @@ def _reason(cluster: ClusterPlan, alone: ClusterPlan, nodes: Sequence[Node], con
         f"{nodes[0].name} alone takes {alone.token_ms:.0f} ms a token, {len(nodes)} nodes {cluster.token_ms:.0f} ms, "
         f"of which {cluster.communication_ms:.0f} ms communication"
     )
-    return f"{verdict}; several nodes pay off when a message takes less than {max(0.0, even):.2f} ms"
+    if even <= 0:
+        return f"{verdict}; several nodes would not pay off over any link"
+    return f"{verdict}; several nodes pay off when a message takes less than {even:.2f} ms"
 
 
 def _plan_node(
