@@ -25,12 +25,11 @@ from benchmarks.llm_programs import AllreduceSpec, links_between, say
 from benchmarks.llm_rig import CACHE, Program, key_file
 from benchmarks.rows import Measurement
 from device_profiles.link import parse_link
-from orchestrator.tensor_parallel import rank_runner
+from orchestrator.tensor_parallel import kernels, rank_runner
 from orchestrator.tensor_parallel.buffers import WeightFile
 from orchestrator.tensor_parallel.checkpoint import Checkpoint
 from orchestrator.tensor_parallel.collectives import MeshCollective
 from orchestrator.tensor_parallel.config import Encoding, ModelConfig
-from orchestrator.tensor_parallel.kernels import kernel_profile
 from orchestrator.tensor_parallel.layout import PAGE_BYTES, Block, file_bytes, file_offsets
 from orchestrator.tensor_parallel.lowbit import Packed, encoded_bytes
 from orchestrator.tensor_parallel.memory import forget_code, resident_now, resident_peak
@@ -138,7 +137,7 @@ def write_rank(path: Path, weights: Encoding, rank: int) -> None:
 def main() -> None:
     """Be one rank: each line asks for a step, the answer is its milliseconds and the peak."""
     torch.set_num_threads(1)
-    kernel_profile()
+    kernels.kernel_profile()
     started = resident_peak()
     forget_code()
     base = resident_now()
@@ -241,7 +240,7 @@ def product_rate(weights: Encoding) -> float:
         if plain:
             torch.nn.functional.linear(x, plain[turn % 4])
         else:
-            packed[turn % 8].product(x)
+            kernels.product(x, packed[turn % 8])
         taken.append(time.perf_counter() - began)
     return nbytes / statistics.median(taken) / 1e6
 
