@@ -26,7 +26,12 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         rows.append(("opening, first run", f"{profile.init_ms:.1f} ms, {profile.first_ms:.2f} ms"))
     if profile.kernels:
         rows.append(("kernels", _kernels(profile)))
-        rows.append(("unaccounted", f"{profile.unaccounted:+.3f} {unit} between the kernels' sum and the plain run"))
+        rows.append(
+            (
+                "unaccounted",
+                f"{format_time(profile.unaccounted, unit)} {unit} between the kernels' sum and the plain run",
+            )
+        )
     if profile.whole_profiled is not None:
         rows.append(("instrumented run", _instrumented(profile, profile.whole_profiled)))
     sizes = (
@@ -38,9 +43,7 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         ("stack", memory.stack_peak),
         ("flash", memory.flash),
     )
-    rows.append(
-        ("memory", ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes if size is not None) or "unknown")
-    )
+    rows.append(("memory", ", ".join(f"{name} {_size(size)}" for name, size in sizes if size is not None) or "unknown"))
     rows.append(("energy", energy_text(profile.energy)))
     rows.append(("condition", _condition(profile.condition)))
     rows += [
@@ -60,7 +63,7 @@ def describe(profile: Profile) -> str:
     for kernel in costliest(profile.kernels):
         share = kernel.latency.p50 / total
         lines.append(
-            f"  {share:>6.1%} {kernel.latency.p50:>10.3f} {kernel.macs:>12,}  {kernel.op or ''} {label(kernel)}"
+            f"  {share:>6.1%} {format_time(kernel.latency.p50, profile.unit):>10} {kernel.macs:>12,}  {kernel.op or ''} {label(kernel)}"
         )
     return "\n".join(lines) + "\n"
 
@@ -91,13 +94,25 @@ def energy_text(energy: EnergyUse | None) -> str:
 
 
 def _latency(found: Percentiles, unit: str) -> str:
-    return f"p50 {found.p50:.3f}, p90 {found.p90:.3f}, p99 {found.p99:.3f} {unit} over {found.runs} runs"
+    if found.runs == 1:  # an exact count
+        return f"{format_time(found.p50, unit)} {unit}"
+    p50, p90, p99 = (format_time(one, unit) for one in (found.p50, found.p90, found.p99))
+    return f"p50 {p50}, p90 {p90}, p99 {p99} {unit} over {found.runs} runs"
+
+
+def format_time(value: float, unit: str) -> str:
+    """Milliseconds to three places, instructions whole."""
+    return f"{value:,.0f}" if unit == "instructions" else f"{value:.3f}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count:,} B"
 
 
 def _kernels(profile: Profile) -> str:
     whole = profile.kernel_reference.p50
     return (
-        f"{len(profile.kernels)}, together {profile.kernel_sum:.3f} {profile.unit} "
+        f"{len(profile.kernels)}, together {format_time(profile.kernel_sum, profile.unit)} {profile.unit} "
         f"({profile.kernel_sum / whole - 1:+.1%} of the plain run), {profile.mapped_share:.1%} of it in nodes of your graph"
     )
 
@@ -110,7 +125,7 @@ def _when(part: Slice) -> str:
 
 
 def _instrumented(profile: Profile, found: Percentiles) -> str:
-    parts = [f"p50 {found.p50:.3f} {profile.unit}; in no other figure"]
+    parts = [f"p50 {format_time(found.p50, profile.unit)} {profile.unit}; in no other figure"]
     if profile.whole_beside is not None:
         parts.append(f"plain runs between them {profile.whole_beside.p50:.3f} {profile.unit}")
     if profile.hook_ms is not None:
@@ -122,7 +137,7 @@ def _machine(profile: Profile) -> str:
     condition = profile.condition
     known = [condition.machine, condition.cpu, f"{condition.cores} cores" if condition.cores else None]
     mode = f"power mode {profile.power_mode}" if profile.power_mode else None
-    return f"{profile.board}: " + ", ".join(one for one in (*known, mode) if one)
+    return ": ".join(part for part in (profile.board, ", ".join(one for one in (*known, mode) if one)) if part)
 
 
 def _condition(condition: Condition) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from device_profiles.errors import MissingDependencyError
 from device_profiles.measurement import Profile, dump_profile
 from edge_runtime.artefact import open_artefact
-from edge_runtime.profile_text import SHOWN, costliest, facts, label
+from edge_runtime.profile_text import SHOWN, costliest, facts, format_time, label
 from edge_runtime.profiler import ProfileOptions
 from orchestrator.commands.output import format_bytes, print_fields, print_json, print_table, terminal_width
 from orchestrator.commands.verify import find_place
@@ -71,8 +71,8 @@ def _print(found: Profile, count: int) -> None:
             label(kernel),
             kernel.op,
             kernel.kind,
-            f"{kernel.latency.p50:.3f}",
-            f"{kernel.latency.p90:.3f}",
+            format_time(kernel.latency.p50, found.unit),
+            format_time(kernel.latency.p90, found.unit),
             f"{kernel.latency.p50 / found.kernel_sum:.1%}",
             f"{kernel.macs:,}" if kernel.macs else None,
             format_bytes(kernel.bytes),
@@ -83,7 +83,16 @@ def _print(found: Profile, count: int) -> None:
     if rest > 0:
         left = found.kernel_sum - sum(one.latency.p50 for one in costliest(found.kernels, count))
         rows.append(
-            (f"{rest} more (--kernels)", None, "", f"{left:.3f}", "", f"{left / found.kernel_sum:.1%}", None, None)
+            (
+                f"{rest} more (--kernels)",
+                None,
+                "",
+                format_time(left, found.unit),
+                "",
+                f"{left / found.kernel_sum:.1%}",
+                None,
+                None,
+            )
         )
     columns = ("nodes of your graph", "kernel", "class", f"p50 {found.unit}", "p90", "share", "MAC", "bytes")
     shown = range(len(columns)) if terminal_width() >= _WIDE else _NARROW
