@@ -4,14 +4,14 @@ Both are cheap: the head is fixed, and what stands before the layers that learn 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
 from export.cut_check import Runner
-from split.augment import Augmentation
+from split.augment import Augmentation, without_chance
 from split.bottleneck import LatentGrid
 from split.early_exit import ExitClassifier, ExitOptions, exit_and_tail_logits, train_exit
 from split.exit_policy import ExitPolicy, choose_policy
@@ -96,7 +96,7 @@ def exit_late(halves: Sequence[Runner], view: Augmentation, late: LateTraining) 
     if late.exit is None:
         return None
     head, tail = (RunOneByOne(run) for run in halves)
-    plain = replace(view, kind="none", padding=0)
+    plain = without_chance(view)
     classifier = train_exit(head, tail, late.train, late.exit, plain)
     early, answers = exit_and_tail_logits(head, tail, classifier, late.validation, plain)
     labels = late.validation.labels.numpy()

@@ -1,7 +1,7 @@
-"""Batches of uint8 pictures to normalised float input: crop, flip, resized crop; all draws from one generator."""
+"""Batches of uint8 pictures to normalised float input: crop, flip, resized crop, colour, mixing; all draws from one generator."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -22,6 +22,10 @@ class Augmentation:
         padding: Black pixels on each side before "crop".
         mean: Of each channel, in [0, 1].
         std: Of each channel.
+        smallest: Share of the picture's area that a resized crop keeps at least.
+        colour: Brightness, contrast and saturation change by up to this share, in [0, 1).
+        mixes: Half of the pictures are blended with their neighbour in the batch, by a drawn weight. Labels say nothing of such a
+            picture: for losses against a teacher that sees the same.
     """
 
     size: int
@@ -29,6 +33,9 @@ class Augmentation:
     padding: int = 0
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    smallest: float = 0.08
+    colour: float = 0.0
+    mixes: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,17 +45,30 @@ class Draws:
     flip: torch.Tensor  # bool, (n,)
     place: torch.Tensor  # in [0, 1), (n, 2): where a crop starts
     area: torch.Tensor  # in [0, 1), (n, 2): size and shape of a resized crop
+    colour: torch.Tensor  # in [0, 1), (n, 3): brightness, contrast, saturation
+    mix: torch.Tensor  # in [0, 1), (n,): how much of a picture's neighbour
 
     def part(self, rows: slice) -> "Draws":
         """The draws of some of the pictures."""
-        return Draws(self.flip[rows], self.place[rows], self.area[rows])
+        return Draws(*(getattr(self, one.name)[rows] for one in fields(self)))
+
+    def to(self, device: torch.device) -> "Draws":
+        """The same on a device."""
+        return Draws(*(getattr(self, one.name).to(device) for one in fields(self)))
 
 
 def draw(count: int, seed: int) -> Draws:
     """Draws for `count` pictures."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.rand(count, 5, generator=generator)
-    return Draws(values[:, 0] < 0.5, values[:, 1:3], values[:, 3:5])
+    more = torch.rand(count, 4, generator=generator)
+    return Draws(values[:, 0] < 0.5, values[:, 1:3], values[:, 3:5], more[:, :3], more[:, 3])
+
+
+def mirrored(count: int, *, flip: bool) -> Draws:
+    """No chance: all pictures mirrored, or none."""
+    zeros = torch.zeros(count, 3)
+    return Draws(torch.full((count,), flip), zeros[:, :2], zeros[:, :2], zeros, zeros[:, 0])
 
 
 def augment(images: torch.Tensor, options: Augmentation, draws: Draws) -> torch.Tensor:
@@ -62,9 +82,16 @@ def augment(images: torch.Tensor, options: Augmentation, draws: Draws) -> torch.
     Returns:
         float32, (n, 3, size, size), normalised, on the images' device.
     """
-    draws = Draws(*(one.to(images.device) for one in (draws.flip, draws.place, draws.area)))
-    if options.kind == "resized":
-        return normalise(_resized(images.float(), options.size, draws), options)
+    draws = draws.to(images.device)
+    found = _resized(images.float(), options, draws) if options.kind == "resized" else _placed(images, options, draws)
+    if options.colour:
+        found = _coloured(found, options.colour, draws.colour)
+    found = normalise(found, options)
+    return _mixed(found, draws.mix) if options.mixes else found
+
+
+def _placed(images: torch.Tensor, options: Augmentation, draws: Draws) -> torch.Tensor:
+    """The centre or a random place, perhaps mirrored; float, 0 to 255."""
     if options.kind == "crop" and options.padding:
         images = functional.pad(images, [options.padding] * 4)
     room = torch.tensor([side - options.size + 1 for side in images.shape[2:]], device=images.device)
@@ -75,13 +102,17 @@ def augment(images: torch.Tensor, options: Augmentation, draws: Draws) -> torch.
         columns = torch.where(draws.flip[:, None], columns.flip(1), columns)
     batch = torch.arange(len(images), device=images.device)[:, None, None]
     picked = images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]  # (n, size, size, 3)
-    return normalise(picked.permute(0, 3, 1, 2).float().contiguous(), options)
+    return picked.permute(0, 3, 1, 2).float().contiguous()
 
 
 def centre(images: torch.Tensor, options: Augmentation) -> torch.Tensor:
     """The input without chance, for evaluation: the centre; shapes as in `augment`."""
-    plain = Augmentation(options.size, "none", 0, options.mean, options.std)
-    return augment(images, plain, draw(len(images), 0))
+    return augment(images, without_chance(options), draw(len(images), 0))
+
+
+def without_chance(options: Augmentation) -> Augmentation:
+    """The centre alone, of the same size and scale."""
+    return replace(options, kind="none", padding=0, colour=0.0, mixes=False)
 
 
 def normalise(images: torch.Tensor, options: Augmentation) -> torch.Tensor:
@@ -91,9 +122,9 @@ def normalise(images: torch.Tensor, options: Augmentation) -> torch.Tensor:
     return (images / 255 - mean) / std
 
 
-def _resized(images: torch.Tensor, size: int, draws: Draws) -> torch.Tensor:
-    """A random rectangle, bilinear: 8 to 100 % of the area, sides 3:4 to 4:3, cut to the picture."""
-    area = 0.08 + 0.92 * draws.area[:, 0]
+def _resized(images: torch.Tensor, options: Augmentation, draws: Draws) -> torch.Tensor:
+    """A random rectangle, bilinear: `smallest` to all of the area, sides 3:4 to 4:3, cut to the picture."""
+    area = options.smallest + (1 - options.smallest) * draws.area[:, 0]
     ratio = torch.exp((2 * draws.area[:, 1] - 1) * math.log(4 / 3))
     scale = torch.stack([torch.sqrt(area * ratio), torch.sqrt(area / ratio)], 1).clamp(max=1)  # (n, 2): x, y
     shift = (2 * draws.place - 1) * (1 - scale)
@@ -101,5 +132,23 @@ def _resized(images: torch.Tensor, size: int, draws: Draws) -> torch.Tensor:
     theta[:, 0, 0] = torch.where(draws.flip, -scale[:, 0], scale[:, 0])
     theta[:, 1, 1] = scale[:, 1]
     theta[:, :, 2] = shift
-    grid = functional.affine_grid(theta, [len(images), 3, size, size], align_corners=False)
+    grid = functional.affine_grid(theta, [len(images), 3, options.size, options.size], align_corners=False)
     return functional.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _coloured(images: torch.Tensor, most: float, draws: torch.Tensor) -> torch.Tensor:
+    """Brightness, contrast around the picture's mean, saturation around its greys; float, 0 to 255."""
+    brightness, contrast, saturation = (1 + most * (2 * draws - 1)).T[:, :, None, None, None]
+    images = images * brightness
+    images = _between(images.mean((1, 2, 3), keepdim=True), images, contrast)
+    return _between(images.mean(1, keepdim=True), images, saturation).clamp(0, 255)
+
+
+def _mixed(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Each picture alone with a chance of one half, otherwise between the one before it in the batch and itself."""
+    weight = (2 * draws).clamp(max=1)[:, None, None, None]
+    return _between(images.roll(1, 0), images, weight)
+
+
+def _between(first: torch.Tensor, second: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return first + weight * (second - first)

@@ -87,13 +87,19 @@ class QuantisedBottleFit(BottleFit):
 
 
 def bottlefit_stages(
-    *, epochs: tuple[int, int] = (10, 10), batch: int = 64, task: TaskLoss | None = None, fix_encoder: bool = True
+    *,
+    epochs: tuple[int, int] = (10, 10),
+    batch: int = 64,
+    task: TaskLoss | None = None,
+    lr: float = 1e-3,
+    fix_encoder: bool = True,
 ) -> tuple[Stage, ...]:
     """The published recipe: features with Adam (GHND), then the task with SGD.
 
     Args:
         epochs: Of the two stages; milestones at half of each.
         batch: Of both stages.
+        lr: Learning rate of the second stage.
         task: Loss of the second stage: half cross entropy, half distillation by default ("GHND-KD"); `TaskLoss(kind="ce")`
             for "GHND-FT".
         fix_encoder: The "(FE)" variants: the head of stage 1 stays, so that it may serve several tails.
@@ -104,7 +110,7 @@ def bottlefit_stages(
         epochs[1],
         batch,
         optimiser="sgd",
-        lr=1e-3,
+        lr=lr,
         milestones=(0.5,),
         task=task or TaskLoss(),
         fixes_encoder=fix_encoder,

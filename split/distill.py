@@ -6,32 +6,28 @@ run that was killed continues from its checkpoint with the same numbers; on a CP
 
 import hashlib
 import math
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from device_profiles.errors import EdgeError
-from split.augment import Augmentation, augment, draw
+from split.augment import Augmentation, Draws, augment, draw
+from split.captured import CapturedStep
 from split.checkpoint import Checkpoint, MetricsFile, Position, load_checkpoint, save_checkpoint
-from split.inject import Features, SplitNetwork, StudentOutput, Teacher
-from split.losses import feature_loss, relative_feature_loss, task_loss
+from split.inject import SplitNetwork, StudentOutput, Teacher
+from split.processes import Place, TrainingError, processes
+from split.stage_loss import stage_loss
 from split.stages import Stage
 from split.teacher_cache import TeacherCache
 from split.training_data import PictureSet
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
-
-
-class TrainingError(EdgeError):
-    """Training cannot start or go on."""
+_EAGER_STEPS = 3  # before a step is captured: the optimiser then has its state
 
 
 @dataclass(frozen=True)
@@ -59,6 +55,7 @@ class TrainOptions:
         log_every: Steps between rows of metrics.
         device: "cuda", "cpu", or "" for what is there.
         mixed_precision: bfloat16 where the GPU has it.
+        captures: On one GPU a step runs as one CUDA graph, channels last.
         cache_bytes: Main memory for teacher outputs, which are kept where the augmentation repeats pictures.
         on_step: Is called after each step of the first process.
     """
@@ -71,6 +68,7 @@ class TrainOptions:
     log_every: int = 10
     device: str = ""
     mixed_precision: bool = True
+    captures: bool = True
     cache_bytes: int = 1 << 30
     on_step: Callable[[Progress], None] | None = field(default=None, repr=False, compare=False)
 
@@ -105,46 +103,13 @@ def train(
             raise TrainingError(
                 f"Wanted at least one batch of {stage.batch} pictures for stage {stage.name!r}, found {len(data)}. Use a smaller batch."
             )
-    with _processes(options.device) as place:
+        if options.augmentation.mixes and stage.task and (stage.task.kind == "ce" or stage.task.alpha):
+            raise TrainingError(
+                f"Wanted a loss against the teacher alone in stage {stage.name!r}, because the augmentation mixes pictures, found "
+                f"{stage.task}. Use alpha 0, or pictures that are not mixed."
+            )
+    with processes(options.device) as place:
         return _Run(student, teacher, data, stages, options, place).go()
-
-
-@dataclass(frozen=True)
-class _Place:
-    device: torch.device
-    rank: int
-    world: int
-
-
-@contextmanager
-def _processes(device: str) -> Iterator[_Place]:
-    """This process's device and place; joins the others where torchrun started it."""
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TrainingError(f"Wanted the device {name!r}, found no CUDA. Use --device cpu.")
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield _Place(torch.device(name), 0, 1)
-        return
-    if name == "cuda":
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(name)
-    own = not distributed.is_initialized()
-    if own:
-        _join("nccl" if name.startswith("cuda") else "gloo")
-    try:
-        yield _Place(torch.device(name), distributed.get_rank(), world)
-    finally:
-        if own:
-            distributed.destroy_process_group()
-
-
-def _join(backend: str) -> None:
-    """A process group with keys of its own: torchrun's store outlives a group and would hand out its dead addresses."""
-    store, rank, world = next(distributed.rendezvous("env://"))
-    number = store.add(f"headtail/joined/{rank}", 1)
-    own = distributed.PrefixStore(f"headtail/{number}", store)
-    distributed.init_process_group(backend, store=own, rank=rank, world_size=world)
 
 
 class _Run:
@@ -157,7 +122,7 @@ class _Run:
         data: PictureSet,
         stages: Sequence[Stage],
         options: TrainOptions,
-        place: _Place,
+        place: Place,
     ) -> None:
         self.student, self.teacher = student.to(place.device), teacher.to(place.device)
         cuda = place.device.type == "cuda"
@@ -171,6 +136,12 @@ class _Run:
         self.position = Position()
         self.last_save = self.begin = time.monotonic()
         self.mixed = options.mixed_precision and cuda and torch.cuda.is_bf16_supported()
+        self.captures = options.captures and cuda and place.world == 1
+        self.captured: CapturedStep | None = None
+        self.since_entry = 0  # steps of this stage in this process
+        if self.captures:
+            student.to(memory_format=torch.channels_last)
+            teacher.to(memory_format=torch.channels_last)
         self.wrapped: nn.Module = student
         self.optimiser: torch.optim.Optimizer | None = None
         self.metrics: MetricsFile | None = None
@@ -215,14 +186,15 @@ class _Run:
         self.student.train()
         tail = [one for one in self.student.tail.parameters() if one.requires_grad]
         front = [one for one in self.student.bottleneck.parameters() if one.requires_grad]
-        groups = [{"params": part, "factor": factor} for part, factor in ((front, 1.0), (tail, stage.tail_lr)) if part]
+        self.captured, self.since_entry = None, 0
+        rate = (lambda: torch.tensor(stage.lr, device=self.place.device)) if self.captures else (lambda: stage.lr)
+        parts = ((front, 1.0), (tail, stage.tail_lr))
+        groups = [{"params": part, "factor": factor, "lr": rate()} for part, factor in parts if part]
         fused = self.place.device.type == "cuda" or None
         if stage.optimiser == "adam":
-            self.optimiser = torch.optim.Adam(groups, lr=stage.lr, fused=fused)
+            self.optimiser = torch.optim.Adam(groups, fused=fused, capturable=self.captures)
         else:
-            self.optimiser = torch.optim.SGD(
-                groups, lr=stage.lr, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY, fused=fused
-            )
+            self.optimiser = torch.optim.SGD(groups, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY, fused=fused)
         self.wrapped = self.student
         if self.place.world > 1:
             ids = [self.place.device.index] if self.place.device.type == "cuda" else None
@@ -261,31 +233,58 @@ class _Run:
 
     def _step(self, stage: Stage, indices: torch.Tensor, seed: int, lr: float) -> dict[str, torch.Tensor]:
         """One optimiser step; returns the terms of this process's part of the loss."""
-        place, optimiser = self.place, self.optimiser
-        assert optimiser is not None
+        place = self.place
         mine = slice(place.rank, None, place.world)
         draws, own = draw(len(indices), seed).part(mine), indices[mine]
         there = own.to(self.images.device)
         x = augment(self.images[there].to(place.device), self.options.augmentation, draws)
         labels = self.labels[there].to(place.device)
         torch.manual_seed(_mix(seed, place.rank, 1))
-        for group in optimiser.param_groups:
-            group["lr"] = lr * group["factor"]
-        with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=self.mixed):
-            wanted = self.cache.outputs(x, own, draws, saliency=stage.saliency)
+        self._set_rate(lr)
+        if not self.captures:
+            return self._optimise(stage, (own, draws), x, labels)
+        x = x.contiguous(memory_format=torch.channels_last)
+        self.since_entry += 1
+        if self.since_entry <= _EAGER_STEPS:
+            return self._optimise(stage, (own, draws), x, labels)
+        if self.captured is None:
+            self.looks, looks = False, self.looks
+            self.captured = CapturedStep(partial(self._optimise, stage, (own, draws)), x, labels)
+            self.looks = looks
+        terms = self.captured(x, labels)
+        if self.looks:
+            self._check(stage, float(terms["loss"]))
+        return terms
+
+    def _optimise(
+        self, stage: Stage, origin: tuple[torch.Tensor, Draws], x: torch.Tensor, labels: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        """Both networks' outputs, the loss, gradients and the optimiser's step; `origin` says what the pictures are."""
+        assert self.optimiser is not None
+        with torch.autocast(self.place.device.type, dtype=torch.bfloat16, enabled=self.mixed):
+            wanted = self.cache.outputs(x, *origin, saliency=stage.saliency)
             output: StudentOutput = self.wrapped(x)
-        loss, parts = _loss(stage, output, wanted, labels)
+        loss, parts = stage_loss(stage, output, wanted, labels)
         if self.looks:
             self._check(stage, float(loss.detach()))
-        optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad(set_to_none=True)
         if stage.task is None:
-            loss = loss * place.world  # sums over the batch; the processes' gradients are averaged
+            loss = loss * self.place.world  # sums over the batch; the processes' gradients are averaged
         loss.backward()
-        optimiser.step()
-        return {"loss": loss.detach()} | parts
+        self.optimiser.step()
+        return {"loss": loss.detach()} | {key: one.detach() for key, one in parts.items()}
+
+    def _set_rate(self, lr: float) -> None:
+        """A captured step reads its learning rate from a tensor."""
+        assert self.optimiser is not None
+        for group in self.optimiser.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(lr * group["factor"])
+            else:
+                group["lr"] = lr * group["factor"]
 
     def _check(self, stage: Stage, loss: float) -> None:
-        """Before a step whose result is kept or written."""
+        """Before the result of a step is kept or written."""
         self.loss = loss
         if not math.isfinite(loss):
             raise TrainingError(
@@ -361,24 +360,6 @@ def run_identity(
     digest.update(data.labels.numpy().tobytes())
     digest.update(data.images[:: max(1, len(data) // 64)].contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def _loss(
-    stage: Stage, output: StudentOutput, wanted: Features, labels: torch.Tensor
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A stage's loss for this process's part of a batch, and its terms."""
-    bits = output.coded.bits
-    if stage.task is None:
-        features = feature_loss(output.features, wanted.features, wanted.saliency)
-        return features + stage.beta * bits + output.coded.auxiliary, {"features": features, "bits": bits}
-    task = task_loss(output.logits, wanted.logits, labels, stage.task)
-    loss, parts = task, {"task": task, "bits": bits}
-    if stage.features:
-        parts["features"] = relative_feature_loss(output.features, wanted.features, wanted.saliency)
-        loss = loss + stage.features * parts["features"]
-    if stage.beta or stage.features:  # the encoder still learns
-        loss = loss + stage.beta * bits / len(labels) + output.coded.auxiliary
-    return loss, parts
 
 
 def _on_device(data: PictureSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from split.augment import Augmentation, Draws, augment, centre
+from split.augment import Augmentation, augment, centre, mirrored
 from split.fold import fold
 from split.latents import IntegerHead
 from split.losses import TASK, TaskLoss, task_loss
@@ -114,10 +114,9 @@ def _views(head: nn.Module, tail: nn.Module, data: PictureSet, view: Augmentatio
     latents, answers = [], []
     plain = Augmentation(view.size, "flip", 0, view.mean, view.std)
     with torch.no_grad():
-        for mirrored in (False, True):
+        for flip in (False, True):
             for images in data.images.split(_BATCH_OF_LATENTS):
-                count = len(images)
-                draws = Draws(torch.full((count,), mirrored), torch.zeros(count, 2), torch.zeros(count, 2))
+                draws = mirrored(len(images), flip=flip)
                 latents.append(head(augment(images.to(device), plain, draws)))
                 answers.append(tail(latents[-1]))
     return torch.cat(latents), torch.cat(answers)

@@ -91,6 +91,7 @@ def entropic_stages(
     epochs: tuple[int, int] = (10, 10),
     batches: tuple[int, int] = (64, 64),
     task: TaskLoss | None = None,
+    lr: float = 1e-3,
 ) -> tuple[Stage, ...]:
     """The published recipe: features and rate with Adam, then the task with SGD behind a fixed encoder.
 
@@ -99,6 +100,7 @@ def entropic_stages(
         epochs: Of the two stages; milestones keep their places in proportion (5 and 8 of 10, 5 of 10).
         batches: Of the two stages; the first paper's configuration has 128 in the second.
         task: Loss of the second stage; published: half cross entropy, half distillation at temperature 1.
+        lr: Learning rate of the second stage.
     """
     if not beta >= 0:
         raise BottleneckError(f"Wanted a beta of at least 0, found {beta}. The paper used {BETAS[0]} to {BETAS[-1]}.")
@@ -108,7 +110,7 @@ def entropic_stages(
         epochs[1],
         batches[1],
         optimiser="sgd",
-        lr=1e-3,
+        lr=lr,
         milestones=(0.5,),
         task=task or TaskLoss(),
         fixes_encoder=True,

@@ -68,6 +68,7 @@ class BottleFitSettings:
         epochs: Of the stages features and task.
         batch: Pictures for each step.
         task: Loss of the second stage; kind kd, ce or balanced.
+        task_lr: Learning rate of the second stage.
         fix_encoder: The second stage leaves the head as it is, so that it may serve several tails.
     """
 
@@ -78,6 +79,7 @@ class BottleFitSettings:
     epochs: tuple[int, int] = (10, 10)
     batch: int = 64
     task: TaskLoss = TASK
+    task_lr: float = 1e-3
     fix_encoder: bool = True
 
 
@@ -91,6 +93,7 @@ class EntropicSettings:
         epochs: Of the stages features and task.
         batch: Pictures for each step.
         task: Loss of the second stage; kind kd, ce or balanced.
+        task_lr: Learning rate of the second stage.
     """
 
     latent_channels: int = 24
@@ -98,6 +101,7 @@ class EntropicSettings:
     epochs: tuple[int, int] = (10, 10)
     batch: int = 64
     task: TaskLoss = TASK
+    task_lr: float = 1e-3
 
 
 def find_method(name: str) -> Method[Any]:
@@ -173,13 +177,17 @@ def _make_entropic(layer: CutLayer, options: EntropicSettings) -> Bottleneck:
 
 def _bottlefit_stages(options: BottleFitSettings) -> tuple[Stage, ...]:
     return bottlefit_stages(
-        epochs=options.epochs, batch=options.batch, task=options.task, fix_encoder=options.fix_encoder
+        epochs=options.epochs,
+        batch=options.batch,
+        task=options.task,
+        lr=options.task_lr,
+        fix_encoder=options.fix_encoder,
     )
 
 
 def _entropic_stages(options: EntropicSettings) -> tuple[Stage, ...]:
     batches = (options.batch, options.batch)
-    return entropic_stages(options.beta, epochs=options.epochs, batches=batches, task=options.task)
+    return entropic_stages(options.beta, epochs=options.epochs, batches=batches, task=options.task, lr=options.task_lr)
 
 
 _ATTRIBUTE = r"^\s*(\w+): (.*?)(?=^\s*\w+: |\Z)"

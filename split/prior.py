@@ -45,6 +45,8 @@ class FactorisedPrior(nn.Module):
         self.factors = nn.ParameterList(factors[:-1])
         quantiles = torch.tensor([-_INITIAL_SCALE, 0.0, _INITIAL_SCALE])
         self.quantiles = nn.Parameter(quantiles.repeat(channels, 1, 1))
+        tail = math.log(2 / _TAIL_MASS - 1)
+        self.register_buffer("tails", torch.tensor([-tail, 0.0, tail]), persistent=False)
 
     @property
     def medians(self) -> torch.Tensor:
@@ -73,9 +75,7 @@ class FactorisedPrior(nn.Module):
 
     def quantile_loss(self) -> torch.Tensor:
         """Distance of the stored quantiles from those of the distribution; moves the quantiles only."""
-        target = math.log(2 / _TAIL_MASS - 1)
-        wanted = self.quantiles.new_tensor([-target, 0.0, target])
-        return (self._cumulative(self.quantiles, fixed=True) - wanted).abs().sum()
+        return (self._cumulative(self.quantiles, fixed=True) - self.tails).abs().sum()
 
     def settle(self) -> None:
         """Set the medians to where the distribution has them (bisection); to be done once, before latents are rounded."""

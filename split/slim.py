@@ -40,6 +40,7 @@ class Slim(Bottleneck):
         self.stream = form.stream
         stops = form.stream.layers or (form.latent_channels,)
         step = form.price_step if isinstance(form, ProgressiveOptions) else 1.0
+        self.whole = form.whole if isinstance(form, ProgressiveOptions) else 0.0
         self.register_buffer("stops", torch.tensor(stops), persistent=False)
         missing = torch.arange(len(stops) - 1, -1, -1, dtype=torch.float32)
         self.register_buffer("prices", step**missing, persistent=False)
@@ -78,6 +79,9 @@ class Slim(Bottleneck):
     def _draw(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """For each picture which channels stay, (batch, channels, 1, 1), and what a bit costs, (batch, 1, 1, 1)."""
         number = torch.randint(len(self.stops), (len(latent),), device=latent.device)
+        if self.whole:
+            all_of_them = torch.rand(len(latent), device=latent.device) < self.whole
+            number = torch.where(all_of_them, len(self.stops) - 1, number)
         place = torch.arange(latent.shape[1], device=latent.device)
         keep = (place < self.stops[number][:, None]).float()[:, :, None, None]
         return keep, self.prices[number][:, None, None, None]

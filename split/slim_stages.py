@@ -72,12 +72,14 @@ class ProgressiveOptions(SlimOptions):
     Attributes:
         layers: Channels at which a layer of the stream ends, rising, the last one all of them.
         price_step: How much dearer a bit is with each layer less.
+        whole: Share of the pictures that keep all layers in training, beside those whose draw is all of them.
     """
 
     beta: float = 2e-4
     latent_channels: int = 16
     layers: tuple[int, ...] = (4, 8, 12, 16)
     price_step: float = 2.0
+    whole: float = 0.0
 
     @property
     def stream(self) -> StreamPlan:

@@ -6,7 +6,7 @@ kept is computed in fixed chunks of neighbouring pictures, and which pictures ar
 
 import torch
 
-from split.augment import Augmentation, Draws, augment
+from split.augment import Augmentation, Draws, augment, mirrored
 from split.inject import Features, Teacher
 from split.training_data import PictureSet
 
@@ -28,7 +28,8 @@ class TeacherCache:
 
     def __init__(self, teacher: Teacher, data: PictureSet, augmentation: Augmentation, *, limit_bytes: int) -> None:
         self.teacher, self.data, self.augmentation = teacher, data, augmentation
-        self.limit_bytes = limit_bytes if augmentation.kind in REPEATING else 0
+        repeats = augmentation.kind in REPEATING and not augmentation.colour and not augmentation.mixes
+        self.limit_bytes = limit_bytes if repeats else 0
         self.mirrored = augmentation.kind == "flip"
         self.kept: dict[tuple[int, bool], Row] = {}  # by number of the chunk and mirroring, (CHUNK, ...) each
         self.count: int | None = None  # pictures that are kept: the first ones
@@ -76,7 +77,6 @@ class TeacherCache:
         if key not in self.kept:
             images = self.data.images[number * CHUNK : (number + 1) * CHUNK].to(device)
             count = len(images)
-            draws = Draws(torch.full((count,), flip), torch.zeros(count, 2), torch.zeros(count, 2))
-            found = self.teacher(augment(images, self.augmentation, draws))
+            found = self.teacher(augment(images, self.augmentation, mirrored(count, flip=flip)))
             self.kept[key] = tuple(one.cpu() for one in (found.logits, *found.features))
         return self.kept[key]

@@ -140,6 +140,10 @@ def round_weights(weight: torch.Tensor) -> torch.Tensor:
     """Weights on a symmetric int8 grid for each output channel, the gradient passed through."""
     largest = weight.detach().abs().amax(dim=(1, 2, 3))
     scale = torch.clamp(largest / _WEIGHT_STEPS, min=_SMALLEST).float()
+    if weight.is_cuda:  # the operator below waits for the GPU; the same numbers without that
+        step = scale[:, None, None, None]
+        grid = torch.clamp(torch.round(weight.float() * step.reciprocal()), -_WEIGHT_STEPS - 1, _WEIGHT_STEPS) * step
+        return weight.float() + (grid - weight.float()).detach()
     zero = torch.zeros_like(scale, dtype=torch.int32)
     return torch.fake_quantize_per_channel_affine(weight.float(), scale, zero, 0, -_WEIGHT_STEPS - 1, _WEIGHT_STEPS)
 

@@ -7,6 +7,7 @@ published recipe is what row `es_steps` shows.
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -51,6 +52,14 @@ class PeerBlock(Bottleneck):
         self.block.entropy_bottleneck.requires_grad_(requires_grad=False)
         if self.hyper is not None:
             self.hyper.requires_grad_(requires_grad=False)
+
+    def integers(self, x: torch.Tensor) -> np.ndarray:
+        """What its strings hold, int8 (n, channels, h, w): latents of the factorised form, less their medians."""
+        with torch.no_grad():
+            latent = self.encoder(x)
+            medians = self.block.entropy_bottleneck._get_medians().reshape(1, -1, 1, 1)
+            symbols = torch.clamp(torch.round(latent - medians), -128, 127)
+        return symbols.to(torch.int8).numpy()
 
     def strings(self, x: torch.Tensor) -> tuple[list[list[bytes]], torch.Tensor]:
         """For each picture its strings, and the target that the block decodes from them; on the CPU."""

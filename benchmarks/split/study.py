@@ -2,12 +2,14 @@
 
     python -m benchmarks.split.study WORK --data FOLDER [--devices cuda:0,cuda:1] [--each 6] [--deadline 540] [--only a]
 
-FOLDER holds the data sets (benchmarks/data.toml). A job that was cut off continues from its checkpoint in WORK/runs.
+FOLDER holds the data sets (benchmarks/data.toml). Protocol b takes the weights that GROCERY_WEIGHTS names as its teacher, or
+fine-tunes one. A job that was cut off continues from its checkpoint in WORK/runs.
 """
 
 import argparse
 import lzma
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -86,6 +88,9 @@ def prepare(protocol: Protocol, work: Path, data: Path, device: str) -> None:
         for name, one in decoded(protocol, data / SETS[protocol.name], work).items():
             np.savez(paths[name], images=one.images.numpy(), labels=one.labels.numpy(), classes=np.array(one.classes))
     weights = work / f"{protocol.name}-teacher.pt"
+    given = os.environ.get("GROCERY_WEIGHTS", "")
+    if protocol.name == "b" and given and not weights.is_file():
+        shutil.copy(given, weights)
     if not weights.is_file():
         sets = {name: read_set(path) for name, path in paths.items()}
         state = teach(protocol, sets, device)
@@ -121,7 +126,9 @@ def unpacked(path: Path, work: Path) -> Path:
 def teach(protocol: Protocol, sets: dict[str, PictureSet], device: str) -> dict[str, torch.Tensor]:
     """Train (a) or fine-tune (b) the network; AdamW, one cycle; the last epoch's weights."""
     torch.manual_seed(0)
-    network = protocol.network().to(device).train()
+    network = protocol.network()
+    protocol.pretrain(network)
+    network = network.to(device).train()
     train, batch = sets["train"], 128 if protocol.name == "a" else 64
     images, labels = train.images.to(device), train.labels.to(device)
     steps = len(train) // batch * protocol.teacher_epochs

@@ -9,23 +9,25 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.split.study_plan import JOBS, PROTOCOLS, Job, Protocol, load_teacher
+from benchmarks.split.study_plan import JOBS, PROTOCOLS, Job, Protocol, layer_of, load_teacher
 from edge_runtime.entropy import EntropyCodec
 from edge_runtime.wire import CODEC_ENTROPY, encode_tensors
-from split.augment import Augmentation, centre
+from split.augment import Augmentation, centre, without_chance
+from split.bottleneck import StreamPlan
 from split.distill import TrainOptions, train
 from split.inject import SplitNetwork, Teacher, inject, trace_network
 from split.latents import IntegerHead, IntegerTail, fit_grid, fit_tables, input_batches, integer_latents
 from split.methods import find_method
 from split.training_data import PictureSet
 
+PARTS = ("val", "test")
+COUNTED_TABLES = "counted tables"
 COUNTED = 2000  # training pictures that entropy tables are counted on
 CUT = bytes(8)
 
@@ -50,28 +52,44 @@ def run(job: Job, work: Path, device: str, target: Path) -> None:
     start = time.monotonic()
     protocol = PROTOCOLS[job.protocol]
     data = {name: read_set(work / f"{job.protocol}-{name}.npz") for name in ("train", "val", "test")}
+    target.parent.mkdir(exist_ok=True)
+    if job.method in ("codec", "small"):
+        from benchmarks.split import study_nets
+
+        arrays, note = (study_nets.codec_job if job.method == "codec" else study_nets.small_job)(
+            job, work, data, device
+        )
+        _write(target, arrays, note | _surroundings(device, start))
+        return
     student, teacher, stages = build(job, protocol, work)
     options = TrainOptions(
         folder=work / "runs" / job.name, augmentation=protocol.augmentation, seed=job.seed, device=device, log_every=200
     )
     train(student, teacher, first(data["train"], protocol.pictures), stages, options)
     trained = time.monotonic()
-    points = evaluate(job, student, data, protocol, device)
-    note = {"train_s": round(trained - start, 1), "evaluate_s": round(time.monotonic() - trained, 1), "device": device}
-    if device != "cpu":
-        note["device"] = torch.cuda.get_device_name(device)
-    note |= {"torch": torch.__version__, "settings": [point[0] for point in points]}
-    arrays: dict[str, Any] = {"note": np.array(json.dumps(note))}
+    found = evaluate(job, student, data, protocol, device)
+    points = found["test"]
+    note = {"train_s": round(trained - start, 1), "settings": [point[0] for point in points]}
+    note["val"] = [[round(float(sizes.mean()), 1), round(float(right.mean()), 4)] for _, sizes, right in found["val"]]
+    arrays = {}
     for number, (_, sizes, right) in enumerate(points):
         arrays |= {f"size{number}": sizes.astype(np.uint16), f"right{number}": np.packbits(right)}
-    target.parent.mkdir(exist_ok=True)
-    partial = target.with_suffix(".part.npz")
-    np.savez_compressed(partial, **arrays)
     if job.keeps:
         torch.save({key: value.cpu() for key, value in student.state_dict().items()}, target.with_suffix(".pt"))
-    partial.replace(target)
+    _write(target, arrays, note | _surroundings(device, start))
     for setting, sizes, right in points:
         print(f"{job.name} {setting}: {sizes.mean():.1f} B, {right.mean():.4f} {note}", flush=True)
+
+
+def _surroundings(device: str, start: float) -> dict[str, Any]:
+    where = device if device == "cpu" else torch.cuda.get_device_name(device)
+    return {"seconds": round(time.monotonic() - start, 1), "device": where, "torch": torch.__version__}
+
+
+def _write(target: Path, arrays: dict[str, np.ndarray], note: dict[str, Any]) -> None:
+    partial = target.with_suffix(".part.npz")
+    np.savez_compressed(partial, note=np.array(json.dumps(note)), **arrays)  # type: ignore[arg-type]
+    partial.replace(target)
 
 
 def build(job: Job, protocol: Protocol, work: Path) -> tuple[SplitNetwork, Teacher, Sequence[Any]]:
@@ -82,7 +100,6 @@ def build(job: Job, protocol: Protocol, work: Path) -> tuple[SplitNetwork, Teach
     peer = job.method.startswith("peer_")
     method = find_method("entropic" if peer else job.method)
     settings = method.options(**job.options)
-    layer = protocol.coarse_layer if job.method == "bottlefit" else protocol.layer
 
     def make(found: Any) -> Any:
         if not peer:
@@ -92,7 +109,7 @@ def build(job: Job, protocol: Protocol, work: Path) -> tuple[SplitNetwork, Teach
         name = {"peer_fp": "FPBasedResNetBottleneck", "peer_mshp": "MSHPBasedResNetBottleneck"}[job.method]
         return PeerBlock(name, found.shape[0])
 
-    student, teacher = inject(trace, layer, make, size=(protocol.size, protocol.size))
+    student, teacher = inject(trace, layer_of(job), make, size=(protocol.size, protocol.size))
     return student, teacher, method.stages(settings)
 
 
@@ -101,20 +118,28 @@ Point = tuple[str, np.ndarray, np.ndarray]  # setting, bytes of each picture's f
 
 def evaluate(
     job: Job, student: SplitNetwork, data: dict[str, PictureSet], protocol: Protocol, device: str
-) -> list[Point]:
-    """Frames with header of all test pictures, and the tail's answers from what the frames hold."""
-    plain = replace(protocol.augmentation, kind="none", padding=0)
-    test = data["test"]
-    labels = test.labels.numpy()
-    if job.method.startswith("peer_"):
-        return [("", *_peer_point(student.cpu().eval(), test, plain, labels))]
-    student = student.to(device).eval()
+) -> dict[str, list[Point]]:
+    """Frames with header of all validation and test pictures, and the tail's answers from what the frames hold."""
+    plain = without_chance(protocol.augmentation)
     counted = first(data["train"], COUNTED)
+    if job.method.startswith("peer_"):
+        known = counted if job.method == "peer_fp" and job.label else None
+        return {name: _peer_points(student.cpu().eval(), data[name], plain, known) for name in PARTS}
+    student = student.to(device).eval()
     grid = fit_grid(student, (one.to(device) for one in input_batches(counted, plain)))
     tail = IntegerTail(student, grid).to(device)
-    known, latents = integers(job, student, grid, (counted, test), plain, device)
-    plan = student.bottleneck.stream
-    codec = EntropyCodec(fit_tables(known, plan))
+    known, *latents = integers(job, student, grid, (counted, *(data[name] for name in PARTS)), plain, device)
+    codec = EntropyCodec(fit_tables(known, student.bottleneck.stream))
+    return {
+        name: _points(codec, student.bottleneck.stream, some, tail, data[name].labels.numpy())
+        for name, some in zip(PARTS, latents, strict=True)
+    }
+
+
+def _points(
+    codec: EntropyCodec, plan: StreamPlan, latents: list[np.ndarray], tail: IntegerTail, labels: np.ndarray
+) -> list[Point]:
+    """One for each number of layers."""
     layers = len(plan.layers) or 1
     pieces = [codec.encode([one]) for one in latents]
     points = []
@@ -126,7 +151,7 @@ def evaluate(
         if count < layers:
             seen = seen.copy()
             seen[:, plan.layers[count - 1] :] = 0
-        points.append((f"layers={count}" if layers > 1 else "", sizes, answers(tail, seen, device) == labels))
+        points.append((f"layers={count}" if layers > 1 else "", sizes, answers(tail, seen) == labels))
     return points
 
 
@@ -171,8 +196,9 @@ def frame_of(latent: np.ndarray, layers: Sequence[bytes | memoryview]) -> bytes:
     return b"".join(encode_tensors([latent], cut_id=CUT, codec=_Coded(layers), code=CODEC_ENTROPY))
 
 
-def answers(tail: torch.nn.Module, latents: np.ndarray, device: str) -> np.ndarray:
+def answers(tail: IntegerTail, latents: np.ndarray) -> np.ndarray:
     """Classes from int8 latents (n, channels, h, w)."""
+    device = tail.step.device
     with torch.no_grad():
         parts = [
             tail(torch.from_numpy(latents[at : at + 256]).to(device)).argmax(1).cpu()
@@ -181,10 +207,10 @@ def answers(tail: torch.nn.Module, latents: np.ndarray, device: str) -> np.ndarr
     return torch.cat(parts).numpy()
 
 
-def _peer_point(
-    student: SplitNetwork, test: PictureSet, plain: Augmentation, labels: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The peer's own strings in our frame, its own decoder behind them."""
+def _peer_points(
+    student: SplitNetwork, test: PictureSet, plain: Augmentation, counted: PictureSet | None
+) -> list[Point]:
+    """The peer's own strings in our frame, its own decoder behind them; with `counted` also its integers in our coder."""
     sizes, right = [], []
     with torch.no_grad():
         for at in range(0, len(test), 64):
@@ -192,8 +218,17 @@ def _peer_point(
             strings, target = student.bottleneck.strings(x)
             like = student.bottleneck.encoder(x[:1]).to(torch.int8).numpy()
             sizes += [len(frame_of(like, one)) for one in strings]
-            right.append(student.tail(target)[0].argmax(1).numpy() == labels[at : at + 64])
-    return np.array(sizes), np.concatenate(right)
+            right.append(student.tail(target)[0].argmax(1).numpy() == test.labels[at : at + 64].numpy())
+    points = [("", np.array(sizes), np.concatenate(right))]
+    if counted is not None:
+        known, latents = (
+            [one[None] for x in input_batches(part, plain) for one in student.bottleneck.integers(x)]
+            for part in (counted, test)
+        )
+        codec = EntropyCodec(fit_tables(known))
+        ours = np.array([len(frame_of(one, codec.encode([one]))) for one in latents])
+        points.append((COUNTED_TABLES, ours, points[0][2]))
+    return points
 
 
 def read_set(path: Path) -> PictureSet:

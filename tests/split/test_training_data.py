@@ -122,3 +122,23 @@ def test_resized_crops_stay_within_the_values():
 def test_arrays_with_wrong_labels_are_refused():
     with pytest.raises(TrainingDataError, match="one integer class id"):
         PictureSet.of_arrays(np.zeros((2, 3, 4, 4), np.uint8), [0.5, 1])
+
+
+def test_colour_keeps_grey_pictures_grey_and_nothing_changes_without_it():
+    images = torch.full((64, 3, 6, 6), 100, dtype=torch.uint8)
+    plain = Augmentation(6, "none", mean=(0, 0, 0), std=(1, 1, 1), colour=0.3)
+    out = augment(images, plain, draw(64, 0)) * 255
+    assert torch.allclose(out, out[:, :1, :1, :1].expand_as(out), atol=1e-3)
+    assert out.min() >= 70 - 1e-3
+    assert out.max() <= 130 + 1e-3
+    assert out.std() > 5
+    assert torch.equal(centre(images, plain), centre(images, Augmentation(6, "none", mean=(0, 0, 0), std=(1, 1, 1))))
+
+
+def test_half_of_mixed_pictures_stay_and_the_others_lie_between_two_neighbours():
+    images = (torch.arange(256) % 2 * 200).to(torch.uint8)[:, None, None, None].expand(256, 3, 4, 4)
+    mixed = augment(images, Augmentation(4, "none", mean=(0, 0, 0), std=(1, 1, 1), mixes=True), draw(256, 1)) * 255
+    kept = (mixed - images).abs().amax((1, 2, 3)) < 1e-3
+    assert 0.35 < kept.float().mean() < 0.65
+    assert mixed.min() >= -1e-3
+    assert mixed.max() <= 200 + 1e-3
