@@ -9,15 +9,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from split.augment import Augmentation, Draws, augment, draw
-from split.captured import CapturedStep
+from split.augment import Augmentation, augment, draw
 from split.checkpoint import Checkpoint, MetricsFile, Position, load_checkpoint, save_checkpoint
 from split.inject import SplitNetwork, StudentOutput, Teacher
 from split.processes import Place, TrainingError, processes
@@ -27,7 +26,6 @@ from split.teacher_cache import TeacherCache
 from split.training_data import PictureSet
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
-_EAGER_STEPS = 3  # before a step is captured: the optimiser then has its state
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,6 @@ class TrainOptions:
         log_every: Steps between rows of metrics.
         device: "cuda", "cpu", or "" for what is there.
         mixed_precision: bfloat16 where the GPU has it.
-        captures: On one GPU a step runs as one CUDA graph, channels last.
         cache_bytes: Main memory for teacher outputs, which are kept where the augmentation repeats pictures.
         on_step: Is called after each step of the first process.
     """
@@ -68,7 +65,6 @@ class TrainOptions:
     log_every: int = 10
     device: str = ""
     mixed_precision: bool = True
-    captures: bool = True
     cache_bytes: int = 1 << 30
     on_step: Callable[[Progress], None] | None = field(default=None, repr=False, compare=False)
 
@@ -136,12 +132,6 @@ class _Run:
         self.position = Position()
         self.last_save = self.begin = time.monotonic()
         self.mixed = options.mixed_precision and cuda and torch.cuda.is_bf16_supported()
-        self.captures = options.captures and cuda and place.world == 1
-        self.captured: CapturedStep | None = None
-        self.since_entry = 0  # steps of this stage in this process
-        if self.captures:
-            student.to(memory_format=torch.channels_last)
-            teacher.to(memory_format=torch.channels_last)
         self.wrapped: nn.Module = student
         self.optimiser: torch.optim.Optimizer | None = None
         self.metrics: MetricsFile | None = None
@@ -186,15 +176,14 @@ class _Run:
         self.student.train()
         tail = [one for one in self.student.tail.parameters() if one.requires_grad]
         front = [one for one in self.student.bottleneck.parameters() if one.requires_grad]
-        self.captured, self.since_entry = None, 0
-        rate = (lambda: torch.tensor(stage.lr, device=self.place.device)) if self.captures else (lambda: stage.lr)
-        parts = ((front, 1.0), (tail, stage.tail_lr))
-        groups = [{"params": part, "factor": factor, "lr": rate()} for part, factor in parts if part]
+        groups = [{"params": part, "factor": factor} for part, factor in ((front, 1.0), (tail, stage.tail_lr)) if part]
         fused = self.place.device.type == "cuda" or None
         if stage.optimiser == "adam":
-            self.optimiser = torch.optim.Adam(groups, fused=fused, capturable=self.captures)
+            self.optimiser = torch.optim.Adam(groups, lr=stage.lr, fused=fused)
         else:
-            self.optimiser = torch.optim.SGD(groups, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY, fused=fused)
+            self.optimiser = torch.optim.SGD(
+                groups, lr=stage.lr, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY, fused=fused
+            )
         self.wrapped = self.student
         if self.place.world > 1:
             ids = [self.place.device.index] if self.place.device.type == "cuda" else None
@@ -233,58 +222,31 @@ class _Run:
 
     def _step(self, stage: Stage, indices: torch.Tensor, seed: int, lr: float) -> dict[str, torch.Tensor]:
         """One optimiser step; returns the terms of this process's part of the loss."""
-        place = self.place
+        place, optimiser = self.place, self.optimiser
+        assert optimiser is not None
         mine = slice(place.rank, None, place.world)
         draws, own = draw(len(indices), seed).part(mine), indices[mine]
         there = own.to(self.images.device)
         x = augment(self.images[there].to(place.device), self.options.augmentation, draws)
         labels = self.labels[there].to(place.device)
         torch.manual_seed(_mix(seed, place.rank, 1))
-        self._set_rate(lr)
-        if not self.captures:
-            return self._optimise(stage, (own, draws), x, labels)
-        x = x.contiguous(memory_format=torch.channels_last)
-        self.since_entry += 1
-        if self.since_entry <= _EAGER_STEPS:
-            return self._optimise(stage, (own, draws), x, labels)
-        if self.captured is None:
-            self.looks, looks = False, self.looks
-            self.captured = CapturedStep(partial(self._optimise, stage, (own, draws)), x, labels)
-            self.looks = looks
-        terms = self.captured(x, labels)
-        if self.looks:
-            self._check(stage, float(terms["loss"]))
-        return terms
-
-    def _optimise(
-        self, stage: Stage, origin: tuple[torch.Tensor, Draws], x: torch.Tensor, labels: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        """Both networks' outputs, the loss, gradients and the optimiser's step; `origin` says what the pictures are."""
-        assert self.optimiser is not None
-        with torch.autocast(self.place.device.type, dtype=torch.bfloat16, enabled=self.mixed):
-            wanted = self.cache.outputs(x, *origin, saliency=stage.saliency)
+        for group in optimiser.param_groups:
+            group["lr"] = lr * group["factor"]
+        with torch.autocast(place.device.type, dtype=torch.bfloat16, enabled=self.mixed):
+            wanted = self.cache.outputs(x, own, draws, saliency=stage.saliency)
             output: StudentOutput = self.wrapped(x)
         loss, parts = stage_loss(stage, output, wanted, labels)
         if self.looks:
             self._check(stage, float(loss.detach()))
-        self.optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_grad(set_to_none=True)
         if stage.task is None:
-            loss = loss * self.place.world  # sums over the batch; the processes' gradients are averaged
+            loss = loss * place.world  # sums over the batch; the processes' gradients are averaged
         loss.backward()
-        self.optimiser.step()
-        return {"loss": loss.detach()} | {key: one.detach() for key, one in parts.items()}
-
-    def _set_rate(self, lr: float) -> None:
-        """A captured step reads its learning rate from a tensor."""
-        assert self.optimiser is not None
-        for group in self.optimiser.param_groups:
-            if isinstance(group["lr"], torch.Tensor):
-                group["lr"].fill_(lr * group["factor"])
-            else:
-                group["lr"] = lr * group["factor"]
+        optimiser.step()
+        return {"loss": loss.detach()} | parts
 
     def _check(self, stage: Stage, loss: float) -> None:
-        """Before the result of a step is kept or written."""
+        """Before a step whose result is kept or written."""
         self.loss = loss
         if not math.isfinite(loss):
             raise TrainingError(

@@ -12,14 +12,13 @@ from benchmarks.split.study_plan import PROTOCOLS, Job, load_teacher
 from export.codec_points import FRAME_BYTES, code_picture
 from export.evaluate import pictures_of
 from split.augment import Augmentation, augment, centre, draw, without_chance
-from split.captured import CapturedStep
 from split.losses import TaskLoss, task_loss
 from split.training_data import PictureSet
 from split.units import ConvUnit
 
 CODEC_EPOCHS, CODEC_LR, CODEC_LOSS = 40, 2e-4, TaskLoss("kd", alpha=0.5)
 SMALL_LR = 3e-3
-_BATCH, _DECAY, _WARM, _EAGER_STEPS = 64, 0.02, 0.1, 3
+_BATCH, _DECAY, _WARM = 64, 0.02, 0.1
 
 Parts = dict[str, PictureSet]
 Result = tuple[dict[str, np.ndarray], dict[str, Any]]
@@ -114,17 +113,15 @@ def learn(
     teacher.to(memory_format=torch.channels_last)
     best = {key: one.clone() for key, one in network.state_dict().items()}
     most = right(network, validation, view, device).mean()
-    cuda = device != "cpu"
-    rate = torch.tensor(top, device=device) if cuda else top
-    optimiser = torch.optim.AdamW(network.parameters(), lr=rate, weight_decay=_DECAY, capturable=cuda)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=top, weight_decay=_DECAY)
     steps = len(labels) // _BATCH
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, top, total_steps=steps * epochs, pct_start=_WARM, cycle_momentum=False
     )
 
-    def step(both: torch.Tensor, labels_: torch.Tensor) -> dict[str, torch.Tensor]:
+    def step(both: torch.Tensor, labels_: torch.Tensor) -> None:
         own, other = both.chunk(2, 1)
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=cuda):
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=device != "cpu"):
             with torch.no_grad():
                 wanted = teacher(other)
             logits = network(own)
@@ -132,9 +129,7 @@ def learn(
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
-        return {"loss": loss.detach()}
 
-    run = step
     for epoch in range(epochs):
         network.train()
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(epoch)).to(device)
@@ -142,9 +137,7 @@ def learn(
             rows = order[number * _BATCH : (number + 1) * _BATCH]
             draws = draw(_BATCH, epoch * steps + number)
             both = torch.cat([augment(one[rows], view, draws) for one in (seen, shown)], 1)
-            if cuda and epoch * steps + number == _EAGER_STEPS:
-                run = CapturedStep(step, both, labels[rows])
-            run(both, labels[rows])
+            step(both, labels[rows])
             schedule.step()
         share = right(network, validation, view, device).mean()
         if share > most:
