@@ -165,6 +165,9 @@ def test_groups_are_members_and_whatever_the_selector_finds(store):
 
 def test_settings_of_the_narrowest_scope_win(store):
     bear(store, "a")
+    with pytest.raises(UnknownError, match="the group 'g'"):
+        write(store, registry.set_config, "group:g", "fps", 2, actor="me", now_ms=1)
+    write(store, registry.define_group, "g", devices=[D], actor="me", now_ms=1)
     for scope, value in (("all", 1), ("group:g", 2), (f"device:{D}", 3)):
         write(store, registry.set_config, scope, "fps", value, actor="me", now_ms=1)
         write(store, registry.set_config, scope, scope[:3], True, actor="me", now_ms=1)
