@@ -1,8 +1,8 @@
 """What the engine's profiler itself takes inside the interval that it shows for a kernel.
 
 ONNX Runtime collects sizes and shapes of a kernel's tensors between the two readings of its clock. Chains of linear layers of
-four values show how much that is: their kernels take about a microsecond in a plain run. Their code and data stay in the
-caches, which a real network's do not: what is found is a lower bound.
+four values show how much that is: their kernels take about a microsecond in a plain run. It is the same for every kernel,
+with weights and in warm caches: of networks whose kernels take a few microseconds it may be too much (docs/profiling.md).
 """
 
 import statistics

@@ -59,32 +59,23 @@ def add_versions(store, *names):
     """Versions, each with a whole model of its own."""
     with store.write() as session:
         for index, name in enumerate(names):
-            artefact = NewArtefact(
-                id=f"{index + 1:064x}",
-                role="whole",
-                model="m",
-                engine="onnxruntime",
-                target="linux-x86-64",
-                size=1000,
-                zip_sha256=f"{index + 100:064x}",
-                path="/nowhere.zip",
+            whole = _registered(
+                session, index + 1, role="whole", model="m", engine="onnxruntime", target="linux-x86-64"
             )
-            register_artefact(session, artefact, now_ms=1)
-            register_version(session, name, whole=artefact.id, actor="test", now_ms=1)
+            register_version(session, name, whole=whole, actor="test", now_ms=1)
 
 
 def add_agent(store, name):
     """A version of the agent."""
     with store.write() as session:
-        artefact = NewArtefact(
-            id=f"{ord('a'):064x}",
-            role="agent",
-            model="agent 2",
-            engine="python 3",
-            target="any",
-            size=1000,
-            zip_sha256=f"{ord('z'):064x}",
-            path="/nowhere.zip",
-        )
-        register_artefact(session, artefact, now_ms=1)
-        register_version(session, name, agent=artefact.id, actor="test", now_ms=1)
+        agent = _registered(session, ord("a"), role="agent", model="agent 2", engine="python 3", target="any")
+        register_version(session, name, agent=agent, actor="test", now_ms=1)
+
+
+def _registered(session, number, **more):
+    """The id of a new artefact."""
+    artefact = NewArtefact(
+        id=f"{number:064x}", zip_sha256=f"{number + 100:064x}", size=1000, path="/nowhere.zip", **more
+    )
+    register_artefact(session, artefact, now_ms=1)
+    return artefact.id
