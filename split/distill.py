@@ -95,6 +95,11 @@ def train(
         CheckpointError: The folder holds another run, or cannot be written.
     """
     for stage in stages:
+        if stage.targets == "deep" and len(student.compared) < 2:
+            raise TrainingError(
+                f"Wanted a compared layer behind the cut at {student.layer!r} for deep targets in stage {stage.name!r}, found none. "
+                "Cut earlier, or use the targets all or cut."
+            )
         if len(data) < stage.batch:
             raise TrainingError(
                 f"Wanted at least one batch of {stage.batch} pictures for stage {stage.name!r}, found {len(data)}. Use a smaller batch."

@@ -130,6 +130,10 @@ def check_form(layer: CutLayer, form: SlimOptions) -> None:
         )
     if min(form.latent_channels, form.width, form.decoder_width) < 1 or min(form.depth, form.decoder_depth) < 0:
         raise BottleneckError(f"Wanted widths of at least 1 and depths of at least 0, found {form}.")
+    if form.activation == "gdn" and form.int8:
+        raise BottleneckError(
+            "Wanted relu or prelu for a head that is trained for int8, found gdn, whose quotient has no int8 form. Leave int8 out."
+        )
     stops = form.stream.layers or (form.latent_channels,)
     if sorted(set(stops)) != list(stops) or stops[0] < 1 or stops[-1] != form.latent_channels:
         raise BottleneckError(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from split.bottleneck import BottleneckError, StreamPlan
 from split.losses import TASK, TaskLoss
-from split.stages import Stage
+from split.stages import Stage, Targets
 from split.units import Activation
 
 _QUANTISED_SHARE = 0.2  # of the joint epochs, at least one
@@ -23,7 +23,7 @@ class SlimOptions:
         depth: Convolutions of the head at the latent's resolution.
         decoder_width: Channels of the decoder.
         decoder_depth: Residual blocks of the decoder.
-        activation: Of the head: relu or prelu.
+        activation: Of the head: relu, prelu, or gdn, which has a quotient and therefore stays float.
         straight: The decoder learns from rounded latents; otherwise from latents with noise.
         epochs: Of the joint part and of the part with a fixed head.
         batch: Pictures for each step.
@@ -32,6 +32,7 @@ class SlimOptions:
         tail_lr: Factor of the learning rates for the tail, which starts trained.
         task: Loss on logits; kind kd, ce or balanced.
         features: Weight of the relative feature error in the joint part; 0 for the task alone.
+        targets: Whose feature errors count: all, cut (the layer that is replaced) or deep (those behind it).
         saliency: Weigh feature errors by how much the teacher's decision depends on the place.
         int8: The last fifth of the joint part trains the head as int8.
         variants: Entropy tables that a block of positions may choose from.
@@ -54,6 +55,7 @@ class SlimOptions:
     tail_lr: float = 0.3
     task: TaskLoss = TASK
     features: float = 5.0
+    targets: Targets = "all"
     saliency: bool = False
     int8: bool = False
     variants: int = 1
@@ -155,6 +157,7 @@ def _joint(name: str, epochs: int, lr: float, recipe: SlimOptions) -> Stage:
         beta=recipe.beta,
         task=recipe.task,
         features=recipe.features,
+        targets=recipe.targets,
         saliency=recipe.saliency,
         tail_lr=recipe.tail_lr,
         quantises_encoder=name == "int8",

@@ -6,6 +6,8 @@ from split.inject import Features, StudentOutput
 from split.losses import feature_loss, relative_feature_loss, task_loss
 from split.stages import Stage
 
+_COUNTED = {"all": slice(None), "cut": slice(1), "deep": slice(1, None)}  # the cut's layer comes first
+
 
 def stage_loss(
     stage: Stage, output: StudentOutput, wanted: Features, labels: torch.Tensor
@@ -18,7 +20,8 @@ def stage_loss(
     task = task_loss(output.logits, wanted.logits, labels, stage.task)
     loss, parts = task, {"task": task, "bits": bits}
     if stage.features:
-        parts["features"] = relative_feature_loss(output.features, wanted.features, wanted.saliency)
+        counted = _COUNTED[stage.targets]
+        parts["features"] = relative_feature_loss(output.features[counted], wanted.features[counted], wanted.saliency)
         loss = loss + stage.features * parts["features"]
     if stage.beta or stage.features:  # the encoder still learns
         loss = loss + stage.beta * bits / len(labels) + output.coded.auxiliary

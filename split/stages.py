@@ -7,6 +7,8 @@ from typing import Literal
 from device_profiles.errors import EdgeError
 from split.losses import TaskLoss
 
+Targets = Literal["all", "cut", "deep"]
+
 
 class StageError(EdgeError):
     """A stage that cannot be run."""
@@ -28,6 +30,7 @@ class Stage:
         beta: Weight of the bits: of the batch's sum in the loss on features, of the mean picture's beside a loss on logits.
         task: Loss on logits; null for the loss on features, with the tail frozen.
         features: Weight of the relative feature error beside a loss on logits.
+        targets: Whose errors these are: of all compared layers, of the cut alone, or of those behind it.
         saliency: Weigh feature errors by how much the teacher's decision depends on the place.
         tail_lr: Factor of the learning rate for the tail, which starts trained.
         fixes_encoder: From this stage on the encoder stays as it is.
@@ -45,6 +48,7 @@ class Stage:
     beta: float = 0.0
     task: TaskLoss | None = None
     features: float = 0.0
+    targets: Targets = "all"
     saliency: bool = False
     tail_lr: float = 1.0
     fixes_encoder: bool = False

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 from split.bottleneck import BottleneckError
+from split.gdn import GDN1, FoldedGDN1
 
-Activation = Literal["relu", "prelu"]
+Activation = Literal["relu", "prelu", "gdn"]
 
 _WEIGHT_STEPS, _RANGE_STEPS = 127, 255
 _MOMENTUM = 0.05  # of a range, for each batch
@@ -64,7 +65,7 @@ class ConvUnit(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
         self.norm = nn.BatchNorm2d(outputs)
-        self.act: nn.Module = nn.ReLU() if activation == "relu" else nn.PReLU(outputs)
+        self.act = _activation(activation, outputs)
         self.range = ActivationRange()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -123,7 +124,8 @@ class DeployedConv(nn.Module):
         )
         self.conv.weight.data.copy_(weight.detach())
         self.conv.bias.data.copy_(bias.detach())
-        self.act: nn.Module = trained.act if unit else nn.Identity()
+        act = trained.act if unit else nn.Identity()
+        self.act: nn.Module = FoldedGDN1(act) if isinstance(act, GDN1) else act
         self.range: nn.Module = trained.range if unit else nn.Identity()
         self.quantises = trained.range.quantises if unit else trained.quantises
         self.eval().requires_grad_(requires_grad=False)
@@ -134,6 +136,12 @@ class DeployedConv(nn.Module):
         y = functional.conv2d(x, weight, self.conv.bias, self.conv.stride, self.conv.padding)
         result: torch.Tensor = self.range(self.act(y))
         return result
+
+
+def _activation(kind: Activation, channels: int) -> nn.Module:
+    if kind == "gdn":
+        return GDN1(channels)
+    return nn.ReLU() if kind == "relu" else nn.PReLU(channels)
 
 
 def round_weights(weight: torch.Tensor) -> torch.Tensor:

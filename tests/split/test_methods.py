@@ -16,11 +16,16 @@ import torch
 from edge_runtime.entropy import EntropyCodec
 from edge_runtime.wire import TensorHead
 from split.augment import Augmentation
+from split.bottleneck import BottleneckError, Coded
 from split.distill import TrainOptions, train
-from split.inject import inject, trace_network
+from split.gdn import GDN1
+from split.inject import Features, StudentOutput, inject, trace_network
 from split.latents import IntegerHead, IntegerTail, fit_grid, fit_tables, input_batches, integer_latents
-from split.losses import TaskLoss
+from split.losses import TaskLoss, relative_feature_loss
 from split.methods import METHODS, MethodError, find_method, option_help, options_from
+from split.processes import TrainingError
+from split.slim_stages import SlimOptions, slim_stages
+from split.stage_loss import stage_loss
 
 OPTIONS = Augmentation(32, "none")
 ROOT = Path(__file__).parent.parent.parent
@@ -59,10 +64,10 @@ def test_a_method_trains_and_its_stream_decodes_to_what_the_tail_saw(name, tiny,
 def test_options_come_from_words():
     found = options_from(
         find_method("slim"),
-        {"beta": "0.01", "int8": "true", "epochs": "6,2", "activation": "prelu", "task": "balanced"},
+        {"beta": "0.01", "int8": "true", "epochs": "6,2", "activation": "prelu", "task": "balanced", "targets": "deep"},
     )
     assert (found.beta, found.int8, found.epochs, found.activation) == (0.01, True, (6, 2), "prelu")
-    assert found.task == TaskLoss("balanced")
+    assert (found.task, found.targets) == (TaskLoss("balanced"), "deep")
     assert options_from(find_method("progressive"), {"layers": "2,8"}).layers == (2, 8)
     with pytest.raises(MethodError, match="latent_channels"):
         options_from(find_method("slim"), {"betas": "1"})
@@ -185,6 +190,48 @@ def test_every_prefix_of_a_progressive_stream_reaches_the_tail(tiny, pictures):
         with torch.no_grad():
             answers.add(tuple(tail(torch.from_numpy(found))[0].tolist()))
     assert len(answers) == 4
+
+
+def test_a_gdn_head_trains_and_keeps_its_integers_when_it_is_folded(tiny, pictures, tmp_path):
+    (student, teacher), stages = _tiny_pair(tiny, "slim", activation="gdn")
+    train(student, teacher, pictures, stages, TrainOptions(folder=tmp_path, augmentation=OPTIONS, device="cpu"))
+    norms = [one for one in student.bottleneck.encoder.modules() if isinstance(one, GDN1)]
+    assert len(norms) == 3
+    assert all(not torch.equal(one.gamma.detach(), GDN1(len(one.beta)).gamma.detach()) for one in norms)  # they learn
+    student.eval().bottleneck.encoder[-1].conv.weight.data *= 30
+    (batch,) = input_batches(pictures, OPTIONS, batch=48)
+    head = IntegerHead(student.bottleneck, fit_grid(student, ()))
+    with torch.no_grad():
+        wanted = torch.clamp(torch.round(student.bottleneck.encoder(batch)), -128, 127).to(torch.int8)
+        found = head(batch)
+    assert len(torch.unique(wanted)) > 5
+    assert (found != wanted).float().mean() < 0.01
+    with pytest.raises(BottleneckError, match="has no int8 form"):
+        _tiny_pair(tiny, "slim", activation="gdn", int8=True)
+
+
+def test_targets_say_whose_feature_errors_count():
+    torch.manual_seed(0)
+    mine, theirs = ([torch.rand(2, 3, 4, 4), torch.rand(2, 5, 2, 2), torch.rand(2, 6, 1, 1)] for _ in range(2))
+    logits, zero, labels = torch.rand(2, 3), torch.zeros(()), torch.tensor([0, 1])
+    output = StudentOutput(logits, tuple(mine), Coded(mine[0], zero, zero))
+    wanted = Features(logits, tuple(theirs), saliency=torch.rand(2, 1, 4, 4))
+    found = {}
+    for targets in ("all", "cut", "deep"):
+        (stage,) = slim_stages(SlimOptions(targets=targets, saliency=True, epochs=(1, 0)))
+        found[targets] = float(stage_loss(stage, output, wanted, labels)[1]["features"])
+    each = [float(relative_feature_loss([s], [t], wanted.saliency)) for s, t in zip(mine, theirs, strict=True)]
+    assert found == pytest.approx({"all": sum(each) / 3, "cut": each[0], "deep": (each[1] + each[2]) / 2})
+    assert len(set(each)) == 3
+
+
+def test_deep_targets_want_a_layer_behind_the_cut(tiny, pictures, tmp_path):
+    method = find_method("slim")
+    options = method.options(targets="deep", batch=16)
+    trace = trace_network(tiny, torch.rand(1, 3, 32, 32))
+    pair = inject(trace, "layer1", lambda one: method.make(one, options), size=(32, 32), compared=())
+    with pytest.raises(TrainingError, match="behind the cut at 'layer1' for deep targets"):
+        train(*pair, pictures, method.stages(options), TrainOptions(folder=tmp_path, augmentation=OPTIONS))
 
 
 @pytest.mark.parametrize("name", SLIM)
