@@ -25,6 +25,7 @@ from edge_runtime.broker_url import MqttError as MqttError
 from edge_runtime.broker_url import hide_password as hide_password
 from edge_runtime.broker_url import parse_url as parse_url
 from edge_runtime.mqtt_loop import MAX_REST_BYTES, Ended, NetworkLoop, publish_header
+from edge_runtime.mqtt_stream import FedClient, Message
 from edge_runtime.tcp_info import least_round_trip_ms
 from edge_runtime.tls import tls_context
 
@@ -98,11 +99,15 @@ class MqttLink:
         self._max_packet_bytes = _PROTOCOL_MAX_BYTES
         self._outstanding: deque[paho.MQTTMessageInfo] = deque()
         self._outstanding_lock = threading.Lock()
-        self._inbox: deque[paho.MQTTMessage] = deque()
+        self._inbox: deque[Message] = deque()
         self.connects = 0  # how often a connection was made
         self._client = self._make_client()
         self._loop = NetworkLoop(
-            self._client, self._hand_over, name=self._name, reconnect_max_s=options.reconnect_max_s
+            self._client,
+            self._inbox.append,
+            self._hand_over,
+            name=self._name,
+            reconnect_max_s=options.reconnect_max_s,
         )
 
     def start(self) -> "MqttLink":
@@ -265,9 +270,9 @@ class MqttLink:
                 "Raise its max_packet_size, or send less (another cut, a smaller picture)."
             )
 
-    def _make_client(self) -> paho.Client:
+    def _make_client(self) -> FedClient:
         options = self._options
-        client = paho.Client(CallbackAPIVersion.VERSION2, options.client_id, protocol=paho.MQTTv5)
+        client = FedClient(CallbackAPIVersion.VERSION2, options.client_id, protocol=paho.MQTTv5)
         client.max_inflight_messages_set(MAX_OUTSTANDING)
         client.max_queued_messages_set(MAX_OUTSTANDING)
         if self._broker.tls is not None:
@@ -340,7 +345,8 @@ class MqttLink:
             self._options.on_lost()
 
     def _received(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
-        self._inbox.append(message)
+        """A message with properties or at QoS 2: the others are taken before paho sees them."""
+        self._inbox.append(Message(message.topic, message.payload, message.qos))
 
     def _hand_over(self) -> None:
         while self._inbox:

@@ -1,7 +1,8 @@
 """The network loop below `MqttLink`: paho's functions for external loops, driven by our thread or by a waiting caller.
 
 paho's own `loop_start` hands every packet from thread to thread, which costs more than the packet. Here whoever
-publishes also writes to the socket, and a caller that waits for one answer reads the socket itself meanwhile.
+publishes also writes to the socket, and a caller that waits for one answer reads the socket itself meanwhile. Messages are
+taken off the socket here (`mqtt_stream`); paho is given the other packets.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import paho.mqtt.client as paho
+from edge_runtime.mqtt_stream import FedClient, Message, PacketStream
 
 log = logging.getLogger(__name__)
 MAX_REST_BYTES = 8 << 20  # of packets that wait for the socket
@@ -42,14 +43,25 @@ class NetworkLoop:
 
     Args:
         client: Configured, with `connect_async` done.
+        receive: Called with each message, under the loop's locks.
         deliver: Called after every read, to hand over what was received.
         name: Of the broker, for the log.
         reconnect_max_s: The pause before the next attempt doubles up to this.
     """
 
-    def __init__(self, client: paho.Client, deliver: Callable[[], None], *, name: str, reconnect_max_s: float) -> None:
+    def __init__(
+        self,
+        client: FedClient,
+        receive: Callable[[Message], None],
+        deliver: Callable[[], None],
+        *,
+        name: str,
+        reconnect_max_s: float,
+    ) -> None:
         keep_heap()
         self._client = client
+        self._receive = receive
+        self._stream = PacketStream(client.feed)  # under the reader's lock
         self._deliver = deliver
         self._name = name
         self._reconnect_max_s = reconnect_max_s
@@ -61,6 +73,7 @@ class NetworkLoop:
         # With TLS also held while reading: one connection's reads and writes share its state. Callbacks may publish.
         self._write_lock = threading.RLock()
         self._rest: deque[memoryview] = deque()  # of packets that `send` could not write at once
+        self._acks = bytearray()  # packets that go with the next one
         self._rest_begun = False  # the first of them is partly written: nothing else may go before it
         self._reader = threading.Lock()  # held by whoever waits for the socket
         self._driver = threading.Lock()  # held by the caller that reads in the thread's place
@@ -68,6 +81,7 @@ class NetworkLoop:
         self._resume = threading.Event()
         self._last_driven = 0.0
         self._last_misc = 0.0
+        self._heard = False  # something, since paho was told
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
@@ -113,30 +127,26 @@ class NetworkLoop:
         with self._write_lock:
             if sock is None or self._client.socket() is not sock:
                 raise ConnectionError("the connection was lost")
-            if self.wants_to_write:
+            if self._rest or self._client.want_write():
                 self._write()
+            full = bool(self._rest) or self._client.want_write()
+            total = sum([len(piece) for piece in pieces])
+            if full and sum(map(len, self._rest)) + total > MAX_REST_BYTES:
+                return False
+            if self._acks:  # one system call, and one TLS record, for both
+                pieces, total = (bytes(self._acks), *pieces), total + len(self._acks)
+                self._acks.clear()
             writer: Any = sock  # paho's socket type knows no sendmsg
-            sent, total = 0, sum([len(piece) for piece in pieces])
-            if isinstance(sock, ssl.SSLSocket):
-                return self._send_tls(pieces, total)
-            if not self.wants_to_write:
+            encrypted, sent = isinstance(sock, ssl.SSLSocket), 0
+            if not full and not encrypted:
                 with contextlib.suppress(BlockingIOError):
                     sent = writer.sendmsg(pieces)
                 if sent == total:
                     return True
-            elif sum(map(len, self._rest)) + total > MAX_REST_BYTES:
-                return False
             self._rest_begun = self._rest_begun or sent > 0
             self._rest.append(memoryview(b"".join(pieces))[sent:])
-        self.wake()
-        return True
-
-    def _send_tls(self, pieces: Sequence[bytes | memoryview], total: int) -> bool:
-        """The same over TLS, which encrypts one buffer at a time; under the write lock."""
-        if self._rest and sum(map(len, self._rest)) + total > MAX_REST_BYTES:
-            return False
-        self._rest.append(memoryview(b"".join(pieces)))
-        self._write()
+            if encrypted and not full:  # TLS encrypts one buffer at a time
+                self._write()
         if self.wants_to_write:
             self.wake()
         return True
@@ -144,12 +154,15 @@ class NetworkLoop:
     @property
     def wants_to_write(self) -> bool:
         """Whether something waits for the socket."""
-        return bool(self._rest) or self._client.want_write()
+        return bool(self._rest or self._acks) or self._client.want_write()
 
     def _write(self) -> None:
         """Write until the socket is full; packets never mix. Under the write lock."""
-        if not self._rest_begun:
+        if not self._rest_begun and self._client.want_write():
             self._client.loop_write()
+        if self._acks:
+            self._rest.append(memoryview(bytes(self._acks)))
+            self._acks.clear()
         sock: Any = self._client.socket()
         while self._rest and sock is not None and (self._rest_begun or not self._client.want_write()):
             try:
@@ -166,7 +179,7 @@ class NetworkLoop:
                 self._rest[0] = self._rest[0][sent:]
             else:
                 self._rest.popleft()
-        if not self._rest:
+        if not self._rest and self._client.want_write():
             self._client.loop_write()
 
     def wait_for(self, ended: Ended, timeout_s: float) -> bool:
@@ -223,8 +236,10 @@ class NetworkLoop:
             try:
                 with self._write_lock:
                     self._rest.clear()
+                    self._acks.clear()
                     self._rest_begun = False
                 with self._reader:
+                    self._stream.clear()
                     self._client.reconnect()
                 if self._serve_connection():
                     pause_s = _FIRST_PAUSE_S
@@ -282,6 +297,9 @@ class NetworkLoop:
         now = time.monotonic()
         if now - self._last_misc >= _MISC_EVERY_S:
             self._last_misc = now
+            if self._heard:
+                self._heard = False
+                self._client.heard(now)
             self._client.loop_misc()
         # Late, so that this thread soon lets go of the interpreter for the one that a message wakes.
         self._deliver()
@@ -289,15 +307,35 @@ class NetworkLoop:
             with self._write_lock:
                 self._write()
 
-    def _read(self, sock: object) -> None:
-        """Read a packet; with TLS all that was decrypted, which no poll would tell of."""
+    def _read(self, sock: Any) -> None:  # noqa: ANN401 - paho's union
+        """Read what there is of a packet, or of several; with TLS all that was decrypted, which no poll would tell of."""
         if not isinstance(sock, ssl.SSLSocket):
-            self._client.loop_read()
+            self._read_some(sock)
+            while self._stream.midway and self._read_some(sock):
+                pass
             return
         with self._write_lock:
-            self._client.loop_read()
-            while sock.pending() and self._client.socket() is not None:
-                self._client.loop_read()
+            self._read_some(sock)
+            while (self._stream.midway or sock.pending()) and self._read_some(sock):
+                pass
+
+    def _read_some(self, sock: Any) -> bool:  # noqa: ANN401 - paho's union
+        """Read once; False when there is no more now."""
+        try:
+            found = self._stream.receive(sock)
+        except _FULL:
+            return False
+        except OSError as error:
+            log.debug("cannot read from %s: %s", self._name, error)
+            self._client.feed(b"")  # paho says that it is lost
+            return False
+        self._heard = True
+        for message in found:
+            if message.packet_id is not None:
+                with self._write_lock:
+                    self._acks += puback(message.packet_id)
+            self._receive(message)
+        return self._client.socket() is sock
 
     def _watch(self, descriptor: int, events: int) -> None:
         """Wait for these events of the socket from now on; under the reader's lock."""
@@ -338,5 +376,10 @@ def publish_header(topic: str, payload_bytes: int, *, packet_id: int | None) -> 
     return b"".join((b"\x30" if packet_id is None else b"\x32", length, len(name).to_bytes(2, "big"), name, rest))
 
 
-def _written_by_us(_client: paho.Client, _userdata: object, _sock: object) -> None:
+def puback(packet_id: int) -> bytes:
+    """The acknowledgement of a message at QoS 1."""
+    return b"\x40\x02" + packet_id.to_bytes(2, "big")
+
+
+def _written_by_us(_client: object, _userdata: object, _sock: object) -> None:
     """Tells paho that the loop is not its own; `flush` writes."""

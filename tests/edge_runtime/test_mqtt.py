@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -198,6 +199,25 @@ def test_a_packet_that_is_no_mqtt_costs_the_connection_and_nothing_else(packet):
                     link.wait_connected(10)
                     peer.sendall(packet)
                     assert not link.wait_for(ended, 0.3)
+
+
+def test_messages_keep_a_connection_alive_whose_pings_wait_for_an_answer():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        inbox, url = Inbox(), f"mqtt://127.0.0.1:{server.getsockname()[1]}"
+        with MqttLink(url, LinkOptions(keepalive_s=1), inbox).start():
+            peer, _ = server.accept()
+            with peer:
+                peer.settimeout(0.1)
+                peer.recv(4096)
+                peer.sendall(bytes([0x20, 3, 0, 0, 0]))
+                pings, begun = b"", time.monotonic()
+                while time.monotonic() - begun < 3.5:
+                    with contextlib.suppress(TimeoutError):
+                        pings += (more := peer.recv(4096))
+                        assert more, "it gave the connection up"
+                    peer.sendall(b"\x30\x04\0\1t\0")
+                    assert inbox.next()[0] == "t"
+                assert pings.startswith(b"\xc0\0")
 
 
 def test_a_broker_that_refuses_is_told_from_one_that_is_not_there():
