@@ -30,7 +30,7 @@ from orchestrator.tensor_parallel.config import Encoding, ModelConfig
 from orchestrator.tensor_parallel.loads import rank_loads
 from orchestrator.tensor_parallel.memory import TYPICAL_BASE_BYTES, MemoryPlan, plan_memory
 from orchestrator.tensor_parallel.nodes import Node
-from orchestrator.tensor_parallel.partition import cut
+from orchestrator.tensor_parallel.partition import attention_parameters, cut
 from orchestrator.tensor_parallel.protocol import RunSettings
 from orchestrator.tensor_parallel.secure import write_key_file
 from orchestrator.tensor_parallel.sharding import shard_checkpoint
@@ -97,15 +97,28 @@ def hugging_face_folder(source: Checkpoint) -> Path:
     return folder
 
 
-def shards(source: Checkpoint, name: str, *, ranks: int = 2, weights: Encoding = "float32") -> Path:
-    """A shard set for ranks of equal strength, kept."""
-    folder = CACHE / f"{name}-{ranks}-{weights}"
+def shards(
+    source: Checkpoint, name: str, *, weights: Encoding = "float32", capabilities: Sequence[float] = (1, 1)
+) -> Path:
+    """A shard set for two ranks, kept."""
+    uneven = "" if len(set(capabilities)) == 1 else "-uneven"
+    folder = CACHE / f"{name}-{len(capabilities)}-{weights}{uneven}"
     if not (folder / "set.json").is_file():
         nodes = [
-            Node(name=f"n{rank}", address=None if rank == 0 else "127.0.0.1:1", capability=1.0) for rank in range(ranks)
+            Node(name=f"n{rank}", address=None if rank == 0 else "127.0.0.1:1", capability=capability)
+            for rank, capability in enumerate(capabilities)
         ]
         shard_checkpoint(source, nodes, folder, spares=0, weights=weights)
     return folder
+
+
+def streamed_shards(folder: Path) -> Path:
+    """The set of `stream_big`: the master, which also reads lm_head, computes so much less of the layers that both read the same."""
+    source = open_checkpoint(folder)
+    config = source.config
+    layers = config.layers * (config.kv_heads * attention_parameters(config) + 3 * config.ffn * config.hidden)
+    head = config.vocabulary * config.hidden
+    return shards(source, folder.name, capabilities=(layers - head, layers + head))
 
 
 def key_file() -> Path:
@@ -258,7 +271,7 @@ def prepare(source: Checkpoint, parts: Sequence[str]) -> None:
         "hf": lambda: hugging_face_folder(source),
         "big": lambda: shards(open_checkpoint(random_checkpoint("random-562m", BIG)), "random-562m"),
         "big4": lambda: shards(open_checkpoint(random_checkpoint("random-562m", BIG)), "random-562m", weights="int4"),
-        "streamed": lambda: shards(open_checkpoint(random_checkpoint("random-1b", STREAMED)), "random-1b"),
+        "streamed": lambda: streamed_shards(random_checkpoint("random-1b", STREAMED)),
     }
     wanted = {
         "allreduce": (), "paper_ratio": ("float32",), "accelerate": ("float32", "hf"), "one_device": ("float32", "hf"),

@@ -1,4 +1,4 @@
-"""Attention and FFN over a rank's share; each returns a partial sum of full width.
+"""Attention and FFN over a rank's share.
 
 Shapes: n tokens of this step, H hidden, k key-value heads of this rank, g query heads for each, d head size, T tokens
 in the cache. Weights are (rows, H) with o and down transposed, so that a rank's share is a range of rows; `kernels` multiplies.
@@ -100,7 +100,7 @@ def attention(
         context: The step's segments and its rotary table.
 
     Returns:
-        Partial sum over this rank's heads, (n, H).
+        What this rank's heads see, (n, k g d): `mix` with o makes a partial sum of it.
     """
     cache, layer = place
     segments, table = context
@@ -119,7 +119,7 @@ def attention(
         keys, values = cache.write(layer, segment, k[rows].transpose(0, 1), v[rows].transpose(0, 1))
         out[rows] = _attend(q[rows], keys, values, segment)
         first += segment.count
-    return mix(out.view(count, -1), weights["o"])  # (n, k g d) @ (k g d, H)
+    return out.view(count, -1)
 
 
 def _attend(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) -> Tensor:
@@ -134,9 +134,8 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, segment: Segment) -> Tensor
     return mixed.view(kv_heads, -1, count, size).permute(2, 0, 1, 3).reshape(count, heads, size)
 
 
-def feed_forward(x: Tensor, weights: Tensors, config: ModelConfig) -> Tensor:
-    """Gated FFN over this rank's columns; partial sum, (n, H)."""
-    h = rms_norm(x, weights["ffn_norm"], config)
+def feed_forward(h: Tensor, weights: Tensors, config: ModelConfig) -> Tensor:
+    """Gated FFN of normed h, (n, H), over some of this rank's columns; partial sum, (n, H)."""
     gate = project(h, weights["gate"])
     gate = F.gelu(gate, approximate="tanh") if config.family == "gemma" else F.silu(gate)
     return mix(gate * project(h, weights["up"]), weights["down"])  # (n, s) @ (s, H)

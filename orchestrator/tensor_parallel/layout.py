@@ -15,6 +15,7 @@ PAGE_BYTES = 4096
 ALIGNMENT_BYTES = 64
 
 Axis = Literal["kv", "ffn", "vocabulary", "whole"]
+Kind = Literal["attention", "ffn", "embedding", "head"]
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Placed:
 class Block:
     """What is loaded and released together. `layer` is -1 outside of layers."""
 
-    kind: Literal["attention", "ffn", "embedding", "head"]
+    kind: Kind
     layer: int
     placed: tuple[Placed, ...]
     nbytes: int
@@ -101,17 +102,18 @@ def rank_blocks(config: ModelConfig, share: Share, *, master: bool) -> list[Bloc
     """
     blocks = []
     if master:
-        blocks.append(_block("embedding", -1, (Part("embedding", "vocabulary", 1, config.hidden),), config, share))
+        embedding = Part("embedding", "vocabulary", 1, config.hidden)
+        blocks.append(make_block("embedding", -1, (embedding,), config, share))
     for layer in range(config.layers):
         if share.kv_heads:
-            blocks.append(_block("attention", layer, attention_parts(config), config, share))
+            blocks.append(make_block("attention", layer, attention_parts(config), config, share))
         if share.columns:
-            blocks.append(_block("ffn", layer, ffn_parts(config), config, share))
+            blocks.append(make_block("ffn", layer, ffn_parts(config), config, share))
     if master:
         head: tuple[Part, ...] = (Part("final_norm", "whole", 1, config.hidden),)
         if not config.tied_embedding:
             head += (Part("head", "vocabulary", 1, config.hidden),)
-        blocks.append(_block("head", -1, head, config, share))
+        blocks.append(make_block("head", -1, head, config, share))
     return blocks
 
 
@@ -129,13 +131,8 @@ def file_bytes(blocks: list[Block]) -> int:
     return _up(file_offsets(blocks)[-1] + blocks[-1].nbytes, PAGE_BYTES) if blocks else 0
 
 
-def _block(
-    kind: Literal["attention", "ffn", "embedding", "head"],
-    layer: int,
-    parts: tuple[Part, ...],
-    config: ModelConfig,
-    share: Share,
-) -> Block:
+def make_block(kind: Kind, layer: int, parts: tuple[Part, ...], config: ModelConfig, share: Share) -> Block:
+    """The rows of these parts that a share has, one behind the other."""
     placed, position = [], 0
     for plain in parts:
         part = replace(plain, encoding=encoding_of(plain, config))

@@ -14,6 +14,7 @@ from orchestrator.tensor_parallel.buffers import Buffer, WeightFile
 from orchestrator.tensor_parallel.collectives import Collective
 from orchestrator.tensor_parallel.config import ModelConfig
 from orchestrator.tensor_parallel.errors import PromptError, ShardError
+from orchestrator.tensor_parallel.kernels import mix
 from orchestrator.tensor_parallel.kv_cache import KvCache
 from orchestrator.tensor_parallel.loads import RankLoads, rank_loads
 from orchestrator.tensor_parallel.lowbit import TILE_ROWS, unpack
@@ -164,19 +165,36 @@ class RankRunner:
         for layer in range(config.layers):
             partial = None
             if self.task.share.kv_heads:
-                with self._next() as weights, self.recorder.doing("compute", f"attention.{layer}"):
-                    partial = attention(x, weights, config, (self._cache, layer), context)
+                partial = self._attention(x, layer, context)
             x = x + self._timed(collective.allreduce, partial, self._with_heads, shape)
             partial = None
             if self.task.share.columns:
-                with self._next() as weights, self.recorder.doing("compute", f"ffn.{layer}"):
-                    partial = feed_forward(x, weights, config)
+                partial = self._feed_forward(x, layer)
             last = layer == config.layers - 1
             total = self._timed(collective.reduce if last else collective.allreduce, partial, self._with_columns, shape)
             if total is None:
                 return None
             x = x + total
         return x
+
+    def _attention(self, x: Tensor, layer: int, context: tuple[Sequence[Segment], Any]) -> Tensor:
+        """Partial sum of a layer's attention, (n, H); o comes with the rest, or as a load of its own."""
+        with self._next() as weights, self.recorder.doing("compute", f"attention.{layer}"):
+            seen = attention(x, weights, self.config, (self._cache, layer), context)
+            if "o" in weights:
+                return mix(seen, weights["o"])  # (n, k g d) @ (k g d, H)
+        with self._next() as weights, self.recorder.doing("compute", f"attention.{layer}"):
+            return mix(seen, weights["o"])
+
+    def _feed_forward(self, x: Tensor, layer: int) -> Tensor:
+        """Partial sum of a layer's FFN, (n, H), piece by piece."""
+        total = h = None
+        for _ in range(self._loads.ffn_pieces):
+            with self._next() as weights, self.recorder.doing("compute", f"ffn.{layer}"):
+                h = rms_norm(x, weights["ffn_norm"], self.config) if h is None else h
+                piece = feed_forward(h, weights, self.config)
+                total = piece if total is None else total + piece
+        return total
 
     def logits(self, x: Tensor) -> Tensor:
         """Logits of rows of the residual, (r, vocabulary); the head is read chunk by chunk. The step's last call."""

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from orchestrator.tensor_parallel import loads
 from orchestrator.tensor_parallel.engine import Piece
 from tests.orchestrator.tensor_parallel.conftest import make_tiny
 
@@ -50,6 +51,20 @@ def test_the_number_of_ranks_and_the_collective_change_nothing(ranks, collective
     running = cluster(tiny.folder, ranks=ranks, collective=collective, paper=collective == "paper")
     found = stepwise(running.engine, PROMPT)
     torch.testing.assert_close(found, reference(tiny.model, PROMPT), atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["float32", "int4"])
+def test_blocks_that_are_loaded_in_pieces_give_what_whole_ones_do(weights, cluster, tmp_path, monkeypatch):
+    sizes = {"hidden_size": 64, "intermediate_size": 224, "num_attention_heads": 4, "num_key_value_heads": 2}
+    tiny = make_tiny("qwen2", tmp_path / "model", head_dim=32, **sizes)
+    whole = cluster(tiny.folder, ranks=2, capabilities=[1.0, 2.0], weights=weights).engine
+    before = stepwise(whole, PROMPT)
+    block = whole.runner.task.loads.cycle[1].nbytes
+    monkeypatch.setattr(loads, "PIECE_BYTES", block // 2)
+    pieces = cluster(tiny.folder, ranks=2, capabilities=[1.0, 2.0], weights=weights).engine
+    assert pieces.runner.task.loads.ffn_pieces > 1
+    assert pieces.runner.task.loads.cycle[2].nbytes < block  # behind attention in two loads
+    torch.testing.assert_close(stepwise(pieces, PROMPT), before, atol=2e-4, rtol=1e-4)
 
 
 def test_two_runs_of_the_same_cut_are_equal_bit_for_bit_in_mesh_and_star(cluster, tiny):
