@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from edge_runtime.messages import Setting
 from orchestrator.commands.output import print_fields, print_json, print_table
 from orchestrator.fleet import jobs as job_queue
 from orchestrator.fleet import queries, registry
@@ -202,25 +203,33 @@ def config(
         store: URL of the fleet's database.
         folder: Folder of `headtail fleet up`.
     """
+    from edge_runtime.remote_config import read_config
     from orchestrator.fleet.brain import refresh_config
 
+    new: dict[str, Setting] = {}
     with open_store(store, folder).write() as session:
         for text in settings:
             key, found, value = text.partition("=")
-            gone = not found and key.endswith("-")
-            registry.set_config(
-                session, scope, key[:-1] if gone else key, None if gone else _value(value), actor=who(), now_ms=now_ms()
-            )
+            if not found and not key.endswith("-"):
+                raise FleetError(f"Wanted KEY=VALUE, or KEY- to remove it, found {text!r}.")
+            key, setting = (key, _value(value)) if found else (key[:-1], None)
+            if setting is not None:
+                new[key] = setting
+            registry.set_config(session, scope, key, setting, actor=who(), now_ms=now_ms())
         changed = refresh_config(session, now_ms=now_ms())
     sys.stdout.write(f"{_devices(changed)} with another configuration\n")
+    problem = read_config(new)[1]
+    if problem is not None:
+        sys.stderr.write(f"agents of this version pass over it and report so: {problem}\n")
 
 
 def logs(service: str = "orchestrator", *, lines: int = 40, folder: Path | None = None) -> None:
     """Show the end of a service's log: orchestrator, ingest, dashboard, files, tails, enrolment, devices."""
     path = (folder or default_folder()) / "logs" / f"{service}.log"
     if not path.is_file():
-        there = ", ".join(sorted(one.stem for one in path.parent.glob("*.log"))) or "none"
-        raise FleetError(f"Wanted the log of {service!r} in {path.parent}, found: {there}.")
+        there = ", ".join(sorted(one.stem for one in path.parent.glob("*.log")))
+        found = f"those of {there}" if there else "none. Start the fleet: headtail fleet up, or name its --folder"
+        raise FleetError(f"Wanted the log of {service!r} in {path.parent}, found {found}.")
     with path.open(errors="replace") as stream:
         sys.stdout.writelines(deque(stream, maxlen=lines))
 

@@ -5,8 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
-
 from orchestrator.commands.fleet import open_store, rollout_row, who
 from orchestrator.commands.output import print_json
 from orchestrator.fleet import queries
@@ -40,10 +38,10 @@ def rollout(
     Args:
         version: MODEL@VERSION.
         to: A device, group or selector.
-        stages: Devices touched at the end of each stage: counts or shares.
+        stages: Devices touched at the end of each stage: counts or shares, such as 1,10,100%.
         soak: Seconds to wait and watch after each stage but the last.
         approve_each: Wait for `headtail fleet approve` after each stage.
-        abort_at: Share of failures among a stage's ended devices that aborts.
+        abort_at: Share of failures among a stage's ended devices that aborts, above 0 and up to 1.
         minimum_sample: So many must have ended before failures count.
         parallel: Devices that may update at the same time.
         timeout: Seconds that one attempt may take on a device.
@@ -108,13 +106,13 @@ def parse_stages(text: str, soak_s: float, *, approval: bool) -> tuple[Stage, ..
     for index, part in enumerate(parts):
         last = index == len(parts) - 1
         try:
-            number = float(part.removesuffix("%"))
-            size = {"share": number / 100} if part.endswith("%") else {"count": int(number)}
-            stages.append(
-                msgspec.convert({**size, "soak_s": 0.0 if last else soak_s, "approval": approval and not last}, Stage)
-            )
-        except (ValueError, msgspec.ValidationError) as error:
-            raise FleetError(f"Wanted stages such as 5%,25%,100% or 1,10,100%, found {part!r}: {error}.") from error
+            share = float(part.removesuffix("%")) / 100 if part.endswith("%") else None
+            count = int(part) if share is None else None
+        except ValueError as error:
+            raise FleetError(f"Wanted stages such as 5%,25%,100% or 1,10,100%, found {part!r} in {text!r}.") from error
+        if not (0 < share <= 1 if share is not None else (count or 0) > 0):
+            raise FleetError(f"Wanted stages of at least one device and at most 100%, found {part!r} in {text!r}.")
+        stages.append(Stage(count=count, share=share, soak_s=0.0 if last else soak_s, approval=approval and not last))
     return tuple(stages)
 
 
@@ -134,16 +132,22 @@ def _waits_for(view: queries.RolloutView) -> str:
 
 
 def _watch(store: Store, rollout_id: str) -> None:
+    """Show one line that changes; where nobody sees it change, a line for each change but those of the time left."""
+    shown, live = "", sys.stderr.isatty()
     while True:
         with store.read() as session:
             view = queries.show_rollout(session, rollout_id, now_ms=now_ms(), targets=False)
         row = rollout_row(view)
-        sys.stderr.write(
-            f"\r\x1b[K{row[2]}, stage {row[3]}, {row[4]} ended, {row[5]} failed, {row[7] or '?'} left{_waits_for(view)}"
-        )
+        line = f"{row[2]}, stage {row[3]}, {row[4]} ended, {row[5]} failed"
+        left = f", {row[7] or '?'} left"
+        if live:
+            sys.stderr.write(f"\r\x1b[K{line}{left}{_waits_for(view)}")
+        elif line != shown:
+            sys.stderr.write(f"{line}{left}{_waits_for(view)}\n")
+        shown = line
         sys.stderr.flush()
         if view.rollout.phase in ("done", "rolled_back"):
-            sys.stderr.write("\n")
+            sys.stderr.write("\n" if live else "")
             if view.rollout.phase == "rolled_back":
                 raise FleetError(
                     f"Wanted {view.rollout.spec.version} everywhere, found it rolled back: {view.rollout.reason}"

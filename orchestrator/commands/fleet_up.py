@@ -1,12 +1,13 @@
 """`headtail fleet up` and `headtail fleet simulate`: run the fleet's programs, or devices that do not exist."""
 
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from edge_runtime.broker_url import hide_password, parse_url
-from orchestrator.broker import BrokerOptions
+from orchestrator.broker import BrokerOptions, free_port
 from orchestrator.broker_access import AccessOptions
 from orchestrator.commands.output import print_json
 from orchestrator.commands.serving import until_stopped
@@ -54,16 +55,17 @@ def up(
         tenant: Of the devices, with --pki.
         device_port: Where devices connect, with --pki.
         service_port: Where services connect and devices offload, with --pki.
-        enrol_port: Where devices enrol, with --pki.
+        enrol_port: Where devices enrol, with --pki; 0 takes a free one.
         home_assistant: Announce the devices to Home Assistant over MQTT.
-        dashboard_port: Where the dashboard listens.
-        files_port: Where devices fetch artefacts.
+        dashboard_port: Where the dashboard listens; 0 takes a free one.
+        files_port: Where devices fetch artefacts; 0 takes a free one.
         tails: Worker processes that serve the tails of the versions that devices run or shall run; 0 leaves that to others.
         demo: So many simulated devices, with versions demo@1, demo@2 and demo@bad to roll out.
         json: Print JSON.
     """
     place = folder or default_folder()
     ports = {"dashboard": dashboard_port, "files": files_port, ENROLMENT: enrol_port}
+    ports = {name: wanted or free_port() for name, wanted in ports.items()}
     if pki is None and (trust is not None or tuf is not None or host != "127.0.0.1"):
         raise FleetError(
             "Wanted certificates for other machines and their keys, found no --pki. Make it: headtail pki init."
@@ -107,6 +109,8 @@ def _lines(fleet: Supervisor, folder: Path, pki: Path | None, *, demo: int, own_
     ]
     if "dashboard" in fleet.ports:
         lines.append(f"dashboard http://127.0.0.1:{fleet.ports['dashboard']}")
+    else:
+        lines.append("no dashboard: it needs more packages. In a clone: pip install '.[dashboard]'")
     if fleet.enrol_url is not None:
         lines.append(f"devices enrol at {fleet.enrol_url}; a token for one: headtail pki token {pki} --device NAME")
     if demo:
@@ -148,11 +152,19 @@ def simulate(
         folder: Folder of `headtail fleet up`.
     """
     parse_bad([bad] if bad else [])
+    _check_amounts(devices, heartbeat, slow_share)
     broker = broker or find_broker(folder)
-    if parse_url(broker).tls is not None:
+    url = parse_url(broker)
+    if url.tls is not None:
         raise FleetError(
             "Wanted a broker without TLS for simulated devices, found one with certificates. Start another fleet."
         )
+    try:
+        socket.create_connection((url.host, url.port), timeout=5).close()
+    except OSError as error:
+        raise FleetError(
+            f"Wanted a broker at {url.host}:{url.port}, found: {error}. Start one (headtail fleet up), or give --broker."
+        ) from error
     command = [sys.executable, "-m", "orchestrator.fleet.simulator", "--broker", broker, "--devices", str(devices)]
     command += ["--heartbeat", str(heartbeat), "--qos", str(qos), "--prefix", prefix, "--first", str(first)]
     command += ["--drops-per-hour", str(drops_per_hour), "--reboots-per-hour", str(reboots_per_hour)]
@@ -167,3 +179,11 @@ def simulate(
             process.terminate()
             process.wait()
             leash.let_go(process.pid)
+
+
+def _check_amounts(devices: int, heartbeat_s: float, slow_share: float) -> None:
+    if devices < 1 or not heartbeat_s > 0 or not 0 <= slow_share <= 1:
+        raise FleetError(
+            "Wanted one device or more, a heartbeat of more than 0 s and a --slow-share from 0 to 1, "
+            f"found {devices}, {heartbeat_s:g} and {slow_share:g}."
+        )

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from edge_runtime.messages import INSTALLED, ArtefactRef, Models, Slots
 from orchestrator.fleet import jobs
 from orchestrator.fleet.audit import append_audit
-from orchestrator.fleet.errors import ConflictError, UnknownError
+from orchestrator.fleet.errors import ConflictError, FleetError, UnknownError
 from orchestrator.fleet.jobs import UPDATE, Lease, NewJob, RetryPolicy
 from orchestrator.fleet.queries import DeviceView, list_devices, load_rollout, resolve
 from orchestrator.fleet.registry import change_desired
@@ -49,12 +49,18 @@ def create_rollout(
     """Begin a rollout over the devices that `spec.to` means now; those that can be reached are touched first.
 
     Raises:
+        FleetError: A value that no rollout can have.
         UnknownError: No such version, group or device.
         ConflictError: No device, stages that do not grow, or a device that another rollout is busy with.
     """
+    spec = check_spec(spec)
     version = session.get(Version, spec.version)
     if version is None:
-        raise UnknownError(f"Wanted the version {spec.version!r}, found it is not registered. `headtail deploy` does.")
+        newest = session.scalars(select(Version.name).order_by(Version.created_ms.desc(), Version.name).limit(5)).all()
+        raise UnknownError(
+            f"Wanted the version {spec.version!r}, found {', '.join(sorted(newest)) or 'none'}. "
+            "Register it: headtail deploy, or headtail fleet add."
+        )
     chosen = set(resolve(session, spec.to, now_ms=now_ms, tenant=tenant))
     views = {view.id: view for view in list_devices(session, now_ms=now_ms) if view.id in chosen and not view.blocked}
     _check_free(session, set(views))
@@ -85,6 +91,21 @@ def create_rollout(
     _save(session, state, None, now_ms)
     append_audit(session, actor, "rollout", rollout_id, msgspec.to_builtins(spec), now_ms=now_ms)
     return state
+
+
+def check_spec(spec: RolloutSpec) -> RolloutSpec:
+    """The spec as its row will hold it.
+
+    Raises:
+        FleetError: A value that no rollout can have.
+    """
+    try:
+        return msgspec.json.decode(msgspec.json.encode(spec), type=RolloutSpec)  # what is not finite becomes null
+    except msgspec.ValidationError as error:
+        raise FleetError(
+            f"Wanted a rollout within its limits, found: {str(error).replace('$.', '')}. "
+            "They are in: headtail fleet rollout --help."
+        ) from error
 
 
 def order_rollout(session: Session, rollout_id: str, order: Ordered, *, actor: str) -> RolloutState:

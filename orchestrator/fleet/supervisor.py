@@ -94,7 +94,6 @@ class Supervisor:
         self._secured = None if access is None else secure(access, trust, tuf)
         self._folder = folder
         self._logs = folder / "logs"
-        self._logs.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(folder)
         self.store = store or default_url(folder)
         self._running: list[_Running] = []
@@ -273,7 +272,11 @@ def service_url(secured: Secured, name: str = "orchestrator") -> str:
 
 def _lock(folder: Path) -> IO[bytes]:
     """One supervisor for each folder: it holds this file for as long as it lives."""
-    stream = (folder / "lock").open("ab")
+    try:
+        (folder / "logs").mkdir(parents=True, exist_ok=True)
+        stream = (folder / "lock").open("ab")
+    except OSError as error:
+        raise FleetError(f"Wanted to keep a fleet in {folder}, found: {error}. Give another --folder.") from error
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

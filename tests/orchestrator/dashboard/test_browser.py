@@ -20,6 +20,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 BOOT = "0123456789abcdef"
 MS = {"preprocess_ms": 1.0, "head_ms": 6.0, "uplink_ms": 3.0, "tail_ms": 4.0, "downlink_ms": 1.5, "total_ms": 15.5}
 SCHEMES = ("light", "dark")
+CUT = "[...document.querySelectorAll('section')].filter(s => s.scrollWidth > s.clientWidth).map(s => s.innerText.slice(0, 40))"
 # the lowest contrast of a text with what is behind it, as WCAG 2 computes it
 LEAST_CONTRAST = """() => {
   const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
@@ -207,6 +208,7 @@ def test_bytes_agreement_confidence_and_drift_of_a_model_are_seen(page, fleet):
         for text in ("15.4 KiB", "15.5 ms", "of 900", "alert"):
             expect(row).to_contain_text(text)
         assert row.locator("svg.histogram rect").count() == 20
+        assert page.evaluate(CUT) == [], "at 1280 pixels no column is out of sight"
         expect(page.locator("#part-alerts")).to_contain_text("confidence has drifted")
         keep(page, f"model-{page.scheme}")
     page.goto(f"{fleet.url}/devices/default/{name}")

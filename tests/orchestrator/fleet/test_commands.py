@@ -86,6 +86,38 @@ def test_a_paused_rollout_touches_nobody_else(fleet):
     until(lambda: phase(fleet, rollout)[0] == "rolled_back")
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--abort-at", "7"), "abort_share"),
+        (("--abort-at", "nan"), "abort_share"),
+        (("--soak", "-1"), "soak_s"),
+        (("--soak", "inf"), "soak_s"),
+        (("--parallel", "0"), "max_parallel"),
+        (("--stages", "5%,x"), "'x'"),
+        (("--stages", "0,100%"), "'0'"),
+        (("--stages", "150%"), "'150%'"),
+    ],
+)
+def test_a_rollout_that_could_not_be_read_again_is_refused(fleet, words, told):
+    status, said = fleet("rollout", "demo@1", "--to", "all", *words)
+    assert (status, told in said) == (1, True), said
+    assert fleet("status")[0] == 0, "nothing of it is in the database"
+
+
+def test_wrong_versions_and_settings_are_told_with_what_there_is(fleet):
+    assert "found demo@1, demo@2, demo@bad" in fleet("rollout", "demo", "--to", "all")[1]
+    assert "KEY=VALUE" in fleet("config", "all", "heartbeat_s")[1]
+    status, said = fleet("config", "all", "heartbeat_s=fast")
+    assert (status, "pass over it" in said) == (0, True), "an agent of a later version may know it"
+    assert fleet("config", "all", "heartbeat_s-")[0] == 0
+
+
+def test_simulated_devices_need_a_broker_and_a_count(fleet):
+    assert "found: [Errno" in fleet("simulate", "--devices", "1", "--broker", f"mqtt://127.0.0.1:{free_port()}")[1]
+    assert "one device or more" in fleet("simulate", "--devices", "-5")[1]
+
+
 def test_groups_labels_settings_and_jobs_are_kept_and_wrong_names_are_told(fleet):
     assert fleet("label", "sim-0001", "site=lab", "gpu") == (0, "1 device labelled\n")
     assert [view["id"] for view in fleet("devices", "site=lab,gpu", "--json")[1]] == ["default/sim-0001"]
@@ -119,6 +151,8 @@ def test_a_job_for_who_is_away_can_be_cancelled(fleet, folder):
 
 
 def test_a_port_that_is_taken_is_named_before_anything_runs(folder, tmp_path, capsys):
+    assert run(["fleet", "up", "--folder", "/proc/nowhere"]) == 1
+    assert "Wanted to keep a fleet in /proc/nowhere" in capsys.readouterr().err
     taken = json.loads((folder / "fleet.json").read_text())["ports"]["dashboard"]
     ports = ["--port", "0", "--files-port", str(free_port()), "--dashboard-port", str(taken)]
     assert run(["fleet", "up", "--folder", str(tmp_path / "second"), *ports]) == 1
