@@ -1,4 +1,4 @@
-"""Mean intersection over union of masks, mean average precision of boxes."""
+"""Mean intersection over union of masks, mean average precision of boxes; counted picture by picture, so that pictures can be weighed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -24,35 +25,103 @@ class Boxes:
     scores: npt.NDArray[np.floating] | None = None
 
 
-def mean_iou(found: npt.NDArray[np.integer], wanted: npt.NDArray[np.integer], classes: int) -> float:
-    """Mean over the classes that occur (background too) of intersection over union, over all pictures together.
+@dataclass(frozen=True)
+class Matches:
+    """Found boxes of several pictures against the true ones.
+
+    Attributes:
+        pictures: (n,): of each found box.
+        kinds: (n,): its class id.
+        scores: (n,): how sure it is.
+        hits: (n,), bool: it is right.
+        truths: (pictures, classes): true boxes of each class id from 1.
+    """
+
+    pictures: npt.NDArray[np.integer]
+    kinds: npt.NDArray[np.integer]
+    scores: npt.NDArray[np.floating]
+    hits: Mask
+    truths: npt.NDArray[np.integer]
+
+
+def count_pixels(
+    found: npt.NDArray[np.integer], wanted: npt.NDArray[np.integer], classes: int
+) -> npt.NDArray[np.int64]:
+    """Pixels of each picture by wanted and found class id.
 
     Args:
-        found: Class ids, any shape.
+        found: Class ids, (pictures, ...).
         wanted: The same shape.
         classes: Number of ids.
+
+    Returns:
+        (pictures, classes, classes): rows are what was wanted.
     """
-    joint = np.bincount(wanted.reshape(-1).astype(np.int64) * classes + found.reshape(-1), minlength=classes**2)
-    matrix = joint.reshape(classes, classes).astype(np.float64)
+    pairs = (wanted.astype(np.int64) * classes + found).reshape(len(wanted), -1)
+    counts = np.stack([np.bincount(one, minlength=classes**2) for one in pairs])
+    return counts.reshape(-1, classes, classes)
+
+
+def mean_iou(counts: npt.NDArray[np.integer], weights: F64 | None = None) -> float:
+    """Mean over the classes that occur (background too) of intersection over union, over the pixels of all pictures together.
+
+    Args:
+        counts: Of `count_pixels`.
+        weights: Of the pictures; null for one each.
+
+    Source: Everingham et al. 2015, The PASCAL Visual Object Classes Challenge: A Retrospective, section 3.3.
+    """
+    matrix = np.tensordot(np.ones(len(counts)) if weights is None else weights, counts.astype(np.float64), 1)
     both = np.diag(matrix)
     union = matrix.sum(0) + matrix.sum(1) - both
     return float((both[union > 0] / union[union > 0]).mean())
 
 
-def mean_average_precision(found: Sequence[Boxes], wanted: Sequence[Boxes], *, overlap: float = 0.5) -> float:
-    """Mean over the classes that occur among the true boxes of the area under the precision-recall curve.
-
-    A found box is right when it overlaps a true one of its class, that no surer one has taken, by at least `overlap`.
+def match_boxes(found: Sequence[Boxes], wanted: Sequence[Boxes], classes: int, *, overlap: float = 0.5) -> Matches:
+    """Which found boxes are right: those that overlap a true one of their class, that no surer one has taken, enough.
 
     Args:
         found: One for each picture, with scores.
         wanted: The true ones.
+        classes: Largest class id.
         overlap: Intersection over union that is enough.
 
-    Source: Everingham et al. 2010, PASCAL VOC; all points, as since 2010.
+    Source: Everingham et al. 2010, PASCAL VOC, section 4.4.
     """
-    kinds = sorted({int(kind) for one in wanted for kind in one.kinds})
-    return float(np.mean([_average_precision(found, wanted, kind, overlap) for kind in kinds])) if kinds else 0.0
+    pictures: list[int] = []
+    order, hits = [], []
+    for number, (ours, theirs) in enumerate(zip(found, wanted, strict=True)):
+        assert ours.scores is not None
+        order.append(np.argsort(-ours.scores, kind="stable"))
+        hits.append(_hits(ours, theirs, order[-1], overlap))
+        pictures += [number] * len(ours.kinds)
+    truths = [np.bincount(one.kinds, minlength=classes + 1)[1:] for one in wanted]
+    kinds, scores = (
+        np.concatenate([getattr(one, name)[rows] for one, rows in zip(found, order, strict=True)])
+        for name in ("kinds", "scores")
+    )
+    return Matches(np.array(pictures, np.int64), kinds, scores, np.concatenate(hits), np.array(truths))
+
+
+def mean_average_precision(matches: Matches, weights: F64 | None = None) -> float:
+    """Mean over the classes that occur among the true boxes of the area under the precision-recall curve.
+
+    Args:
+        matches: Of all pictures.
+        weights: Of the pictures; null for one each.
+
+    Source: Everingham et al. 2010, PASCAL VOC, section 4.2; all points instead of eleven, as since 2010.
+    """
+    weights = np.ones(len(matches.truths)) if weights is None else weights
+    totals = weights @ matches.truths
+    order = np.argsort(-matches.scores, kind="stable")
+    kinds, hits, weight = matches.kinds[order], matches.hits[order], weights[matches.pictures[order]]
+    found = [
+        _average_precision(hits[kinds == kind], weight[kinds == kind], total)
+        for kind, total in enumerate(totals, 1)
+        if total > 0
+    ]
+    return float(np.mean(found)) if found else 0.0
 
 
 def box_overlaps(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> F64:
@@ -65,31 +134,22 @@ def box_overlaps(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> F6
     return result
 
 
-def _average_precision(found: Sequence[Boxes], wanted: Sequence[Boxes], kind: int, overlap: float) -> float:
-    scores: list[float] = []
-    right: list[bool] = []
-    total = 0
-    for ours, theirs in zip(found, wanted, strict=True):
-        true = theirs.corners[theirs.kinds == kind]
-        total += len(true)
-        mine = ours.kinds == kind
-        assert ours.scores is not None
-        order = np.argsort(-ours.scores[mine], kind="stable")
-        corners, sure = ours.corners[mine][order], ours.scores[mine][order]
-        overlaps = box_overlaps(corners, true)
-        taken = np.zeros(len(true), bool)
-        for row, score in zip(overlaps, sure, strict=True):
-            free = np.where(taken, -1.0, row)
-            best = int(free.argmax()) if len(free) else -1
-            hit = best >= 0 and free[best] >= overlap
-            if hit:
-                taken[best] = True
-            scores.append(float(score))
-            right.append(bool(hit))
-    if not scores:
-        return 0.0
-    hits = np.array(right)[np.argsort(-np.array(scores), kind="stable")]
-    recall = np.cumsum(hits) / total
-    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+def _hits(ours: Boxes, theirs: Boxes, order: npt.NDArray[np.integer], overlap: float) -> Mask:
+    """For each found box in its order; each takes the true one that it overlaps most among those that are free."""
+    overlaps = box_overlaps(ours.corners[order], theirs.corners)
+    overlaps = np.where(ours.kinds[order][:, None] == theirs.kinds[None], overlaps, -1.0)
+    hits = np.zeros(len(order), bool)
+    for number, row in enumerate(overlaps):
+        best = int(row.argmax()) if len(row) else -1
+        if best >= 0 and row[best] >= overlap:
+            hits[number] = True
+            overlaps[:, best] = -1.0
+    return hits
+
+
+def _average_precision(hits: Mask, weights: F64, total: float) -> float:
+    """Of one class, the surest first."""
+    right, all_ = np.cumsum(hits * weights), np.cumsum(weights)
+    precision = right / np.maximum(all_, 1e-12)
     highest = np.maximum.accumulate(precision[::-1])[::-1]  # best precision at this recall or a larger one
-    return float((np.diff(np.concatenate([[0.0], recall])) * highest).sum())
+    return float((np.diff(right / total, prepend=0.0) * highest).sum())

@@ -102,6 +102,15 @@ class SceneSet:
         boxes = torch.where((self.kinds > 0)[..., None], boxes, torch.zeros_like(boxes))
         return SceneSet(self.images.flip(3), self.masks.flip(2), boxes, self.kinds, self.labels, self.classes)
 
+    def with_mirrored(self) -> "SceneSet":
+        """These scenes, then each of them in a mirror."""
+        other = self.mirrored()
+        images, masks, boxes, kinds, labels = (
+            torch.cat([getattr(self, one), getattr(other, one)])
+            for one in ("images", "masks", "boxes", "kinds", "labels")
+        )
+        return SceneSet(images, masks, boxes, kinds, labels, self.classes)
+
 
 def compose_scenes(count: int, options: SceneOptions, photos: PictureSet | None = None) -> SceneSet:
     """Compose scenes; equal arguments give equal scenes.

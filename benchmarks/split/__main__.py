@@ -2,8 +2,9 @@
 
     python -m benchmarks.split [PART...]      all parts without one; a part alone replaces its own rows only
 
-`codec` and `heads` measure time and want a quiet machine. `curves` and `curves_b` compute the rows of the committed points; `study`
-trains and measures them again, hours on two cores, and what is done is not done again: with GROCERY_WEIGHTS behind that teacher.
+`codec` and `heads` measure time and want a quiet machine. `curves`, `curves_b` and `scenes` compute the rows of the committed points;
+`study` trains and measures those of the first two again, hours on two cores, and what is done is not done again: with GROCERY_WEIGHTS
+behind that teacher. `python -m benchmarks.split.scene_curves` does so for the third, hours or minutes on a GPU.
 """
 
 import sys
@@ -17,7 +18,7 @@ SUITE = Suite(
         "codec": Part("benchmarks.split.codec", 1),
         "fuzz": Part("benchmarks.split.fuzz", 11),
         "shipped": Part("benchmarks.split.shipped", 3),
-        "scenes": Part("benchmarks.split.scene_curves", 240),
+        "scenes": Part("benchmarks.split.scene_rows", 2),
         "es": Part("benchmarks.split.entropic_student", 3),
         "coder": Part("benchmarks.split.coder_share", 2),
         "arch": Part("benchmarks.split.arch", 3),

@@ -1,9 +1,14 @@
-"""Segmentation and boxes over one stream, against WebP with fine-tuned tails: the curves behind the row `three_tails`.
+"""The points behind the rows `three_tails`: segmentation, boxes and classes over one stream, and over WebP.
 
-python -m benchmarks.split.scene_curves --jobs 4        every point, then the rows; what is there already is not run again
+    python -m benchmarks.split.scene_curves --point slim:3e-05 --folder DIR [--seed 1]    one point, one process
+    python -m benchmarks.split.scene_curves --jobs 8 [--seeds 0,1,2]                      what is missing of all points
+    python -m benchmarks.split.scene_curves --quick                                       does it run?
 
-Scenes are composed from the groceries' photos; the head learns on training scenes from an ImageNet network, without a label.
-One point is one JSON file in the folder; on a GPU a point takes about a minute.
+Scenes are composed from the groceries' photos (HEADTAIL_DATA or --data), training scenes from training photos, or from drawn
+shapes. Both sides get the same network (EfficientNet-Lite0, ImageNet weights), scenes, labels, epochs and learning rates, and every
+layer learns on both: first all three tasks behind one trunk, then each tail alone from there. Only what stands in front differs.
+For slim that is an int8 head, which learns in the first part what the tasks need of its bits and is fixed in the second; for WebP
+the codec and the network's own first layers, on decoded pictures. Bytes are those of whole frames.
 """
 
 import argparse
@@ -12,39 +17,48 @@ import io
 import json
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import numpy as np
+import PIL
 import torch
 from PIL import Image
 
-from benchmarks.rows import ROOT, Measurement
+from benchmarks.rows import ROOT
+from benchmarks.split.scene_points import ScenePoint, point_path, read_point, write_point
 from edge_runtime.entropy import EntropyCodec
-from split.augment import Augmentation, centre
-from split.distill import TrainOptions, train
+from edge_runtime.wire import CODEC_ENTROPY, Limits, decode_frame, decode_tensors, encode_image_file, encode_tensors
+from split.augment import Augmentation
 from split.inject import SplitNetwork, Teacher, inject, trace_network
 from split.latents import IntegerHead, fit_grid, fit_tables
-from split.losses import TaskLoss
 from split.methods import find_method
-from split.quality import CurveError, bd_rate
-from split.scene_scores import score_tail
-from split.scene_tails import LatentTrunk, PictureTrunk, SceneTail, TailOptions, train_tail
+from split.scene_scores import matches_of, pixels_of, right_classes
+from split.scene_tails import (
+    TASKS,
+    CodedTrunk,
+    LatentTrunk,
+    Normalised,
+    PictureTrunk,
+    SceneTail,
+    TaskHead,
+    make_head,
+    run_tail,
+)
+from split.scene_training import RateOptions, TailOptions, train_coded, train_tail, train_together
 from split.scenes import SceneOptions, SceneSet, compose_scenes
 from split.training_data import DataOptions, PictureSet, open_pictures
 
 FOLDER = ROOT / "build" / "bench" / "scenes"
-TASKS = ("masks", "boxes", "classes")
-BAR = -30.0
+CUT = bytes(8)
 _CLASSES = 10  # the most frequent coarse ones
-_FRAME_BYTES, _LAYER_BYTES, _PICTURE_FRAME_BYTES = 36, 4, 32
-_CALIBRATED = 500
+_PHOTOS = DataOptions(size=128, label_key="coarse_label", classes=43)
+_CHUNK = 250
 
 
 @dataclass(frozen=True)
@@ -52,255 +66,250 @@ class ScenePlan:
     """Sizes of the study.
 
     Attributes:
-        train: Training scenes.
+        train: Training scenes; each is seen in a mirror too.
         test: Test scenes, from test photos.
         size: In pixels.
         layer: The cut.
+        shrink: Places of the cut's layer for one of the latent, both directions.
+        channels: Of the latent.
         betas: One head each.
         qualities: Of WebP, one set of tails each.
-        epochs: Of the head: joint and fixed.
-        tail_epochs: Of each tail.
-        shrink: Of the head.
-        features: Weight of the features against the teacher's logits.
-        seed: Of everything.
+        epochs: Of all tasks together.
+        tail_epochs: Of each tail alone, after that.
+        tail_lr: Learning rate of a tail alone.
+        calibrated: Training scenes that the entropy tables are counted on.
     """
 
     train: int = 4000
     test: int = 1000
     size: int = 128
     layer: str = "_blocks.2"
-    betas: tuple[float, ...] = (2e-4, 6e-4, 2e-3, 6e-3)
-    qualities: tuple[int, ...] = (1, 10, 30, 60, 85)
-    epochs: tuple[int, int] = (14, 2)
-    tail_epochs: int = 15
     shrink: int = 2
-    features: float = 10.0
-    seed: int = 0
+    channels: int = 16
+    betas: tuple[float, ...] = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
+    qualities: tuple[int, ...] = (1, 5, 15, 40, 70, 90)
+    epochs: int = 20
+    tail_epochs: int = 8
+    tail_lr: float = 1e-3
+    calibrated: int = 1000
 
 
-def run_point(name: str, plan: ScenePlan, folder: Path) -> dict[str, object]:
-    """Measure one point, "slim:BETA" or "webp:QUALITY": mean bytes of a frame and the score of each task.
+QUICK = ScenePlan(train=48, test=24, size=64, betas=(1e-4,), qualities=(30,), epochs=1, tail_epochs=1, calibrated=48)
 
-    Args:
-        name: Which.
-        plan: Sizes.
-        folder: Where the result lies, or will.
-    """
-    path = folder / f"{name.replace(':', '_')}.json"
-    if path.is_file():
-        found: dict[str, object] = json.loads(path.read_text())
-        if (found["plan"], found.get("data")) == (json.loads(json.dumps(asdict(plan))), _data()):
-            return found
+
+@dataclass(frozen=True)
+class _Data:
+    """Scenes in the main memory and on the device; training scenes with their mirror images."""
+
+    train: SceneSet
+    test: SceneSet
+    there: SceneSet
+    device: torch.device
+
+
+def run_point(name: str, plan: ScenePlan, folder: Path, seed: int) -> Path:
+    """Measure one point, "slim:BETA" or "webp:QUALITY", unless it is there; returns its file."""
+    kind, value = name.split(":")
+    name = f"{kind}:{float(value):g}"
+    path = point_path(folder, name, seed)
+    if (
+        path.is_file()
+        and read_point(path).note["plan"] == _plain(plan)
+        and read_point(path).note["data"] == data_kind()
+    ):
+        return path
     began = time.monotonic()
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, value = name.split(":")
-    train_scenes, test_scenes = scenes_of("train", plan), scenes_of("test", plan)
-    measured = (_slim_point if kind == "slim" else _webp_point)(float(value), train_scenes, test_scenes, plan, device)
-    result = {
-        "point": name,
-        "data": _data(),
-        **measured,
+    torch.manual_seed(1000 + seed)
+    train, test = (scenes_of(part, plan, seed) for part in ("train", "test"))
+    train = train.with_mirrored()
+    data = _Data(train, test, train.to(device), device)
+    digests, answers, sizes = (_slim_point if kind == "slim" else _webp_point)(float(value), data, plan, seed)
+    note = {
+        "point": name, "seed": seed, "data": data_kind(), "plan": _plain(plan), "sent": digests,
+        "scenes": hashlib.sha256(test.images.numpy().tobytes()).hexdigest()[:16], "pillow": PIL.__version__,
+        "torch": torch.__version__, "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "seconds": round(time.monotonic() - began),
-        "plan": asdict(plan),
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1))
-    return result
+    }  # fmt: skip
+    point = ScenePoint(
+        np.array(sizes), right_classes(answers["classes"], test), pixels_of(answers["masks"], test),
+        matches_of(answers["boxes"], test), note,
+    )  # fmt: skip
+    write_point(path, point)
+    return path
 
 
-def _data() -> str:
+def data_kind() -> str:
     """What scenes are made of here."""
     return "photos" if "HEADTAIL_DATA" in os.environ else "drawn shapes"
 
 
-def measurements(results: list[dict[str, object]]) -> list[Measurement]:
-    """BD-rates of the tasks, the worse of masks and boxes against the bar."""
-    measured, rates = [], {}
-    for task in TASKS:
-        curves = [_curve(results, kind, task) for kind in ("webp", "slim")]
-        try:
-            rates[task] = bd_rate(curves[0], curves[1]).percent
-        except CurveError:
-            rates[task] = None
-        text = f"{task}: BD-rate against WebP with fine-tuned tails, composed scenes"
-        measured.append(
-            Measurement(id=f"three_tails.{task}", what=text, value=rates[task], unit="%", direction="info", peer="WebP")
-        )
-    both = [rates["masks"], rates["boxes"]]
-    worse = None if None in both else max(one for one in both if one is not None)
-    text = "the worse BD-rate of masks and boxes over one head's bytes, against WebP with fine-tuned tails"
-    return [
-        Measurement(id="three_tails", what=text, value=worse, unit="%", direction="<=", bar=BAR, peer="WebP"),
-        *measured,
-    ]
-
-
-def scenes_of(part: str, plan: ScenePlan) -> SceneSet:
-    """Scenes of one split, from its photos, or from drawn shapes where no data is at hand."""
-    count, seed = (plan.train, 2 * plan.seed) if part == "train" else (plan.test, 2 * plan.seed + 1)
-    options = SceneOptions(size=plan.size, seed=seed)
+def scenes_of(part: str, plan: ScenePlan, seed: int = 0) -> SceneSet:
+    """Scenes of one part, from its photos, or from drawn shapes where no data is at hand. Test scenes are the same with every seed."""
+    count, own = (plan.train, 2 * seed) if part == "train" else (plan.test, 1)
+    options = SceneOptions(size=plan.size, seed=own)
     if "HEADTAIL_DATA" not in os.environ:
         return compose_scenes(count, options)
-    photos = open_pictures(Path(os.environ["HEADTAIL_DATA"], "data", "grocery", f"{part}.npz"), _PHOTOS)
-    counts = (
-        torch.bincount(open_pictures(_train_path(), _PHOTOS).labels)
-        if part != "train"
-        else torch.bincount(photos.labels)
-    )
-    return compose_scenes(count, options, _most_frequent(photos, counts))
-
-
-_PHOTOS = DataOptions(size=128, label_key="coarse_label", classes=43)
-
-
-def _train_path() -> Path:
-    return Path(os.environ["HEADTAIL_DATA"], "data", "grocery", "train.npz")
+    folder = Path(os.environ["HEADTAIL_DATA"], "data", "grocery")
+    training = open_pictures(folder / "train.npz", _PHOTOS)
+    photos = training if part == "train" else open_pictures(folder / "test.npz", _PHOTOS)
+    return compose_scenes(count, options, _most_frequent(photos, torch.bincount(training.labels)))
 
 
 def _most_frequent(photos: PictureSet, counts: torch.Tensor) -> PictureSet:
     """The photos of the classes that are most frequent in training, numbered anew."""
     kept = counts.argsort(descending=True, stable=True)[:_CLASSES].tolist()
-    rows_ = torch.tensor([int(one) in kept for one in photos.labels])
-    labels = torch.tensor([kept.index(int(one)) for one in photos.labels[rows_]])
-    return PictureSet(photos.images[rows_], labels, tuple(photos.classes[one] for one in kept))
+    chosen = torch.tensor([int(one) in kept for one in photos.labels])
+    labels = torch.tensor([kept.index(int(one)) for one in photos.labels[chosen]])
+    return PictureSet(photos.images[chosen], labels, tuple(photos.classes[one] for one in kept))
 
 
-def _network(plan: ScenePlan) -> tuple[Augmentation, torch.nn.Module]:
+def _pair(plan: ScenePlan) -> tuple[SplitNetwork, Teacher, Augmentation]:
     from export.zoo import efficientnet_lite0
 
     module = efficientnet_lite0().module
     assert module is not None
-    return Augmentation(plan.size, "flip", 0, (127 / 255,) * 3, (128 / 255,) * 3), module.eval()
-
-
-def _pair(plan: ScenePlan, beta: float) -> tuple[SplitNetwork, Teacher, Augmentation, object]:
-    view, module = _network(plan)
     method = find_method("slim")
-    options = method.options(
-        beta=beta, epochs=plan.epochs, shrink=plan.shrink, features=plan.features, task=TaskLoss("kd", alpha=0.0)
-    )
-    trace = trace_network(module, torch.zeros(1, 3, plan.size, plan.size))
-    torch.manual_seed(plan.seed)
+    options = method.options(latent_channels=plan.channels, shrink=plan.shrink)
+    trace = trace_network(module.eval(), torch.zeros(1, 3, plan.size, plan.size))
     student, teacher = inject(trace, plan.layer, lambda one: method.make(one, options), size=(plan.size, plan.size))
-    return student, teacher, view, method.stages(options)
+    return student, teacher, Augmentation(plan.size, "none", 0, (127 / 255,) * 3, (128 / 255,) * 3)
 
 
-def _slim_point(
-    beta: float, train_scenes: SceneSet, test_scenes: SceneSet, plan: ScenePlan, device: torch.device
-) -> dict[str, object]:
-    student, teacher, view, stages = _pair(plan, beta)
-    with tempfile.TemporaryDirectory() as folder:
-        options = TrainOptions(
-            folder=Path(folder),
-            augmentation=view,
-            seed=plan.seed,
-            device=device.type,
-            checkpoint_every_s=1e9,
-            log_every=100,
-        )
-        train(student, teacher, train_scenes.pictures(), stages, options)  # type: ignore[arg-type]
-    student.eval().to(device)
+_Found = tuple[dict[str, str], dict[str, torch.Tensor], list[int]]
+
+
+def _slim_point(beta: float, data: _Data, plan: ScenePlan, seed: int) -> _Found:
+    student, teacher, view = _pair(plan)
+    student.to(data.device)
+    trunk = CodedTrunk(student, view).to(data.device)
+    heads = _heads(trunk, data)
+    options = TailOptions(epochs=plan.epochs, seed=seed)
+    train_coded(teacher, trunk, heads, (data.there.images, data.there), (options, RateOptions(beta=beta)))
+    student.eval()
     grid = fit_grid(student, ())
-    head = IntegerHead(student.bottleneck, grid).to(device)
-    inputs, tests = (_integers(head, one, view, device) for one in (train_scenes, test_scenes))
-    arrays = inputs[:_CALIBRATED].cpu().numpy()
-    codec = EntropyCodec(fit_tables([one[None] for one in arrays], student.bottleneck.stream))
-    digest, sizes = hashlib.sha256(), []
-    for one in tests.cpu().numpy():
-        layers = [bytes(layer) for layer in codec.encode([one[None]])]
-        digest.update(b"".join(layers))
-        sizes.append(_FRAME_BYTES + sum(_LAYER_BYTES + len(layer) for layer in layers))
-    scores = {}
+    sender = _Sender(IntegerHead(student.bottleneck, grid), view)
+    inputs = sender.integers(data.there.images)
+    plain = inputs[: plan.calibrated].cpu().numpy()
+    codec = EntropyCodec(fit_tables([one[None] for one in plain], student.bottleneck.stream))
+    found: dict[str, torch.Tensor] = {}
+    digests: dict[str, str] = {}
+    sizes: list[int] = []
     for task in TASKS:
-        trunk = LatentTrunk(student, grid)
-        scores[task] = _tail_score(trunk, task, (inputs, train_scenes), (tests, test_scenes), plan)
-    return {"bytes": float(np.mean(sizes)), "scores": scores, "stream_sha256": digest.hexdigest()}
+        tail = SceneTail(LatentTrunk(student, grid).to(data.device), heads[task])
+        train_tail(tail, inputs, data.there, TailOptions(epochs=plan.tail_epochs, lr=plan.tail_lr, seed=seed))
+        frames = sender.frames(data.test.images, codec)  # anew for each tail: nothing of the head may have changed
+        sizes = [len(one) for one in frames]
+        digests[task] = sender.digest(frames, codec)
+        found[task] = run_tail(tail, received(frames, codec).to(data.device)).cpu()
+    return digests, found, sizes
 
 
-def _webp_point(
-    quality: float, train_scenes: SceneSet, test_scenes: SceneSet, plan: ScenePlan, device: torch.device
-) -> dict[str, object]:
-    view, module = _network(plan)
-    trace = trace_network(module, torch.zeros(1, 3, plan.size, plan.size))
-    method = find_method("slim")
-    _, teacher = inject(trace, plan.layer, lambda one: method.make(one, method.options()), size=(plan.size, plan.size))
-    inputs, _ = _through_webp(train_scenes, int(quality))
-    tests, sizes = _through_webp(test_scenes, int(quality))
-    scores = {}
+class _Sender:
+    """The device's side: a head and its frames."""
+
+    def __init__(self, head: IntegerHead, view: Augmentation) -> None:
+        self.head, self.view = head, Normalised(view)
+
+    def integers(self, images: torch.Tensor) -> torch.Tensor:
+        """int8 latents of uint8 pictures, on their device."""
+        head, view = self.head.to(images.device), self.view.to(images.device)
+        with torch.no_grad():
+            return torch.cat([head(view(one)) for one in images.split(_CHUNK)])
+
+    def frames(self, images: torch.Tensor, codec: EntropyCodec) -> list[bytes]:
+        """A whole frame for each picture; pictures in the main memory, so that the CPU computes as a device's would."""
+        latents = self.integers(images).numpy()
+        return [b"".join(encode_tensors([one[None]], cut_id=CUT, codec=codec, code=CODEC_ENTROPY)) for one in latents]
+
+    def digest(self, frames: Iterable[bytes], codec: EntropyCodec) -> str:
+        """Of the head's weights, its tables, and what it sent."""
+        state = [one.cpu().numpy().tobytes() for one in self.head.state_dict().values() if one.numel()]
+        return hashlib.sha256(b"".join([*state, codec.tables.data, *frames])).hexdigest()
+
+
+def received(frames: Sequence[bytes], codec: EntropyCodec) -> torch.Tensor:
+    """int8 latents from frames, (n, channels, h, w)."""
+    limits = Limits(payload_bytes=1 << 20, tensor_bytes=1 << 20)
+    arrays = [decode_tensors(decode_frame(one, limits), {CODEC_ENTROPY: codec})[0] for one in frames]
+    return torch.from_numpy(np.concatenate(arrays))
+
+
+def _webp_point(quality: float, data: _Data, plan: ScenePlan, seed: int) -> _Found:
+    _, teacher, view = _pair(plan)
+    trunk = PictureTrunk(teacher, view).to(data.device)
+    heads = _heads(trunk, data)
+    inputs = through_webp(data.train.images, int(quality))[0].to(data.device)
+    tests, files = through_webp(data.test.images, int(quality))
+    frames = [b"".join(encode_image_file(one, cut_id=CUT)) for one in files]
+    train_together(trunk, heads, inputs, data.there, TailOptions(epochs=plan.epochs, seed=seed))
+    found: dict[str, torch.Tensor] = {}
     for task in TASKS:
-        trunk = PictureTrunk(teacher, view)
-        scores[task] = _tail_score(
-            trunk, task, (inputs.to(device), train_scenes), (tests.to(device), test_scenes), plan
-        )
-    return {"bytes": float(np.mean(sizes)) + _PICTURE_FRAME_BYTES, "scores": scores}
+        tail = SceneTail(trunk.copied(), heads[task])
+        train_tail(tail, inputs, data.there, TailOptions(epochs=plan.tail_epochs, lr=plan.tail_lr, seed=seed))
+        found[task] = run_tail(tail, tests.to(data.device)).cpu()
+    digest = hashlib.sha256(b"".join(frames)).hexdigest()
+    return {task: digest for task in TASKS}, found, [len(one) for one in frames]
 
 
-def _tail_score(
-    trunk: torch.nn.Module,
-    task: str,
-    training: tuple[torch.Tensor, SceneSet],
-    test: tuple[torch.Tensor, SceneSet],
-    plan: ScenePlan,
-) -> float:
-    device = training[0].device
-    options = TailOptions(epochs=plan.tail_epochs, seed=plan.seed)
-    torch.manual_seed(plan.seed)
-    tail = SceneTail(trunk.to(device), training[0][:1], task, len(training[1].classes), options)  # type: ignore[arg-type]
-    train_tail(tail, training[0], training[1].to(device), options)
-    return score_tail(tail, test[0], test[1].to(device))
+def _heads(trunk: torch.nn.Module, data: _Data) -> dict[str, TaskHead]:
+    example, classes = data.there.images[:1], len(data.train.classes)
+    return {task: make_head(trunk, example, task, classes).to(data.device) for task in TASKS}
 
 
-def _integers(head: IntegerHead, scenes: SceneSet, view: Augmentation, device: torch.device) -> torch.Tensor:
-    with torch.no_grad():
-        return torch.cat([head(centre(one.to(device), view)) for one in scenes.images.split(256)])
-
-
-def _through_webp(scenes: SceneSet, quality: int) -> tuple[torch.Tensor, list[int]]:
-    """Decoded pictures and the sizes of their files."""
-    images, sizes = [], []
-    for one in scenes.images.numpy():
+def through_webp(images: torch.Tensor, quality: int) -> tuple[torch.Tensor, list[bytes]]:
+    """Decoded pictures and their files."""
+    decoded, files = [], []
+    for one in images.numpy():
         file = io.BytesIO()
         Image.fromarray(one.transpose(1, 2, 0)).save(file, "webp", quality=quality, method=4)
-        sizes.append(len(file.getvalue()))
-        images.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
-    return torch.from_numpy(np.stack(images)), sizes
+        files.append(file.getvalue())
+        decoded.append(np.asarray(Image.open(file).convert("RGB")).transpose(2, 0, 1))
+    return torch.from_numpy(np.stack(decoded)), files
 
 
-def _curve(results: list[dict[str, object]], kind: str, task: str) -> tuple[list[float], list[float]]:
-    points = [one for one in results if str(one["point"]).startswith(kind)]
-    scores = [one["scores"] for one in points]
-    return [float(str(one["bytes"])) for one in points], [float(one[task]) for one in scores if isinstance(one, dict)]
-
-
-def rows() -> Iterator[dict[str, object]]:
-    """Run what is missing with one process, then the rows: the part `scenes` of `python -m benchmarks.split`."""
-    plan = ScenePlan()
-    yield from map(msgspec.to_builtins, measurements([run_point(name, plan, FOLDER) for name in points(plan)]))
+def _plain(plan: ScenePlan) -> dict[str, Any]:
+    """What of a plan changes a point, as JSON gives it back."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
+    return {key: value for key, value in found.items() if key not in ("betas", "qualities")}
 
 
 def points(plan: ScenePlan) -> list[str]:
     """Names of all points."""
-    return [f"slim:{one}" for one in plan.betas] + [f"webp:{one}" for one in plan.qualities]
+    return [f"slim:{one:g}" for one in plan.betas] + [f"webp:{one:g}" for one in plan.qualities]
 
 
 def main() -> None:
-    """Run what is missing, print rows."""
+    """Run one point, or what is missing of all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--jobs", type=int, default=1, help="processes; on a GPU four share it well")
+    parser.add_argument("--point", help="slim:BETA or webp:QUALITY; all without")
+    parser.add_argument("--seed", type=int, default=0, help="of one point")
+    parser.add_argument("--seeds", default="0", help="of all points, with commas")
+    parser.add_argument("--jobs", type=int, default=1, help="processes; on a GPU eight share it well")
     parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--data", type=Path, help="holds data/grocery; as HEADTAIL_DATA")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     given = parser.parse_args()
-    plan = ScenePlan()
-    if given.quick:
-        plan = ScenePlan(train=64, test=32, size=64, betas=(6e-4,), qualities=(30,), epochs=(1, 1), tail_epochs=1)
-    names = points(plan)
-    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
-        results = list(pool.map(run_point, names, [plan] * len(names), [given.folder] * len(names)))
-    for one in results:
-        sys.stdout.write(f"{one['point']:>12} {one['bytes']:8.1f} B {one['scores']} {one['seconds']} s\n")
-    for row in measurements(results):
-        sys.stdout.write(f"{row.id}: {row.value} {row.unit}\n")
+    if given.data:
+        os.environ["HEADTAIL_DATA"] = str(given.data)
+    plan = QUICK if given.quick else ScenePlan()
+    if given.point:
+        _tell(run_point(given.point, plan, given.folder, given.seed))
+        return
+    work = [(name, int(seed)) for seed in given.seeds.split(",") for name in points(plan)]
+    with ProcessPoolExecutor(min(given.jobs, len(work)), mp_context=get_context("spawn")) as pool:
+        for one in [pool.submit(run_point, name, plan, given.folder, seed) for name, seed in work]:
+            _tell(one.result())
+
+
+def _tell(path: Path) -> None:
+    point = read_point(path)
+    scores = ", ".join(f"{task} {point.score(task):.4f}" for task in TASKS)
+    said = f"{point.name} seed {point.note['seed']}: {point.size():.1f} B, {scores}, {point.note['seconds']} s\n"
+    sys.stdout.write(said)
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

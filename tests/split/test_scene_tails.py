@@ -9,13 +9,14 @@ from split.augment import Augmentation
 from split.inject import inject, trace_network
 from split.latents import IntegerHead, fit_grid, fit_tables, input_batches, integer_latents
 from split.methods import find_method
-from split.scene_metrics import Boxes, mean_average_precision
-from split.scene_scores import read_boxes, score_tail
-from split.scene_tails import LatentTrunk, PictureTrunk, SceneTail, TailOptions, centre_targets, train_tail
+from split.scene_metrics import mean_average_precision
+from split.scene_scores import matches_of, score_tail
+from split.scene_tails import TASKS, CodedTrunk, LatentTrunk, PictureTrunk, SceneTail, make_head
+from split.scene_training import RateOptions, TailOptions, centre_targets, train_coded, train_tail
 from split.scenes import SceneOptions, compose_scenes
 
 VIEW = Augmentation(32, "none")
-OPTIONS = TailOptions(width=16, epochs=25, batch=16, lr=1e-2)
+OPTIONS = TailOptions(epochs=25, batch=16, lr=1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,10 @@ def test_three_tails_learn_from_the_same_bytes(pair, scenes):
     latents = integer_latents(head, input_batches(scenes.pictures(), VIEW))
     inputs = torch.cat([torch.from_numpy(one) for one in latents])
     digests = set()
-    for task in ("classes", "masks", "boxes"):
+    for task in TASKS:
         trunk = LatentTrunk(student, grid)
         torch.manual_seed(1)
-        tail = SceneTail(trunk, inputs[:1], task, len(scenes.classes), OPTIONS)
+        tail = SceneTail(trunk, make_head(trunk, inputs[:1], task, len(scenes.classes), width=16))
         before = score_tail(tail, inputs, scenes)
         train_tail(tail, inputs, scenes, OPTIONS)
         assert score_tail(tail, inputs, scenes) > before
@@ -65,7 +66,8 @@ def test_three_tails_learn_from_the_same_bytes(pair, scenes):
 
 def test_a_tail_without_bottleneck_learns_from_pictures(pair, scenes):
     _, teacher = pair
-    tail = SceneTail(PictureTrunk(teacher, VIEW), scenes.images[:1], "masks", len(scenes.classes), OPTIONS)
+    trunk = PictureTrunk(teacher, VIEW)
+    tail = SceneTail(trunk, make_head(trunk, scenes.images[:1], "masks", len(scenes.classes), width=16))
     before = score_tail(tail, scenes.images, scenes)
     train_tail(tail, scenes.images, scenes, OPTIONS)
     assert score_tail(tail, scenes.images, scenes) > before
@@ -79,9 +81,30 @@ def test_boxes_read_from_perfect_outputs_are_the_true_ones():
     outputs = torch.zeros(12, classes + 4, 256)
     outputs[:, :classes] = torch.logit(heat.flatten(2), 1e-4)
     outputs[:, classes:].scatter_(2, place[:, None].expand(-1, 4, -1), sides)
-    found = read_boxes(outputs.view(12, classes + 4, 16, 16), classes, 64)
-    wanted = [
-        Boxes(box[kind > 0].numpy(), kind[kind > 0].numpy())
-        for box, kind in zip(scenes.boxes, scenes.kinds, strict=True)
-    ]
-    assert mean_average_precision(found, wanted) > 0.95  # two centres in one place would be one box
+    matches = matches_of(outputs.view(12, classes + 4, 16, 16), scenes)
+    assert mean_average_precision(matches) > 0.95  # two centres in one place would be one box
+
+
+def test_a_bottleneck_learns_what_three_tails_need_and_is_fixed_then(pair, scenes):
+    student, teacher = pair
+    first = student.bottleneck.encoder[1].conv.weight.clone()
+    trunk = CodedTrunk(student, VIEW)
+    heads = {task: make_head(trunk, scenes.images[:1], task, len(scenes.classes), width=16) for task in TASKS}
+    options = TailOptions(epochs=10, batch=16, lr=5e-3)
+    bits = [float(trunk.coded(scenes.images)[1].detach())]
+    before = {task: score_tail(SceneTail(trunk, head), scenes.images, scenes) for task, head in heads.items()}
+    train_coded(teacher, trunk, heads, (scenes.images, scenes), (options, RateOptions(beta=3e-2)))
+    after = {task: score_tail(SceneTail(trunk, head), scenes.images, scenes) for task, head in heads.items()}
+    bits.append(float(trunk.coded(scenes.images)[1].detach()))
+    assert all(after[task] > before[task] for task in TASKS)
+    assert bits[1] < bits[0]
+    assert not torch.equal(first, student.bottleneck.encoder[1].conv.weight)
+    assert student.bottleneck.encoder_fixed
+    assert student.bottleneck.encoder[0].quantises
+
+
+def test_mirrored_scenes_follow_the_scenes(scenes):
+    both = scenes.with_mirrored()
+    assert len(both) == 2 * len(scenes)
+    assert torch.equal(both.images[len(scenes) :], scenes.mirrored().images)
+    assert torch.equal(both.boxes[: len(scenes)], scenes.boxes)

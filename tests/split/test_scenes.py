@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from split.scene_metrics import Boxes, box_overlaps, mean_average_precision, mean_iou
+from split.scene_metrics import Boxes, box_overlaps, count_pixels, match_boxes, mean_average_precision, mean_iou
 from split.scenes import SHAPES, SceneError, SceneOptions, compose_scenes
 from split.training_data import PictureSet
 
@@ -58,8 +58,13 @@ def test_mean_iou_by_hand():
     wanted = np.array([[0, 0, 1], [1, 2, 2]])
     found = np.array([[0, 1, 1], [1, 2, 0]])
     # class 0: 1 of 3; class 1: 2 of 3; class 2: 1 of 2; class 3 does not occur
-    assert mean_iou(found, wanted, 4) == pytest.approx((1 / 3 + 2 / 3 + 1 / 2) / 3)
-    assert mean_iou(wanted, wanted, 3) == 1.0
+    counts = count_pixels(found, wanted, 4)
+    assert counts.shape == (2, 4, 4)
+    assert mean_iou(counts) == pytest.approx((1 / 3 + 2 / 3 + 1 / 2) / 3)
+    assert mean_iou(count_pixels(wanted, wanted, 3)) == 1.0
+    background = count_pixels(np.zeros_like(wanted), wanted, 3)  # 2 of 6 pixels are it, the others are never found
+    assert mean_iou(background) == pytest.approx((2 / 6 + 0 + 0) / 3)
+    assert mean_iou(counts, np.array([0.0, 2.0])) == mean_iou(counts[1:])
 
 
 def test_overlap_by_hand():
@@ -78,7 +83,27 @@ def test_average_precision_by_hand():
         Boxes(np.array([[0, 0, 4, 3]]), np.array([1]), np.array([0.7])),  # right: 3/4
     ]
     # by score: right (1/1), wrong, right (2/3), wrong; recall 1/3 at precision 1, 2/3 at 2/3, the third box is never found
-    assert mean_average_precision(found, true) == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
-    assert mean_average_precision([Boxes(one.corners, one.kinds, np.ones(len(one.kinds))) for one in true], true) == 1.0
+    matches = match_boxes(found, true, 2)
+    assert matches.hits.tolist() == [True, False, False, True]
+    assert mean_average_precision(matches) == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3)
+    perfect = [Boxes(one.corners, one.kinds, np.ones(len(one.kinds))) for one in true]
+    assert mean_average_precision(match_boxes(perfect, true, 1)) == 1.0
     nothing = [Boxes(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0)) for _ in true]
-    assert mean_average_precision(nothing, true) == 0.0
+    assert mean_average_precision(match_boxes(nothing, true, 1)) == 0.0
+    other = [Boxes(one.corners, one.kinds + 1, one.scores) for one in perfect]
+    assert mean_average_precision(match_boxes(other, true, 2)) == 0.0  # of another class
+
+
+def test_a_picture_that_weighs_two_counts_as_one_that_is_there_twice():
+    rng = np.random.default_rng(0)
+    pictures = []
+    for _ in range(6):
+        corners = np.concatenate([low := rng.integers(0, 8, (4, 2)), low + rng.integers(2, 6, (4, 2))], 1)
+        found = Boxes(corners + rng.integers(-1, 2, (4, 4)), rng.integers(1, 4, 4), rng.random(4))
+        pictures.append((found, Boxes(corners, rng.integers(1, 4, 4))))
+    often = [0, 1, 1, 3, 3, 3]
+    weights = np.bincount(often, minlength=6).astype(float)
+    whole = match_boxes(*zip(*pictures, strict=True), 3)
+    drawn = match_boxes(*zip(*(pictures[one] for one in often), strict=True), 3)
+    assert 0 < mean_average_precision(drawn) < 1
+    assert mean_average_precision(whole, weights) == pytest.approx(mean_average_precision(drawn), abs=0.02)
