@@ -94,6 +94,22 @@ GROUPS = {
     ),
 }
 
+_OWN_PACKAGES = ("device_profiles", "edge_runtime", "export", "orchestrator", "split")
+# library -> extra, where it is not the one of the command's package
+_EXTRAS = {
+    "ai_edge_litert": "export-mcu",
+    "matplotlib": "report",
+    "paho": "orchestrator",
+    "prometheus_client": "dashboard",
+    "skimage": "demo",
+    "sklearn": "demo",
+    "starlette": "dashboard",
+    "torch": "export",
+    "uvicorn": "dashboard",
+    "zmq": "direct",
+    **dict.fromkeys(("gguf", "safetensors", "tokenizers"), "llm"),
+}
+
 
 def main() -> None:
     """Run one command; exit 0 when done, 1 after a named error, 2 on wrong usage."""
@@ -116,12 +132,30 @@ def run(tokens: list[str] | None = None) -> int:
     except EdgeError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 1
+    except ImportError as error:
+        advice = _missing_library(error)
+        if advice is None:
+            raise
+        sys.stderr.write(f"MissingDependencyError: {advice}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader left; nothing more can be said to it
         return 0
     return result if isinstance(result, int) else 0
+
+
+def _missing_library(error: ImportError) -> str | None:
+    """Which extra brings the library that a command's module imports; null when it is none of others'."""
+    cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+    if not isinstance(cause, ModuleNotFoundError) or cause.name is None:
+        return None
+    library = cause.name.split(".")[0]
+    if library in _OWN_PACKAGES:
+        return None
+    extra = _EXTRAS.get(library, "export" if "'export." in str(error) else "orchestrator")
+    return f"Wanted the library {library} for this command, found no such module. Install it: pip install 'headtail[{extra}]'."
 
 
 def build_app() -> "App":

@@ -15,7 +15,7 @@ from device_profiles.schema import DeviceProfile
 from edge_runtime.artefact import Artefact, open_artefact
 from edge_runtime.session import open_session
 from export.cut_source import CutSource, open_cut_source
-from export.mcu.report import McuReport
+from export.mcu.report import CODE_BYTES, REPORT_NAME, STACK_BYTES, McuReport
 from export.planning import read_file
 from split.graph_work import work_of
 from split.predict import parse_calibration
@@ -77,12 +77,15 @@ def _sizes(artefact: Artefact, board: DeviceProfile, profile: Profile | None, ca
         return _measured(artefact, board, profile)
     if calibration is not None:
         return _predicted(artefact, board, calibration)
-    if artefact.manifest.engine.name == "generated-c" and (artefact.folder / "report.json").is_file():
-        report = msgspec.json.decode(artefact.path("report.json").read_bytes(), type=McuReport)
-        return _Sizes(
-            report.arena_bytes, "arena alone; --profile of an emulated run adds the stack", report.constant_bytes
-        )
+    if board.is_microcontroller and _holds_c(artefact):
+        report = msgspec.json.decode(artefact.path(REPORT_NAME).read_bytes(), type=McuReport)
+        how = f"the export's own plan, with {STACK_BYTES} B for the stack and {CODE_BYTES} B for code (--profile of an emulated run is exact)"
+        return _Sizes(report.ram_bytes, how, report.flash_bytes)
     return _Sizes(None, "not known: give --profile or --calibration")
+
+
+def _holds_c(artefact: Artefact) -> bool:
+    return artefact.manifest.engine.name == "tflite-micro" and REPORT_NAME in artefact.manifest.files_by_path
 
 
 def _measured(artefact: Artefact, board: DeviceProfile, profile: Profile) -> _Sizes:
@@ -126,7 +129,7 @@ def _operators(artefact: Artefact) -> tuple[str, ...]:
 
 def _runs_here(artefact: Artefact) -> bool:
     """Whether the engine, which has the same operators on every processor, opens the network on this machine."""
-    if artefact.manifest.engine.name == "generated-c":
+    if _holds_c(artefact):
         return True  # an operator without C is refused when it is made
     try:
         open_session(artefact, threads=1).close()

@@ -12,10 +12,10 @@ from export.mcu.emit_network import NetworkCode, comment_text, make_environment
 from export.mcu.errors import ScheduleError
 from export.mcu.machines import MACHINES, Limits, Machine, place
 from export.mcu.oracle import Truth
+from export.mcu.report import STACK_BYTES
 from split.patch_plan import InputMode, Plan
 
 HERE = Path(__file__).parent
-STACK_BYTES = 1024  # the linker keeps at least this much for the stack
 MODE_TEXT = {
     InputMode.RESIDENT: "in the arena, intact during the run",
     InputMode.OVERWRITTEN: "in the arena, overwritten during the run",

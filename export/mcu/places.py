@@ -13,7 +13,7 @@ from edge_runtime.profiler import ProfileOptions
 from export.mcu.errors import ProofError
 from export.mcu.folder import default_machine
 from export.mcu.qemu import prove
-from export.mcu.report import McuReport
+from export.mcu.report import REPORT_NAME, McuReport
 from export.mcu.to_c import limits_of
 
 _COUNTED = ("EXTRA=-DHH_PROFILE",)
@@ -68,7 +68,7 @@ class QemuPlace:
             prove(artefact.folder, machine=machine),
             prove(artefact.folder, machine=machine, options=_COUNTED),
         )
-        report = msgspec.json.decode(artefact.path("report.json").read_bytes(), type=McuReport)
+        report = msgspec.json.decode(artefact.path(REPORT_NAME).read_bytes(), type=McuReport)
         names = [name for segment in report.segments for name in segment.operators]
         kernels = tuple(
             _kernel(names[index] if index < len(names) else "input rows", n) for index, n in split.layers.items()

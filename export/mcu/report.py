@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import msgspec
 
-from export.mcu.emit_network import NetworkCode
-from export.mcu.machines import Limits
-from export.mcu.network import Network
-from split.patch_plan import FrontPoint, Plan
+if TYPE_CHECKING:  # who only reads a report needs none of the generator's libraries
+    from export.mcu.emit_frame import FrameCode
+    from export.mcu.emit_network import NetworkCode
+    from export.mcu.machines import Limits
+    from export.mcu.network import Network
+    from split.patch_plan import FrontPoint, Plan
+
+REPORT_NAME = "report.json"
+STACK_BYTES = 1024  # the linker keeps at least this much for the stack
+CODE_BYTES = 16_000  # kernels and step loop, at most; the linker checks the true figure
 
 
 class SegmentReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,11 +64,23 @@ class McuReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     segments: tuple[SegmentReport, ...]
     front: tuple[FrontReport, ...]
     golden_cases: int
+    frame_bytes: int = 0  # of a head: the buffer for its frames, beside the arena
+
+    @property
+    def ram_bytes(self) -> int:
+        """What the linker keeps: arena, frame buffer, and the least stack."""
+        return self.arena_bytes + self.frame_bytes + STACK_BYTES
+
+    @property
+    def flash_bytes(self) -> int:
+        """Weights and tables, and the most that the code takes."""
+        return self.constant_bytes + CODE_BYTES
 
 
 def make_report(
-    network: Network, plan: Plan, code: NetworkCode, limits: Limits, front: tuple[FrontPoint, ...], *, cases: int
-) -> McuReport:
+    network: Network, plan: Plan, code: NetworkCode, limits: Limits, front: tuple[FrontPoint, ...], *, cases: int,
+    frame: FrameCode | None = None,
+) -> McuReport:  # fmt: skip
     """Collect the figures of one export; ``code.prefix`` names its functions."""
     counts: dict[str, int] = {}
     for op in network.ops:
@@ -76,7 +96,7 @@ def make_report(
         arena_bytes=plan.arena_bytes,
         live_bound_bytes=plan.live_bound_bytes,
         certificate=plan.certificate,
-        constant_bytes=code.constant_bytes,
+        constant_bytes=code.constant_bytes + (frame.constant_bytes if frame else 0),
         weight_bytes=network.weight_bytes,
         macs=plan.macs,
         mac_factor=plan.mac_factor,
@@ -96,4 +116,5 @@ def make_report(
         ),
         front=tuple(FrontReport(arena_bytes=p.arena_bytes, macs=p.macs, mac_factor=p.mac_factor) for p in front),
         golden_cases=cases,
+        frame_bytes=frame.buffer_bytes if frame else 0,
     )

@@ -15,19 +15,18 @@ import msgspec
 from device_profiles.errors import FitError
 from export.mcu.emit_frame import FrameCode, FrameRequest, emit_frame
 from export.mcu.emit_network import NetworkCode, emit_network
-from export.mcu.folder import STACK_BYTES, FolderRequest, make_folder
+from export.mcu.folder import FolderRequest, make_folder
 from export.mcu.graph import to_patch_graph
 from export.mcu.machines import Limits
 from export.mcu.network import Network, lower, round_dense_once
 from export.mcu.oracle import Oracle, Truth
 from export.mcu.oracle_litert import LitertOracle
-from export.mcu.report import McuReport, make_report
+from export.mcu.report import CODE_BYTES, REPORT_NAME, STACK_BYTES, McuReport, make_report
 from export.mcu.vectors import KINDS, proof_inputs
 from split.patch import plan_and_front
 from split.patch_plan import InputMode, Plan, PlanRequest
 
 logger = logging.getLogger(__name__)
-CODE_BYTES = 16_000  # kernels and step loop, at most; the linker checks the true figure
 
 
 class Board(Protocol):
@@ -149,9 +148,9 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
     files = make_folder(
         FolderRequest(code, chosen, options.name, options.source, limits, truths, reference=oracle.name, frame=frame)
     )
-    report = make_report(network, chosen, code, limits, front, cases=len(truths))
+    report = make_report(network, chosen, code, limits, front, cases=len(truths), frame=frame)
     files |= draw_picture(chosen, limits)
-    files["report.json"] = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    files[REPORT_NAME] = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
     return McuExport(files, report, network, chosen, code, truths)
 
 

@@ -1,5 +1,6 @@
 """`headtail export` for a board gives an artefact with generated C, and `verify --on qemu` proves it."""
 
+import json
 import subprocess
 
 import pytest
@@ -8,8 +9,10 @@ from edge_runtime.artefact import open_artefact
 from export.cache import Cache, open_cache
 from export.mcu.errors import UnsupportedOpError
 from export.mcu.places import QemuPlace, qemu
+from export.mcu.qemu import prove
 from export.pipeline import export_model
 from export.request import ExportOptions, McuChoices
+from orchestrator.cli import run
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +49,19 @@ def test_verify_on_qemu_compares_every_golden_byte(board_artefact):
     assert len(report.checks) == 5
     assert "mps2-an386" in report.place
     assert QemuPlace("mps3-an547").verify(board_artefact).passed
+
+
+@pytest.mark.mcu
+def test_fit_knows_what_the_export_planned(board_artefact, capsys):
+    assert run(["fit", str(board_artefact.folder), "--board", "stm32f746g-disco", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    parts = {one["part"]: one for one in found["fit"]["parts"]}
+    report = json.loads(board_artefact.path("report.json").read_bytes())
+    assert found["verdict"] == "fits"
+    assert parts["memory"]["need_bytes"] == report["arena_bytes"] + 1024
+    run_there = prove(board_artefact.folder, machine="mps2-an386")
+    assert run_there.flash_bytes <= parts["flash"]["need_bytes"]
+    assert run_there.ram_bytes <= parts["memory"]["need_bytes"]
 
 
 @pytest.mark.mcu
