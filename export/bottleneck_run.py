@@ -23,6 +23,7 @@ from export.tail_graph import TailPrecision
 from export.trained_manifest import PairEngine, TrainedPairOptions
 from export.trained_pair import TrainedPair, augmentation_of, state_quality, write_trained_pair
 from split.augment import IMAGENET_MEAN, IMAGENET_STD
+from split.checkpoint import make_folder, replace_file
 from split.distill import Progress, TrainOptions, train
 from split.early_exit import ExitOptions
 from split.inject import SplitNetwork, Teacher, find_layer, inject, trace_network
@@ -32,6 +33,7 @@ from split.stages import Stage
 from split.training_data import DataOptions, PictureSet
 
 _RUN = "run"  # folder of checkpoint and metrics
+_SKIPPED = "skipped.txt"
 _VALIDATION_EVERY = 10
 
 
@@ -139,6 +141,7 @@ def train_bottleneck(model: str | ModelSource, options: BottleneckOptions) -> Tr
         EdgeError: A subclass for each reason; see docs/bottlenecks.md.
     """
     ready = prepare(model, options)
+    _list_skipped(ready, options)
     options.say(f"Training {options.method} behind {options.layer} on {len(ready.train_data)} pictures")
     train(ready.student, ready.teacher, ready.train_data, ready.stages, ready.options)
     if int(os.environ.get("RANK", "0")):
@@ -156,6 +159,18 @@ def train_bottleneck(model: str | ModelSource, options: BottleneckOptions) -> Tr
     )
     pair = state_quality(pair, _quality(found, options, ready.test_data))
     return TrainedBottleneck(pair, whole, found)
+
+
+def _list_skipped(ready: Prepared, options: BottleneckOptions) -> None:
+    """Names of all damaged pictures in a file of the run; a warning has only the first."""
+    sets = (ready.train_data, ready.val_data, ready.test_data)
+    names = list(dict.fromkeys(name for one in sets if one is not None for name in one.skipped))
+    if not names or int(os.environ.get("RANK", "0")):
+        return
+    make_folder(options.out / _RUN)
+    path = options.out / _RUN / _SKIPPED
+    replace_file(path, "".join(f"{name}\n" for name in names).encode())
+    options.say(f"{len(names)} damaged pictures were skipped; {path} names them")
 
 
 def _write(ready: Prepared, options: BottleneckOptions) -> TrainedPair:

@@ -74,6 +74,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     data_sha256: str
     pictures: int
     skipped: int
+    skipped_names: tuple[str, ...] = ()
     machine: str
     ways: tuple[WayReport, ...]
     differences: tuple[RateDifference, ...]
@@ -113,6 +114,7 @@ def evaluate_pairs(
         data_sha256=hashlib.sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest(),
         pictures=len(data),
         skipped=len(data.skipped),
+        skipped_names=data.skipped,
         machine=f"{platform.machine()}, 1 thread",
         ways=rows,
         differences=rate_differences(rows),

@@ -4,6 +4,7 @@ A checkpoint holds state dicts and plain numbers only; it is written beside the 
 The metrics file only grows; a checkpoint notes its length, and resuming cuts off what came after.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Mapping
@@ -129,14 +130,38 @@ def replace_file(path: Path, data: bytes | memoryview) -> None:
         ) from error
 
 
+def make_folder(folder: Path) -> None:
+    """Make a run's folder where there is none.
+
+    Raises:
+        CheckpointError: There is a file in its place, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"Wanted to make the folder {folder}, found {error.strerror}. Give a folder that can be written."
+        ) from error
+
+
 class MetricsFile:
     """Appends rows of metrics as JSON lines."""
 
     def __init__(self, folder: Path, length: int) -> None:
-        """Open, and drop everything behind `length` bytes: rows of steps that will be run again."""
-        self._file = (folder / METRICS).open("ab")
-        self._file.truncate(min(length, self._file.seek(0, os.SEEK_END)))
-        self._file.seek(0, os.SEEK_END)
+        """Open, and drop everything behind `length` bytes: rows of steps that will be run again.
+
+        Raises:
+            CheckpointError: The file cannot be written.
+        """
+        path = folder / METRICS
+        try:
+            self._file = path.open("ab")
+            self._file.truncate(min(length, self._file.seek(0, os.SEEK_END)))
+            self._file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise CheckpointError(
+                f"Wanted to write {path}, found {error.strerror}. Give a folder that can be written."
+            ) from error
 
     def add(self, row: Mapping[str, object]) -> None:
         """Append one row.
@@ -158,5 +183,6 @@ class MetricsFile:
         return self._file.tell()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Close the file; a row that found no room is lost, and its steps will be run again."""
+        with contextlib.suppress(OSError):
+            self._file.close()

@@ -17,7 +17,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from split.augment import Augmentation, augment, draw
-from split.checkpoint import Checkpoint, MetricsFile, Position, load_checkpoint, save_checkpoint
+from split.checkpoint import Checkpoint, MetricsFile, Position, load_checkpoint, make_folder, save_checkpoint
 from split.inject import SplitNetwork, StudentOutput, Teacher
 from split.processes import Place, TrainingError, processes
 from split.stage_loss import stage_loss
@@ -142,7 +142,7 @@ class _Run:
         self.metrics: MetricsFile | None = None
 
     def go(self) -> TrainReport:
-        self.options.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.options.folder)
         if self.place.world > 1:
             distributed.barrier()  # the first process may still be writing the checkpoint of a run before
         checkpoint = load_checkpoint(self.options.folder, run=self.run, device=self.place.device)

@@ -122,7 +122,7 @@ def open_pictures(source: str | Path, options: DataOptions) -> PictureSet:
             skipped.append(name)
     if skipped:
         logger.warning(
-            "Skipped %d of %d pictures that cannot be decoded: %s", len(skipped), len(raw.pictures), _some(skipped)
+            "Skipped %d of %d pictures that cannot be decoded: %s", len(skipped), len(raw.pictures), some(skipped)
         )
     labels = raw.labels[kept].astype(np.int64)
     if len(np.unique(labels)) < 2:
@@ -275,5 +275,6 @@ def _check_labels(labels: npt.NDArray[Any], pictures: int, classes: int, source:
         )
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few of many names, for a message."""
     return ", ".join(names[:_MAX_NAMED]) + (f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else "")

@@ -15,7 +15,7 @@ from export.evaluation import LINKS, Evaluation, EvaluationOptions, evaluate_pai
 from export.evaluation_report import sentences, write_report
 from export.labelled import open_labelled
 from export.variant_export import dump_variants, to_variants
-from split.training_data import DataOptions
+from split.training_data import DataOptions, some
 
 Pairs = dict[str, tuple[Artefact, Artefact]]
 
@@ -146,7 +146,7 @@ def print_evaluation(found: Evaluation) -> None:
         )
     console.print(table)
     if found.skipped:
-        console.print(f"{found.skipped} damaged pictures were skipped.")
+        console.print(f"{found.skipped} damaged pictures were skipped: {some(found.skipped_names)}.", highlight=False)
     for line in (
         *sentences(found),
         *(f"{one.link}: {one.fastest} is fastest, {one.ms[one.fastest]:.1f} ms." for one in found.links),

@@ -15,7 +15,7 @@ import torch
 
 from split.augment import Augmentation
 from split.bottlefit import BottleFitOptions, QuantisedBottleFit, bottlefit_stages
-from split.checkpoint import CHECKPOINT, METRICS, CheckpointError, replace_file
+from split.checkpoint import CHECKPOINT, METRICS, CheckpointError, MetricsFile, make_folder, replace_file
 from split.distill import TrainingError, TrainOptions, train
 from split.entropic_student import EntropicOptions, EntropicStudent, entropic_stages
 from split.estimate import estimate
@@ -233,6 +233,49 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert path.read_bytes() == b"good"
     assert [one.name for one in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_disk_that_fills_up_costs_only_the_steps_behind_the_last_checkpoint(tiny, pictures, tmp_path):
+    student, teacher = _pair(tiny)
+    train(student, teacher, pictures, STAGES, _options(tmp_path / "whole"))
+    wanted = student.state_dict()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fills(step):
+        if step.step == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, old[1]))  # less than a checkpoint
+
+    student, teacher = _pair(tiny)
+    try:
+        with pytest.raises(CheckpointError, match="What was there before is kept"):
+            train(student, teacher, pictures, STAGES, _options(tmp_path / "full", checkpoint_every_s=0, on_step=fills))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    student, teacher = _pair(tiny, seed=99)
+    report = train(student, teacher, pictures, STAGES, _options(tmp_path / "full"))
+    assert report.resumed_at.step == 2
+    assert all(torch.equal(student.state_dict()[name], value) for name, value in wanted.items())
+
+
+def _fill(metrics):
+    for number in range(10):
+        metrics.add({"loss": number})
+
+
+def test_metrics_without_room_are_a_named_error(tmp_path):
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    metrics = MetricsFile(tmp_path, 0)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, old[1]))
+    try:
+        with pytest.raises(CheckpointError, match="Wanted to append"):  # closing does not hide it
+            _fill(metrics)
+        metrics.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    (tmp_path / "file").write_bytes(b"")
+    for wrong in (lambda: MetricsFile(tmp_path / "file", 0), lambda: make_folder(tmp_path / "file" / "run")):
+        with pytest.raises(CheckpointError, match="Give a folder that can be written"):
+            wrong()
 
 
 def test_balanced_divergence_equals_both_kinds_mixed():

@@ -85,11 +85,17 @@ def test_a_second_start_continues_and_gives_the_same_head(here, capsys):
     assert "CheckpointError" in capsys.readouterr().err
 
 
-def test_an_exit_and_a_refined_tail_are_written_run_and_measured(folder, here, capsys):
-    assert _split("--json", "--no-codecs", "--exit", "--refine", "2", layer="layer2", data=folder) == 0
+@pytest.mark.parametrize("engine", ["onnxruntime", "litert"])
+def test_an_exit_and_a_refined_tail_are_written_run_and_measured(engine, folder, here, capsys):
+    (folder / "red" / "broken.png").write_bytes(b"not a picture")
+    words = ["--json", "--no-codecs", "--exit", "--refine", "2", "--head-engine", engine]
+    assert _split(*words, layer="layer2", data=folder) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["equal"]["equal"] == report["equal"]["count"] > 0
+    assert report["evaluation"]["skipped_names"] == ["red/broken.png"]
+    assert (here / "pair/run/skipped.txt").read_text() == "red/broken.png\n"
     head = open_artefact("pair/head")
+    assert (head.manifest.engine.name, open_artefact("pair/tail").manifest.engine.name) == (engine, engine)
     assert [one.name for one in head.manifest.outputs] == ["latent", "exit"]
     assert [one.name for one in head.manifest.cut.tensors] == ["latent"]
     policy = head.manifest.early_exit
@@ -101,7 +107,9 @@ def test_an_exit_and_a_refined_tail_are_written_run_and_measured(folder, here, c
     assert ways["exit"]["bytes_mean"] == pytest.approx(ways["pair"]["bytes_mean"] * ways["exit"]["sent"], rel=0.2)
     capsys.readouterr()
     assert run(["eval", "pair", "--data", str(folder), "--no-codecs"]) == 0
-    assert "are answered on the device and send nothing" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "are answered on the device and send nothing" in said
+    assert "1 damaged pictures were skipped: red/broken.png" in said
 
 
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(here, capsys):
@@ -166,6 +174,12 @@ def test_corrupt_pictures_are_skipped_with_a_list_or_refused_when_strict(folder,
     capsys.readouterr()
     assert _split("--strict", data=folder) == 1
     assert "red/broken.png" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_made_is_a_named_error(here, capsys):
+    (here / "taken").write_bytes(b"")
+    assert _split(out="taken") == 1
+    assert "CheckpointError: Wanted to make the folder taken/run" in capsys.readouterr().err
 
 
 def test_a_full_disk_at_a_checkpoint_is_a_named_error(here, colour):
