@@ -4,6 +4,7 @@ Order of the checks: signature where one is wanted, manifest, then size and sha2
 refuses, and only then may a model parser see a byte.
 """
 
+import contextlib
 import os
 import shutil
 import stat
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 
 from device_profiles.errors import EdgeError
-from edge_runtime.durable import file_sha256
+from edge_runtime.durable import file_sha256, replace_folder
 from edge_runtime.manifest import (
     MANIFEST_NAME,
     MAX_FILE_BYTES,
@@ -186,11 +187,11 @@ def write_artefact(folder: Path, manifest: Manifest, files: Mapping[str, bytes |
         ManifestError: The manifest is not valid together with the files.
     """
     folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
-        raise ArtefactError(
-            f"Wanted an empty folder or an artefact to replace, found other files in {folder}. Choose another --out."
-        )
     try:
+        if _holds_other_files(folder):
+            raise ArtefactError(
+                f"Wanted an empty folder or an artefact to replace, found other files in {folder}. Choose another --out."
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     except OSError as error:
@@ -212,7 +213,7 @@ def write_artefact(folder: Path, manifest: Manifest, files: Mapping[str, bytes |
         manifest = parse_manifest(data)
         (staging / MANIFEST_NAME).write_bytes(data)
         staging.chmod(0o755)
-        _replace_folder(staging, folder)
+        replace_folder(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Artefact(folder, manifest)
@@ -270,14 +271,15 @@ def _list_files(folder: Path, limit: int) -> set[str]:
     return found
 
 
-def _replace_folder(staging: Path, folder: Path) -> None:
-    if folder.exists():
-        old = staging.with_name(staging.name + ".old")
-        folder.rename(old)
-        staging.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        staging.rename(folder)
+def _holds_other_files(folder: Path) -> bool:
+    """Whether something else than an artefact is there; looks again while another process replaces it."""
+    while folder.exists():
+        with contextlib.suppress(FileNotFoundError):
+            before = folder.stat().st_ino
+            names = {path.name for path in folder.iterdir()}
+            if folder.stat().st_ino == before:
+                return bool(names) and MANIFEST_NAME not in names
+    return False
 
 
 def unpack_archive(archive: Path, gate: Gate | None, *, max_files: int = MAX_FILES) -> Path:
@@ -303,7 +305,7 @@ def unpack_archive(archive: Path, gate: Gate | None, *, max_files: int = MAX_FIL
         if target.exists() and not (target / MANIFEST_NAME).is_file():
             raise ArtefactError(f"Wanted to unpack into {target}, found other files there. Remove them first.")
         staging.chmod(0o755)
-        _replace_folder(staging, target)
+        replace_folder(staging, target)
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError, ValueError, OSError) as error:
         raise ArtefactError(f"Wanted an artefact as .zip, found: {error}, in {archive}. Copy it again.") from error
     finally:

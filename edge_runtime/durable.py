@@ -1,7 +1,10 @@
 """Files that are whole whatever happens: a power cut leaves the old content or the new one."""
 
+import contextlib
+import errno
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 _CHUNK_BYTES = 1 << 20
@@ -37,6 +40,21 @@ def sync_tree(folder: Path) -> None:
         for name in names:
             sync(Path(root, name))
         sync(Path(root))
+
+
+def replace_folder(staging: Path, folder: Path) -> None:
+    """Put a complete folder in the place of another on the same disk; of two processes that do so at once, the later wins."""
+    old = staging.with_name(staging.name + ".old")
+    while True:
+        try:
+            staging.rename(folder)  # over nothing, or an empty folder
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        with contextlib.suppress(FileNotFoundError):  # the other one has just moved it
+            folder.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def file_sha256(path: Path) -> str:

@@ -13,6 +13,7 @@ MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILES = 256
 MAX_FILE_BYTES = 1 << 30
+MAX_PICTURE_SIDE = 1 << 14
 MAX_TENSORS = 8  # the wire frame counts tensors in this range too
 
 Role = Literal["whole", "head", "tail"]
@@ -305,6 +306,8 @@ def check_manifest(manifest: Manifest) -> None:
     latents = manifest.cut.tensors if manifest.cut else ()
     for group, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs), ("cut.tensors", latents)):
         _check_tensors(group, specs, required=group != "cut.tensors" or manifest.cut is not None)
+    if manifest.preprocessing is not None:
+        _check_preprocessing(manifest.preprocessing)
     _check_cut(manifest)
     _check_exit(manifest)
 
@@ -347,6 +350,21 @@ def _check_tensors(group: str, specs: tuple[TensorSpec, ...], *, required: bool)
             )
         if spec.quantisation is not None and not 0.0 < spec.quantisation.scale < float("inf"):
             raise ManifestError(f"Wanted a positive finite scale for {spec.name}, found {spec.quantisation.scale}.")
+
+
+def _check_preprocessing(found: Preprocessing) -> None:
+    """Sizes that a picture can have, and a division that gives numbers."""
+    short = found.resize_short
+    sizes = (*found.crop, *(() if short is None else (short,)))
+    if not all(1 <= size <= MAX_PICTURE_SIDE for size in sizes):
+        raise ManifestError(
+            f"Wanted sizes of 1 to {MAX_PICTURE_SIDE} in `preprocessing`, found crop {found.crop} and resize_short {short}."
+        )
+    for name, values in (("mean", found.mean), ("std", found.std)):
+        if len(values) not in (1, 3) or (name == "std" and 0.0 in values):
+            raise ManifestError(
+                f"Wanted one or three numbers for {name} in `preprocessing` (std not 0), found {list(values)}."
+            )
 
 
 def _check_cut(manifest: Manifest) -> None:

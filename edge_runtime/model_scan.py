@@ -105,6 +105,8 @@ def _walk(data: mmap.mmap, path: Path) -> int:
         meanings = _FIELDS[kind]
         while at < end:
             fields += 1
+            if fields > MAX_FIELDS:
+                raise _WireError(f"more than {MAX_FIELDS} fields")
             tag = data[at]
             at += 1
             if tag > 127:
@@ -126,8 +128,6 @@ def _walk(data: mmap.mmap, path: Path) -> int:
                 graphs += kind == "model" and meaning == "graph"
             else:
                 _judge(meaning, wire, value, data[start : min(at, start + 200)], path)
-        if fields > MAX_FIELDS:
-            raise _WireError(f"more than {MAX_FIELDS} fields")
     return graphs
 
 

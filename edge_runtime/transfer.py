@@ -17,6 +17,7 @@ from edge_runtime.messages import BLOCK_BYTES, DeployStart
 
 _SPARE_BYTES = 16 << 20
 _HASH_BYTES = 32
+_STAT_BLOCK_BYTES = 512  # of st_blocks, whatever the file system's own are
 
 
 class TransferError(EdgeError):
@@ -39,6 +40,14 @@ def missing_blocks(have: bytes, count: int) -> list[int]:
     return [index for index in range(count) if not padded[index // 8] >> (index % 8) & 1]
 
 
+def _taken(path: Path) -> int:
+    """Bytes that a file takes on the disk; its holes take none."""
+    try:
+        return path.stat().st_blocks * _STAT_BLOCK_BYTES
+    except FileNotFoundError:
+        return 0
+
+
 class IncomingFile:
     """One file on its way. Only one transfer uses the folder; what an earlier one left is removed.
 
@@ -59,7 +68,8 @@ class IncomingFile:
         for path in folder.iterdir():
             if path not in (self._part, self._map):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        free = shutil.disk_usage(folder).free
+        # What an interrupted transfer holds is not wanted again.
+        free = shutil.disk_usage(folder).free + _taken(self._part) + _taken(self._map)
         if free < 2 * start.size + _SPARE_BYTES:  # the .zip and its content
             raise TransferError(f"Wanted {2 * start.size + _SPARE_BYTES} B of room in {folder}, found {free} B free.")
         self._have = bytearray((self.count + 7) // 8)

@@ -4,12 +4,14 @@ Entries are named by the sha256 of everything that went in (source, options, cal
 in one step, and checked against their own hash when read. `HEADTAIL_CACHE` names another folder, or is "off".
 """
 
+import contextlib
 import functools
 import hashlib
 import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +24,7 @@ from edge_runtime.manifest import canonical_bytes
 
 LIMIT_BYTES = 4 << 30
 _HASH_BYTES = 32
+_STALE_S = 86_400.0  # what was being written so long ago was left by a process that died
 _ROOT = Path(__file__).resolve().parents[1]
 _OWN_PACKAGES = ("device_profiles", "edge_runtime", "export", "orchestrator", "split")
 _OTHER_CODE = ("cut_", "trt_", "to_tensorrt")  # of this package, but no part of an export
@@ -47,16 +50,18 @@ class Cache:
             make: Makes the bytes; its errors pass through and nothing is kept.
         """
         path = None if self.folder is None else self.folder / "blob" / key
-        if path is not None and path.is_file():
-            data = path.read_bytes()
-            if hashlib.sha256(data[_HASH_BYTES:]).digest() == data[:_HASH_BYTES]:
-                path.touch()
-                return data[_HASH_BYTES:]
+        if path is None:
+            return make()
+        kept = _read(path)
+        if kept is not None:
+            if hashlib.sha256(kept[_HASH_BYTES:]).digest() == kept[:_HASH_BYTES]:
+                with contextlib.suppress(OSError):  # a cache of others, or one that was emptied meanwhile
+                    path.touch()
+                return kept[_HASH_BYTES:]
             _LOG.warning("Cache entry %s is damaged; made again.", path)
         data = make()
-        if path is not None:
-            _write(path, hashlib.sha256(data).digest() + data)
-            _prune(path.parent, LIMIT_BYTES)
+        _write(path, hashlib.sha256(data).digest() + data)
+        _prune(path.parent, LIMIT_BYTES)
         return data
 
     def keep(self, path: Path, data: bytes) -> None:
@@ -79,22 +84,53 @@ class Cache:
         """Remove the oldest artefacts until the rest takes at most `limit` bytes; the newest stays."""
         if self.folder is None:
             return
-        folders = [one for one in (self.folder / "artefact").iterdir() if one.is_dir() and not one.name.startswith(".")]
-        entries = sorted((one.stat().st_mtime, _folder_size(one), one) for one in folders)
-        total = sum(size for _, size, _ in entries)
-        for _, size, one in entries[:-1]:
-            if total <= limit:
-                return
+        for one in _oldest(self.folder / "artefact", limit):
             shutil.rmtree(one, ignore_errors=True)
-            total -= size
 
     def artefact_folder(self, key: str) -> Path | None:
         """Where the artefact of `key` lies or goes."""
         return None if self.folder is None else self.folder / "artefact" / key
 
+    def keeps_artefacts(self) -> bool:
+        """Whether an artefact can be written here; a full or read-only disk costs the cache, not the export."""
+        if self.folder is None:
+            return False
+        try:
+            with tempfile.TemporaryDirectory(prefix=".part-", dir=_made(self.folder / "artefact")):
+                return True
+        except OSError as error:
+            _LOG.warning("Cannot keep artefacts in the cache: %s.", error)
+            return False
 
-def _folder_size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+def _read(path: Path) -> bytes | None:
+    """What is there; null where nothing is, or nothing that may be read."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+def _oldest(folder: Path, limit: int) -> list[Path]:
+    """Entries that were not used for longest and are too much for the limit; the newest is never one of them."""
+    entries = []
+    try:
+        for one in folder.iterdir():
+            used = one.stat().st_mtime
+            if one.name.startswith(".") and time.time() - used < _STALE_S:
+                continue  # it is being written
+            inside = [one, *one.rglob("*")] if one.is_dir() else [one]
+            entries.append((used, sum(path.stat().st_size for path in inside), one))
+    except OSError:  # another process removes something at the same time, or there is no such folder: next time
+        return []
+    entries.sort()
+    total, found = sum(size for _, size, _ in entries), []
+    for _, size, one in entries[:-1]:
+        if total <= limit:
+            break
+        found.append(one)
+        total -= size
+    return found
 
 
 def open_cache() -> Cache:
@@ -146,11 +182,15 @@ def tool_versions() -> dict[str, str]:
     return found
 
 
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def _write(path: Path, data: bytes) -> None:
     """Write in one step; a full or read-only disk costs the cache, not the export."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
+        descriptor, name = tempfile.mkstemp(prefix=".part-", dir=_made(path.parent))
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 stream.write(data)
@@ -164,10 +204,6 @@ def _write(path: Path, data: bytes) -> None:
 
 def _prune(folder: Path, limit: int) -> None:
     """Remove the entries that were not used for longest until the folder is below the limit."""
-    entries = sorted((path.stat().st_mtime, path.stat().st_size, path) for path in folder.iterdir() if path.is_file())
-    total = sum(size for _, size, _ in entries)
-    for _, size, path in entries[:-1]:
-        if total <= limit:
-            return
-        path.unlink(missing_ok=True)
-        total -= size
+    for path in _oldest(folder, limit):
+        with contextlib.suppress(OSError):
+            path.unlink()

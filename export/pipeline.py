@@ -52,7 +52,7 @@ def export_model(
 
         request = dataclasses.replace(request, source=loaded(request.source))
         folder = request.cache.artefact_folder(request.key)
-        if folder is None:
+        if folder is None or not request.cache.keeps_artefacts():
             return assemble(request, target)
         kept = assemble(request, folder)
         request.cache.prune_artefacts()

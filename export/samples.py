@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -132,9 +133,22 @@ def _open_arrays(path: Path, source: str) -> SampleSet:
             raise DataError(f"Wanted at most {MAX_ARRAY_BYTES} B of arrays, found {size} B in {path}.")
         with np.load(path, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, MemoryError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        OSError,
+        EOFError,
+        MemoryError,
+    ) as error:
         raise DataError(f"Wanted an .npz of plain arrays, found: {error}, in {path}.") from error
     ids = arrays.pop(LABELS, None)
+    if ids is not None and (ids.dtype.kind not in "iu" or ids.ndim != 1):
+        raise DataError(
+            f"Wanted class ids as whole numbers, one a sample, found {LABELS} as {ids.dtype} {ids.shape} in {path}."
+        )
     counts = {len(array) if array.ndim else 0 for array in (*arrays.values(), *([] if ids is None else [ids]))}
     if not arrays or len(counts) != 1 or 0 in counts:
         raise DataError(
@@ -150,7 +164,7 @@ def _open_arrays(path: Path, source: str) -> SampleSet:
 
 
 def _class_ids(folders: tuple[str, ...], labels: Sequence[str]) -> np.ndarray | None:
-    if all(name.isdigit() for name in folders):
+    if all(name.isdecimal() for name in folders):
         return np.array([int(name) for name in folders], np.int64)
     by_name = {name: index for index, name in enumerate(labels)}
     if by_name and all(name in by_name for name in folders):

@@ -29,9 +29,12 @@ class TflmSession:
     def run(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run once; see `Session.run`."""
         check_inputs(self.inputs, arrays)
-        for index, array in enumerate(arrays):
-            self._interpreter.set_input(np.ascontiguousarray(array), index)
-        self._interpreter.invoke()
+        try:
+            for index, array in enumerate(arrays):
+                self._interpreter.set_input(np.ascontiguousarray(array), index)
+            self._interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise EngineError(f"Wanted TensorFlow Lite Micro to run the model, found: {error}") from error
         return [self._interpreter.get_output(index) for index in range(len(self.outputs))]
 
     def close(self) -> None:

@@ -1,9 +1,11 @@
 """Artefacts: round trip, and every way in which a hostile or damaged one is refused before a parser sees it."""
 
 import os
+import threading
 import types
 import zipfile
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -50,8 +52,28 @@ def test_an_artefact_replaces_an_artefact_but_nothing_else(add_one, tmp_path, dr
 def test_a_place_where_nothing_can_be_written_is_named(tmp_path, draft):
     manifest, files = draft
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ArtefactError, match="--out"):
-        write_artefact(tmp_path / "file" / "below" / "out", manifest(), files())
+    for folder in (tmp_path / "file", tmp_path / "file" / "below" / "out"):
+        with pytest.raises(ArtefactError, match="--out"):
+            write_artefact(folder, manifest(), files())
+
+
+def test_of_two_that_write_at_once_one_is_there_whole(tmp_path, draft):
+    manifest, files = draft
+    done = []
+
+    def write(threads):
+        for _ in range(25):
+            engine = msgspec.structs.replace(manifest().engine, threads=threads)
+            done.append(write_artefact(tmp_path / "out", manifest(engine=engine), files()))
+
+    workers = [threading.Thread(target=write, args=(threads,)) for threads in (1, 2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(done) == 50
+    assert open_artefact(tmp_path / "out").id in {one.id for one in done}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_failed_write_leaves_nothing(tmp_path, draft):

@@ -12,6 +12,7 @@ from edge_runtime.manifest import (
     FileEntry,
     Manifest,
     ManifestError,
+    Preprocessing,
     Quantisation,
     TensorSpec,
     artefact_id,
@@ -127,3 +128,17 @@ def test_any_value_in_any_field_gives_a_manifest_or_a_named_error(field, value):
     data = {"schema": 1, "role": "whole", "entry": "m", "files": [msgspec.to_builtins(entry)], field: value}
     with pytest.raises(ManifestError):
         parse_manifest(json.dumps(data, sort_keys=True, separators=(",", ":")).encode())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"std": (1.0, 0.0, 1.0)}, {"std": (1.0, 1.0)}, {"mean": ()}, {"crop": (0, 4)}, {"crop": (4, 1 << 40)},
+     {"resize_short": 0}, {"resize_short": 1 << 30}],
+    ids=str,
+)  # fmt: skip
+def test_a_preprocessing_that_no_picture_survives_is_refused(manifest, change):
+    good = Preprocessing(crop=(4, 4), mean=(0.0,), std=(1.0,))
+    parse_manifest(canonical_bytes(msgspec.structs.replace(manifest, preprocessing=good)))
+    bad = msgspec.structs.replace(good, **change)
+    with pytest.raises(ManifestError, match="`preprocessing`"):
+        parse_manifest(canonical_bytes(msgspec.structs.replace(manifest, preprocessing=bad)))

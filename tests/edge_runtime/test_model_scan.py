@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
+from edge_runtime import model_scan
 from edge_runtime.artefact import open_artefact, write_artefact
 from edge_runtime.model_scan import DamagedModelError, ModelScanError, UnsafeModelError, scan_onnx, scan_tflite
 
@@ -124,3 +125,11 @@ def test_an_artefact_with_a_custom_operator_does_not_open(add_one):
     bad = write_artefact(add_one.folder.with_name("bad"), manifest, {**files, "model.onnx": onnx_bytes([CUSTOM])})
     with pytest.raises(UnsafeModelError, match=r"evil\.ops"):
         open_artefact(bad.folder)
+
+
+def test_a_message_of_very_many_fields_is_left_early(tmp_path, monkeypatch):
+    monkeypatch.setattr(model_scan, "MAX_FIELDS", 1000)
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"\x08\x08" * 1001 + b"\xff")  # the damage behind them is never reached
+    with pytest.raises(DamagedModelError, match="more than 1000 fields"):
+        scan_onnx(path)

@@ -1,4 +1,5 @@
 import hashlib
+import shutil
 
 import pytest
 from hypothesis import given
@@ -81,3 +82,19 @@ def test_an_earlier_transfer_is_removed(tmp_path):
     IncomingFile(tmp_path, announced(bytes(100)))
     IncomingFile(tmp_path, announced(bytes(200)))
     assert [path.stat().st_size for path in tmp_path.iterdir()] == [200]
+
+
+def test_a_resumed_transfer_asks_no_room_for_what_it_holds_already(tmp_path, monkeypatch):
+    data = bytes(range(256)) * 40_000  # 10 MB
+    room = 2 * len(data) + (16 << 20)
+
+    def usage(_):
+        taken = sum(path.stat().st_blocks * 512 for path in tmp_path.iterdir())
+        return shutil._ntuple_diskusage(room, taken, room - taken)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    first = IncomingFile(tmp_path, announced(data))
+    for block in blocks(data)[:-1]:
+        first.add(block)
+    second = IncomingFile(tmp_path, announced(data))
+    assert missing_blocks(second.have, second.count) == [second.count - 1]

@@ -64,7 +64,7 @@ def test_class_ids_come_from_folders_named_by_number_or_by_label(tmp_path):
         ({"a": np.zeros((4, 3, 8, 8), np.float32), "b": np.zeros((4, 1), np.float32)}, r"found \['a', 'b'\]"),
         ({"x": np.full((4, 3, 8, 8), np.nan, np.float32)}, "NaN"),
         ({"x": np.zeros((0, 3, 8, 8), np.float32)}, "same number"),
-        ({"x": np.zeros((4, 3, 8, 8), np.float32), "labels": np.zeros(3)}, "same number"),
+        ({"x": np.zeros((4, 3, 8, 8), np.float32), "labels": np.zeros(3, int)}, "same number"),
         ({"x": np.array([{}, {}], object)}, "plain arrays"),
     ],
 )
@@ -90,3 +90,20 @@ def test_pictures_without_preprocessing_say_how_to_give_it(tmp_path):
 def test_a_folder_without_pictures_is_named(tmp_path):
     with pytest.raises(CalibrationError, match="found 0"):
         open_calibration(tmp_path)
+
+
+@pytest.mark.parametrize("labels", [np.array(["cat", "dog"]), np.eye(2), np.array([[0], [1]])], ids=str)
+def test_class_ids_are_whole_numbers_one_a_sample(tmp_path, labels):
+    np.savez(tmp_path / "x.npz", x=np.zeros((2, 3, 8, 8), np.float32), labels=labels)
+    with pytest.raises(samples.DataError, match="one a sample"):
+        open_samples(tmp_path / "x.npz")
+
+
+def test_a_damaged_archive_is_named(tmp_path):
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, x=np.random.default_rng(0).standard_normal((64, 64)))
+    content = bytearray(path.read_bytes())
+    content[2000:2100] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(samples.DataError, match=r"x\.npz"):
+        open_samples(path)

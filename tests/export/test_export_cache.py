@@ -163,3 +163,33 @@ def test_a_key_depends_on_every_part():
 def test_a_source_that_was_found_is_taken_as_it_is(tiny_model, export_cache):
     source = from_model(tiny_model(), name="mine")
     assert load_source(source, export_cache) is source
+
+
+@pytest.fixture
+def no_room(tmp_path):
+    """A cache whose folder cannot be made; root may write everywhere, so a file stands in the way."""
+    (tmp_path / "file").write_text("in the way")
+    return Cache(tmp_path / "file" / "cache")
+
+
+def test_a_cache_that_cannot_be_written_costs_no_export(no_room, tmp_path, tiny_model):
+    assert no_room.blob("key", lambda: b"made") == b"made"
+    no_room.prune_artefacts()
+    assert export_model(tiny_model(), "rpi-4b", out=tmp_path / "out", cache=no_room).folder == tmp_path / "out"
+
+
+def test_pruning_leaves_the_newest_and_what_is_being_written(tmp_path):
+    cache = Cache(tmp_path)
+    for age, name in (
+        (4, "oldest"),
+        (3, "older"),
+        (2, ".part-now"),
+        (90_000, ".part-of-a-dead-process"),
+        (1, "newest"),
+    ):
+        folder = tmp_path / "artefact" / name
+        folder.mkdir(parents=True)
+        (folder / "model").write_bytes(bytes(1000))
+        os.utime(folder, times=(time.time() - age, time.time() - age))
+    cache.prune_artefacts(limit=0)
+    assert {path.name for path in (tmp_path / "artefact").iterdir()} == {".part-now", "newest"}
