@@ -12,6 +12,7 @@ import msgspec
 
 from device_profiles.errors import EdgeError
 from edge_runtime.durable import sync, sync_tree, write_durably
+from edge_runtime.floors import keep_floors, kept_floors
 from edge_runtime.messages import Count, Sha256
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class AgentPointer(msgspec.Struct, frozen=True, kw_only=True):
 class AgentSlots:
     """`agents/<id>/` and the pointer file, in a state folder.
 
-    A damaged pointer file counts as none: the installed agent runs, and the host sends it what it should be.
+    A damaged pointer file counts as none: the installed agent runs, and the host sends it what it should be. The floors stay.
     """
 
     def __init__(self, state: Path) -> None:
@@ -71,10 +72,10 @@ class AgentSlots:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=AgentPointer)
         except FileNotFoundError:
-            return AgentPointer()
+            pass
         except (OSError, msgspec.DecodeError, UnicodeDecodeError) as error:
             log.error("Wanted to know which agent runs, found: %s, in %s. The installed one does.", error, self._path)
-            return AgentPointer()
+        return AgentPointer(floors=kept_floors(self._path))
 
     def folder(self, artefact: str) -> Path:
         """The slot of this bundle."""
@@ -108,6 +109,7 @@ class AgentSlots:
         """Note that the agent is started; false when one on probation has used its starts up and must go."""
         now = self.pointer
         if now.probation is None:
+            keep_floors(self._path, now.floors)  # an agent of an earlier version kept none
             return True
         starts = now.probation.starts + 1
         self._switch(msgspec.structs.replace(now, probation=msgspec.structs.replace(now.probation, starts=starts)))
@@ -133,6 +135,7 @@ class AgentSlots:
 
     def _switch(self, pointer: AgentPointer) -> None:
         self._state.mkdir(parents=True, exist_ok=True)
+        keep_floors(self._path, pointer.floors)
         write_durably(self._path, msgspec.json.encode(pointer))
         if (self._state / FOLDER).is_dir():
             for slot in (self._state / FOLDER).iterdir():

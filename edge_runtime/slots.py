@@ -13,6 +13,7 @@ import msgspec
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, Gate, open_artefact
 from edge_runtime.durable import sync, sync_tree, write_durably
+from edge_runtime.floors import keep_floors, kept_floors
 from edge_runtime.gate import Gatekeeper, Passed
 from edge_runtime.messages import Boot, Count, Sha256, Slots
 from edge_runtime.signature import MAX_SIGNATURE_BYTES, SIGNATURE_NAME
@@ -53,7 +54,7 @@ class Pointer(msgspec.Struct, frozen=True):  # as above
 class SlotStore:
     """The state folder of a device: `artefacts/<id>/`, `incoming/` and the pointer file.
 
-    A damaged pointer file counts as none: the device must come up, or nobody could deploy to it again.
+    A damaged pointer file counts as none: the device must come up, or nobody could deploy to it again. The floors stay.
 
     Args:
         folder: The state folder.
@@ -209,6 +210,7 @@ class SlotStore:
         self._pointer = msgspec.structs.replace(self._pointer, active=slots)
 
     def _switch(self, pointer: Pointer, keep: Pointer | None = None) -> None:
+        keep_floors(self.folder / POINTER_NAME, pointer.floors)
         write_durably(self.folder / POINTER_NAME, msgspec.json.encode(pointer))
         self._pointer = pointer
         self.problem = None
@@ -221,13 +223,16 @@ class SlotStore:
     def _read(self) -> Pointer:
         path = self.folder / POINTER_NAME
         try:
-            return read_pointer(path)
+            if path.exists():
+                pointer = read_pointer(path)
+                keep_floors(path, pointer.floors)  # an agent of an earlier version kept none
+                return pointer
         except OSError as error:
             raise SlotError(f"Wanted the pointer file of a device, found: {error}. Choose another --state.") from error
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self.problem = f"Wanted the pointer file of a device, found: {error}, in {path}."[:500]
             log.error("%s Nothing runs until the next deployment.", self.problem)
-            return Pointer()
+        return Pointer(floors=kept_floors(path))
 
 
 def read_pointer(path: Path) -> Pointer:

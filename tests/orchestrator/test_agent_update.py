@@ -16,6 +16,7 @@ import pytest
 
 from device_profiles.version import __version__
 from edge_runtime.agent_bundle import LINE, SITE, find_damage
+from edge_runtime.agent_options import Launched
 from edge_runtime.agent_slots import AgentPointer, AgentProbation, AgentSlots
 from edge_runtime.artefact import pack_artefact
 from edge_runtime.gate import Gatekeeper, install_trust
@@ -32,6 +33,7 @@ from edge_runtime.messages import (
 )
 from edge_runtime.mqtt import LinkOptions, MqttLink, Packet
 from edge_runtime.self_update import NotSupportedError, SelfUpdate
+from edge_runtime.signature import RollbackError
 from orchestrator.agent_bundle import BundleError, bundle_installed, bundle_wheels, open_any, write_bundle
 from orchestrator.artefact_server import ArtefactServer
 from orchestrator.signing import first_trust, make_key, read_key, sign_artefact
@@ -311,6 +313,24 @@ def test_a_slot_that_was_damaged_is_not_started_and_what_ran_before_is(tmp_path,
     assert choose(slots) is None
     (tmp_path / "state" / "agent.json").write_bytes(b"{")
     assert choose(slots) is None
+
+
+def test_a_damaged_agent_file_opens_no_way_back_to_older_agents(tmp_path, workshop):
+    slots, bundle = AgentSlots(tmp_path / "state"), workshop.make(2)
+    shutil.copytree(bundle.folder, tmp_path / "copy")
+    slots.adopt(tmp_path / "copy", bundle.id)
+    slots.activate(bundle.id, AgentProbation(artefact=bundle.id, rev=1, seconds=0, confirm_s=9, floors={"agent": 2}))
+    slots.commit()
+    (tmp_path / "state" / "agent.json").write_bytes(b"{")
+    assert choose(slots) is None, "the installed one comes up"
+    assert slots.pointer.floors == {"agent": 2}
+    update = SelfUpdate(
+        tmp_path / "state", Gatekeeper(tmp_path / "state", "this", unsigned=True), Launched(arguments=())
+    )
+    with pytest.raises(RollbackError, match="floors"):
+        update.obtain(ArtefactRef(artefact=INSTALLED), lambda *_: pytest.fail("fetched"), print)
+    slots.activate(bundle.id, None)
+    assert AgentSlots(tmp_path / "state").pointer.floors == {"agent": 2}
 
 
 def test_where_nothing_can_be_noted_nothing_unproven_is_started(tmp_path, workshop, monkeypatch):

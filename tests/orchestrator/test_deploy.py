@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.agent import Agent, AgentOptions
-from edge_runtime.artefact import write_artefact
+from edge_runtime.artefact import open_artefact, write_artefact
 from edge_runtime.blocks import Block
 from edge_runtime.cli import default_state, main
 from edge_runtime.deployments import Deployments
@@ -19,7 +19,7 @@ from edge_runtime.manifest import Engine, Postprocessing
 from edge_runtime.messages import BLOCK_BYTES, DeployStart, Slots
 from edge_runtime.offloader import OffloadOptions
 from edge_runtime.probation import ProbationOptions
-from edge_runtime.slots import SlotError, SlotStore
+from edge_runtime.slots import Probation, SlotError, SlotStore
 from edge_runtime.sources import Frame, Newest
 from orchestrator.deploy import (
     DeployError,
@@ -157,6 +157,26 @@ def test_a_damaged_pointer_file_counts_as_none(tmp_path):
     store = SlotStore(tmp_path)
     assert store.active == Slots()
     assert "pointer" in store.problem
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(b"{"), lambda path: path.unlink()])
+def test_floors_outlive_the_pointer_file(network, tmp_path, damage):
+    store = SlotStore(tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(network.whole.folder, copy)
+    artefact = store.adopt(open_artefact(copy))
+    store.activate(artefact, Probation(artefact.id, "0123456789abcdef", floors={"line": 3}))
+    assert SlotStore(tmp_path).floors == {}, "on probation nothing has risen"
+    store.commit()
+    damage(tmp_path / "active.json")
+    store = SlotStore(tmp_path)
+    assert (store.active, store.floors) == (Slots(), {"line": 3})
+    store.replace(Slots())
+    assert SlotStore(tmp_path).floors == {"line": 3}
+    (tmp_path / "active.floors.json").write_bytes(b"{")
+    assert SlotStore(tmp_path).floors == {"line": 3}, "and is written again"
+    damage(tmp_path / "active.json")
+    assert SlotStore(tmp_path).floors == {"line": 3}
 
 
 class _Interrupted(Exception):
