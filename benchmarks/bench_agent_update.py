@@ -14,7 +14,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from benchmarks.bench_ota import BOARD, BOOT, Cutter, PowerCut, row, tear
+from benchmarks.bench_ota import BOARD, BOOT, Cutter, PowerCut, tear
+from benchmarks.update_rows import BadUpdates, refusal_rows, row
 from device_profiles.errors import EdgeError
 from edge_runtime.agent_bundle import LINE, AgentBundle, find_damage, this_platform
 from edge_runtime.agent_options import Launched
@@ -162,20 +163,20 @@ def tampered(workshop: Workshop) -> tuple[int, int, int]:
     return refused, harmless, accepted
 
 
-def refusals(workshop: Workshop, make: Callable[[int], AgentBundle], code: str) -> float:
-    """Per cent of attempts refused with this error, on a device that has committed version 1000."""
+def taker(workshop: Workshop) -> Callable[[AgentBundle], str | None]:
+    """A device that has committed version 1000, as `refusal_rows` offers it updates."""
     state, good = workshop.new_state(), workshop.make(1000)
     update(state, workshop.serve(good))
     confirm(state)
-    refused = 0
-    for number in range(EACH):
-        bad = make(number)
+
+    def take(bad: AgentBundle) -> str | None:
         try:
             update(state, workshop.serve(bad))
         except EdgeError as error:
-            refused += type(error).__name__ == code and comes_up(state, {good.id}) is None
-        shutil.rmtree(bad.folder)
-    return 100 * refused / EACH
+            return type(error).__name__ if comes_up(state, {good.id}) is None else None
+        return None
+
+    return take
 
 
 def _unsigned(workshop: Workshop) -> AgentBundle:
@@ -203,16 +204,13 @@ def rows() -> list[dict[str, object]]:
         what = f"of {TAMPERED} flipped bits of an agent's signed .zip: other content accepted ({refused} refused, {harmless} changed no content)"
         found.append(row("agent_tampered", what, accepted, "updates", 0))
         foreign = "aarch64" if this_platform() == "x86-64" else "x86-64"
-        kinds: tuple[tuple[str, str, Callable[[int], AgentBundle]], ...] = (
-            ("agent_rolled_back", "RollbackError", lambda n: workshop.make(999 - n)),
-            ("agent_wrong_target", "WrongTargetError", lambda _: workshop.make(2000, platform=foreign)),
-            ("agent_wrong_key", "WrongKeyError", lambda _: workshop.make(2000, key=workshop.stranger)),
-            ("agent_unsigned", "UnsignedError", lambda _: _unsigned(workshop)),
+        kinds = (
+            BadUpdates("agent_rolled_back", "RollbackError", lambda n: workshop.make(999 - n)),
+            BadUpdates("agent_wrong_target", "WrongTargetError", lambda _: workshop.make(2000, platform=foreign)),
+            BadUpdates("agent_wrong_key", "WrongKeyError", lambda _: workshop.make(2000, key=workshop.stranger)),
+            BadUpdates("agent_unsigned", "UnsignedError", lambda _: _unsigned(workshop)),
         )
-        for name, code, make in kinds:
-            what = f"of {EACH} updates of the agent refused as {code}, the old agent running on"
-            found.append(row(name, what, refusals(workshop, make, code), "%", 100))
-        return found
+        return [*found, *refusal_rows(kinds, taker(workshop), each=EACH, of_what="agent")]
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import TensorProto, helper
 
+from benchmarks.update_rows import BadUpdates, refusal_rows, row
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, open_artefact, pack_artefact, write_artefact
 from edge_runtime.blocks import Block
@@ -306,22 +307,21 @@ def tampered(workshop: Workshop) -> tuple[int, int, int]:
     return refused, harmless, accepted
 
 
-def refusals(workshop: Workshop, make: Callable[[int], Artefact], code: str) -> float:
-    """Per cent of attempts that were refused with this error, on a device that has committed version 1000."""
+def taker(workshop: Workshop) -> Callable[[Artefact], str | None]:
+    """A device that has committed version 1000, as `refusal_rows` offers it updates."""
     state = workshop.new_state()
     device = Device(state)
     good = workshop.make(counter=1000)
     archive = workshop.pack(good)
     device.update(announce(archive, good.id), archive)
     device.store.commit()
-    refused = 0
-    for number in range(EACH):
-        bad = make(number)
+
+    def take(bad: Artefact) -> str | None:
         data = workshop.pack(bad)
         status = Device(state).update(announce(data, bad.id), data)
-        refused += status.state == "failed" and status.code == code and SlotStore(state).active.whole == good.id
-        shutil.rmtree(bad.folder)
-    return 100 * refused / EACH
+        return status.code if status.state == "failed" and SlotStore(state).active.whole == good.id else None
+
+    return take
 
 
 def unsigned(workshop: Workshop) -> Artefact:
@@ -329,11 +329,6 @@ def unsigned(workshop: Workshop) -> Artefact:
     artefact = workshop.make(counter=2000)
     (artefact.folder / "manifest.sig").unlink()
     return artefact
-
-
-def row(name: str, what: str, value: float, unit: str, bar: float) -> dict[str, object]:
-    """A figure that must be exactly its bar."""
-    return {"id": f"ota.{name}", "what": what, "value": value, "unit": unit, "direction": "==", "bar": bar}
 
 
 def rows() -> list[dict[str, object]]:
@@ -354,20 +349,14 @@ def rows() -> list[dict[str, object]]:
         refused, harmless, accepted = tampered(workshop)
         what = f"of {TAMPERED} flipped bits of a signed .zip: other content accepted ({refused} refused, {harmless} changed no content)"
         found.append(row("tampered", what, accepted, "updates", 0))
-        kinds: tuple[tuple[str, str, Callable[[int], Artefact]], ...] = (
-            ("rolled_back", "RollbackError", lambda n: workshop.make(counter=999 - n)),
-            (
-                "wrong_target",
-                "WrongTargetError",
-                lambda n: workshop.make(counter=2000, target=("rpi-5", "linux-aarch64")[n % 2]),
-            ),
-            ("wrong_key", "WrongKeyError", lambda _: workshop.make(counter=2000, key=workshop.stranger)),
-            ("unsigned", "UnsignedError", lambda _: unsigned(workshop)),
+        others = ("rpi-5", "linux-aarch64")
+        kinds = (
+            BadUpdates("rolled_back", "RollbackError", lambda n: workshop.make(counter=999 - n)),
+            BadUpdates("wrong_target", "WrongTargetError", lambda n: workshop.make(counter=2000, target=others[n % 2])),
+            BadUpdates("wrong_key", "WrongKeyError", lambda _: workshop.make(counter=2000, key=workshop.stranger)),
+            BadUpdates("unsigned", "UnsignedError", lambda _: unsigned(workshop)),
         )
-        for name, code, make in kinds:
-            what = f"of {EACH} updates refused as {code}, the old model running on"
-            found.append(row(name, what, refusals(workshop, make, code), "%", 100))
-        return found
+        return [*found, *refusal_rows(kinds, taker(workshop), each=EACH, of_what="model")]
 
 
 if __name__ == "__main__":

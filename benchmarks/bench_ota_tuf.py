@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata, MetaFile, Signed, Snapshot, Targets, Timestamp
 
-from benchmarks.bench_ota import EACH, Device, Workshop, announce, cuts, row
+from benchmarks.bench_ota import EACH, Device, Workshop, announce, cuts
+from benchmarks.update_rows import row
 from edge_runtime.artefact import Artefact
 from edge_runtime.freshness import SIGNED_AT, TIME_FORMAT, Anchor, install_anchor
 from edge_runtime.signature import SIGNATURE_NAME, Statement, parse_signature

@@ -106,11 +106,15 @@ def free_port(host: str = "127.0.0.1") -> int:
 class MosquittoBroker:
     """A mosquitto process with a configuration in a folder of its own; both end with `close`, the process also with its owner.
 
+    Args:
+        options: How it listens.
+        leash: Of the owner, where that holds other processes as well; one of its own when null.
+
     Raises:
         BrokerError: mosquitto is not installed, or does not listen within 10 s.
     """
 
-    def __init__(self, options: BrokerOptions | None = None) -> None:
+    def __init__(self, options: BrokerOptions | None = None, leash: Leash | None = None) -> None:
         self._options = options or BrokerOptions()
         program = find_mosquitto()
         if program is None:
@@ -124,7 +128,7 @@ class MosquittoBroker:
         self._folder.chmod(0o755)  # mosquitto gives up root and must still read its configuration
         self._program = program
         self._process: subprocess.Popen[bytes] | None = None
-        self._leash = Leash()
+        self._leash, self._own_leash = leash or Leash(), leash is None
         try:
             self.start()
         except BaseException:  # Ctrl-C too: the process is in a session of its own
@@ -196,7 +200,8 @@ class MosquittoBroker:
     def close(self) -> None:
         """End the process and remove its folder."""
         self.stop()
-        self._leash.close()
+        if self._own_leash:
+            self._leash.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> "MosquittoBroker":
@@ -290,15 +295,17 @@ class EmbeddedBroker:
         self.close()
 
 
-def start_broker(options: BrokerOptions | None = None, *, embedded: bool = False) -> MosquittoBroker | EmbeddedBroker:
-    """Mosquitto where it is installed, else the embedded broker with a warning.
+def start_broker(
+    options: BrokerOptions | None = None, *, embedded: bool = False, leash: Leash | None = None
+) -> MosquittoBroker | EmbeddedBroker:
+    """Mosquitto where it is installed, else the embedded broker with a warning; `leash` as `MosquittoBroker` has it.
 
     Raises:
         BrokerError: Neither could be started.
     """
     if embedded or find_mosquitto() is None:
         return EmbeddedBroker(options)
-    return MosquittoBroker(options)
+    return MosquittoBroker(options, leash)
 
 
 def _local_url(host: str, port: int) -> str:

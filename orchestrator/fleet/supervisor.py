@@ -102,7 +102,7 @@ class Supervisor:
         self._crl = None if access is None else access.folder / "crl.pem"
         self._crl_seen = _changed(self._crl)
         try:
-            self._broker = start_broker(options) if broker is None else None
+            self._broker = start_broker(options, leash=self._leash) if broker is None else None
             self.broker = broker or (self._broker.url if self._broker else "")
             if self._secured is not None:
                 self.broker = service_url(self._secured)

@@ -1,6 +1,7 @@
 import pytest
 
 from benchmarks import bench_ota
+from benchmarks.update_rows import BadUpdates, refusal_rows
 from edge_runtime.slots import SlotStore
 
 
@@ -34,3 +35,15 @@ def test_the_cutter_cuts_where_it_says(tmp_path):
         with pytest.raises(bench_ota.PowerCut):
             (tmp_path / "b").replace(path)
     assert (tmp_path / "b").exists()
+
+
+def test_a_refusal_counts_by_its_own_name_alone(tmp_path):
+    def make(number):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        return SimpleNamespace(folder=folder, number=number)
+
+    said = {0: "WrongKeyError", 1: "RollbackError", 2: None, 3: "WrongKeyError"}
+    kinds = (BadUpdates("x", "WrongKeyError", make),)
+    (row,) = refusal_rows(kinds, lambda bad: said[bad.number], each=4, of_what="agent")
+    assert (row["value"], row["bar"]) == (50, 100)
