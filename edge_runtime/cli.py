@@ -112,10 +112,10 @@ def _add_joining(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     enroll.add_argument("--state", type=Path, default=default_state(), metavar="DIR")
     install = commands.add_parser("install", help="write a systemd unit that keeps the agent running")
     install.set_defaults(command=_install)
-    install.add_argument("--folder", type=Path, default=Path("/etc/systemd/system"), metavar="DIR")
+    install.add_argument("--folder", type=Path, metavar="DIR", help="instead of /etc/systemd/system")
     install.add_argument("--devices", action="store_true", help="let it use cameras and GPUs")
     install.add_argument(
-        "--read", type=Path, action="append", default=[], metavar="DIR", help="a folder that it may read"
+        "--read", type=Path, action="append", default=[], metavar="DIR", help="a folder in a home that it may read"
     )
     install.add_argument("--memory-mb", type=int, default=1024, help="end it when it takes more")
     install.add_argument("run", nargs="*", metavar="-- ARGUMENT", help="of `edge-agent run`")
@@ -282,8 +282,14 @@ def _enroll(arguments: argparse.Namespace) -> int:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    from edge_runtime.install import InstallOptions, install
+    from edge_runtime.identity import read_identity
+    from edge_runtime.install import InstallError, InstallOptions, install
 
+    wanted = build_parser().parse_args(["run", *arguments.run])  # says now what is wrong, not at every start
+    if wanted.state != default_state():
+        raise InstallError(
+            f"Wanted the state where systemd keeps it for the unit, found --state {wanted.state}. Leave --state out."
+        )
     options = InstallOptions(
         command=tuple(arguments.run),
         devices=arguments.devices,
@@ -292,8 +298,11 @@ def _install(arguments: argparse.Namespace) -> int:
     )
     path = install(options, arguments.folder)
     sys.stdout.write(
-        f"{path} is written. Start it now and at every boot: systemctl daemon-reload && systemctl enable --now edge-agent\n"
+        f"{path} is written. Start it now and at every boot:\n"
+        "systemctl daemon-reload && systemctl enable edge-agent && systemctl restart edge-agent\n"
     )
+    if None in (wanted.broker, wanted.device) and read_identity(wanted.state) is None:
+        sys.stderr.write("It has no broker yet: enrol this device first (edge-agent enroll), as root.\n")
     return 0
 
 

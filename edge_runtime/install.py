@@ -1,15 +1,17 @@
 """The systemd unit of an agent: restarted whenever it ends or hangs, with no rights but those that it needs."""
 
-import shutil
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from device_profiles.errors import EdgeError
 
 UNIT_FOLDER = Path("/etc/systemd/system")
 UNIT_NAME = "edge-agent.service"
+SYSTEMD = Path("/run/systemd/system")  # is there while systemd runs
+LEAST_MEMORY_MB = 64
+_HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # by ProtectHome and PrivateTmp
 _WALLS = (  # what an agent never does
     "ProtectKernelTunables=yes",
     "ProtectKernelModules=yes",
@@ -39,7 +41,7 @@ class InstallOptions:
 
     command: tuple[str, ...]  # of `edge-agent run`, without the program
     devices: bool = False  # cameras and GPUs
-    read: tuple[Path, ...] = ()  # folders to read, of pictures for example
+    read: tuple[Path, ...] = ()  # folders to read where the unit hides them, of pictures for example
     watchdog_s: int = 30
     memory_mb: int = 1024
 
@@ -95,16 +97,27 @@ def unit_text(options: InstallOptions, program: Sequence[str]) -> str:
     return "\n".join(lines)
 
 
-def install(options: InstallOptions, folder: Path = UNIT_FOLDER) -> Path:
-    """Write the unit.
+def install(options: InstallOptions, folder: Path | None = None) -> Path:
+    """Write the unit for the agent that runs this, into systemd's folder or another one.
 
     Raises:
-        InstallError: No such folder, or no right to write there.
+        InstallError: No systemd, no such folder, no right to write there, or options with which the unit would not start.
     """
-    found = shutil.which("edge-agent")
-    program = [found] if found else [sys.executable, "-m", "edge_runtime.cli"]
-    text = unit_text(options, program)
-    path = folder / UNIT_NAME
+    if folder is None and not SYSTEMD.is_dir():
+        raise InstallError(
+            f"Wanted systemd to keep the agent running, found none ({SYSTEMD} is missing). Have `edge-agent run` started by "
+            "what starts programs here, or write the unit for another machine with --folder."
+        )
+    for place in options.read:
+        if not place.exists():
+            raise InstallError(f"Wanted folders to read, found no {place}: the unit would not start. Make it first.")
+    if options.memory_mb < LEAST_MEMORY_MB:
+        raise InstallError(f"Wanted --memory-mb of {LEAST_MEMORY_MB} or more, found {options.memory_mb}.")
+    script = Path(sys.executable).with_name("edge-agent")
+    program = [str(script)] if script.is_file() else [sys.executable, "-m", "edge_runtime.cli"]
+    own = hidden_places((Path(sys.prefix), Path(sys.base_prefix), Path(__file__).parent.parent))
+    text = unit_text(replace(options, read=(*options.read, *own)), program)
+    path = (folder or UNIT_FOLDER) / UNIT_NAME
     try:
         partial = path.with_name(f".{path.name}.part")
         partial.write_text(text)
@@ -115,6 +128,12 @@ def install(options: InstallOptions, folder: Path = UNIT_FOLDER) -> Path:
             f"Wanted to write {path}, found: {error}. Run it as root, or choose another --folder."
         ) from error
     return path
+
+
+def hidden_places(wanted: Iterable[Path]) -> tuple[Path, ...]:
+    """Which of these folders the unit would hide: a virtual environment or a Python in somebody's home, say. None within another."""
+    hidden = sorted({path for path in wanted if any(path.is_relative_to(one) for one in _HIDDEN)})
+    return tuple(path for path in hidden if not any(path != one and path.is_relative_to(one) for one in hidden))
 
 
 def _quote(word: str) -> str:
