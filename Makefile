@@ -6,8 +6,8 @@ export HEADTAIL_DATA ?= $(patsubst %/data/imagenet-samples,%,$(wildcard ../share
 BENCHES := foundation mcu split plan fleet llm
 # mosquitto is the broker; libdeflate makes CRC32 cheaper, zlib stands in where it is missing
 SYSTEM := mosquitto:mosquitto libdeflate.so.0:libdeflate0
-# the fleet's tests run on both databases
-SYSTEM_DEV := $(SYSTEM) psql:postgresql
+# the fleet's tests run on both databases; systemd-analyze checks the unit of `edge-agent install`
+SYSTEM_DEV := $(SYSTEM) psql:postgresql systemd-analyze:systemd
 
 .PHONY: help demo test check format setup-demo setup-dev test-arm64 test-browser test-tflite-runtime bench-data bench-report fuzz-codec $(addprefix bench-,$(BENCHES))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.cli import main
-from edge_runtime.install import InstallError, InstallOptions, unit_text
+from edge_runtime.install import InstallError, InstallOptions, hidden_places, install, unit_text
 from edge_runtime.watchdog import Watchdog
 
 needs_systemd = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is not installed")
@@ -37,19 +37,44 @@ def test_systemd_takes_the_unit_and_calls_it_safe(tmp_path):
 
 
 def test_arguments_arrive_as_they_were_given(tmp_path):
-    text = installed(tmp_path, "--devices", "--read", "/srv/a", "--", "--source", "dir:/a b/100%$x").read_text()
+    (tmp_path / "a").mkdir()
+    words = ("--devices", "--read", str(tmp_path / "a"), "--", "--source", "dir:/a b/100%$x")
+    text = installed(tmp_path, *words).read_text()
     assert 'run --source "dir:/a b/100%%$$x"' in re.search(r"ExecStart=(.*)", text)[1]
     assert "PrivateDevices=no" in text
-    assert "BindReadOnlyPaths=/srv/a" in text
+    assert f"BindReadOnlyPaths={tmp_path}/a" in text
     with pytest.raises(InstallError, match="line break"):
         unit_text(InstallOptions(("--source", "a\nExecStartPre=evil")), ["edge-agent"])
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("words", "status", "told"),
+    [
+        (("--folder", "/proc/nowhere"), 1, "Run it as root"),
+        (("--read", "/nowhere"), 1, "found no /nowhere"),
+        (("--memory-mb", "1"), 1, "--memory-mb"),
+        (("--", "--state", "/elsewhere"), 1, "Leave --state out"),
+        (("--", "--sorce", "dir:/srv"), 2, "unrecognized arguments: --sorce"),
+    ],
+)
+def test_a_unit_that_could_not_run_is_not_written(tmp_path, capsys, words, status, told):
     with pytest.raises(SystemExit) as ended:
-        main(["install", "--folder", str(tmp_path / "missing")])
-    assert ended.value.code == 1
-    assert "InstallError" in capsys.readouterr().err
+        main(["install", "--folder", str(tmp_path), *words])
+    assert ended.value.code == status
+    assert told in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_systemd_that_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr("edge_runtime.install.SYSTEMD", tmp_path / "missing")
+    with pytest.raises(InstallError, match="Wanted systemd"):
+        install(InstallOptions(()))
+
+
+def test_what_the_unit_would_hide_is_shown_to_it():
+    python, venv = Path("/home/pi/.pyenv/3.11"), Path("/home/pi/agent")
+    inside = (venv, venv / "lib", python, Path("/usr"), Path("/opt/agent"))
+    assert hidden_places(inside) == (python, venv)
 
 
 def test_the_watchdog_says_three_times_in_a_period_that_the_loop_goes_on(tmp_path):
