@@ -383,7 +383,7 @@ def need_torch() -> None:
     """
     import importlib.util
 
-    needed = ("torch", "safetensors", "tokenizers", "jinja2", "gguf", "starlette", "uvicorn")
+    needed = ("torch", "safetensors", "tokenizers", "jinja2", "gguf", "starlette", "uvicorn", "paho")
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"Wanted {', '.join(missing)}, found none. pip install 'headtail[llm]'")

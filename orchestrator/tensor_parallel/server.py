@@ -11,6 +11,7 @@ from typing import Literal
 
 import msgspec
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
@@ -62,10 +63,22 @@ def build_app(service: Service) -> Starlette:
         Route("/v1/chat/completions", partial(_complete, service=service, kind="chat"), methods=["POST"]),
         Route("/v1/completions", partial(_complete, service=service, kind="text"), methods=["POST"]),
         Route("/v1/models", partial(_models, service=service)),
+        Route("/v1/models/{model:path}", partial(_models, service=service)),
         Route("/health", partial(_health, service=service)),
         Route("/metrics", partial(_metrics, service=service)),
     ]
-    return Starlette(routes=routes, middleware=[Middleware(_KeyCheck, api_key=service.api_key)])
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(_KeyCheck, api_key=service.api_key)],
+        exception_handlers={HTTPException: _no_route},
+    )
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """Another path or method, as OpenAI's clients read it."""
+    assert isinstance(error, HTTPException)
+    found = f"Wanted a path of this API, found {request.method} {request.url.path}. See docs/tensor_parallel.md."
+    return _error(error.status_code, found, "not_found")
 
 
 class _KeyCheck:
@@ -138,20 +151,25 @@ async def _body(request: Request) -> bytes:
 
 async def _collect(request: Request, job: Job, events: "asyncio.Queue[Event]", answer: Answer) -> Response:
     """Wait for the end; a client that leaves cancels its request."""
+    watch = asyncio.create_task(_cancel_when_left(request, job))
     text = ""
-    while True:
-        try:
-            event = await asyncio.wait_for(events.get(), timeout=1.0)
-        except asyncio.TimeoutError:
-            if await request.is_disconnected():
-                job.cancel()
-            continue
-        text += event.text
-        if event.error is not None:
-            return _from(event.error)
-        if event.finish is not None:
-            data = answer.whole(text, event.finish, job.generated)
-            return Response(data, media_type="application/json")
+    try:
+        while True:
+            event = await events.get()
+            text += event.text
+            if event.error is not None:
+                return _from(event.error)
+            if event.finish is not None:
+                return Response(answer.whole(text, event.finish, job.generated), media_type="application/json")
+    finally:
+        watch.cancel()
+
+
+async def _cancel_when_left(request: Request, job: Job) -> None:
+    """The body was read whole, so the next message is that the client left."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    job.cancel()
 
 
 async def _stream(job: Job, events: "asyncio.Queue[Event]", answer: Answer, *, usage: bool) -> AsyncIterator[bytes]:
@@ -176,8 +194,14 @@ async def _stream(job: Job, events: "asyncio.Queue[Event]", answer: Answer, *, u
         job.cancel()
 
 
-async def _models(_request: Request, *, service: Service) -> Response:
+async def _models(request: Request, *, service: Service) -> Response:
+    """All models, which is one, or the one that is named."""
     model = {"id": service.model, "object": "model", "created": int(time.time()), "owned_by": "headtail"}
+    named = request.path_params.get("model")
+    if named is not None and named != service.model:
+        return _error(404, f"Wanted model {named}, found {service.model} alone.", "model_not_found")
+    if named is not None:
+        return Response(msgspec.json.encode(model), media_type="application/json")
     return Response(msgspec.json.encode({"object": "list", "data": [model]}), media_type="application/json")
 
 
@@ -224,5 +248,9 @@ async def _metrics(_request: Request, *, service: Service) -> Response:
     lines = []
     for name, kind, help_text, value in rows:
         full = f"headtail_llm_{name}"
-        lines += [f"# HELP {full} {help_text}", f"# TYPE {full} {kind}", f"{full} {value:g}"]
+        lines += [
+            f"# HELP {full} {help_text}",
+            f"# TYPE {full} {kind}",
+            f"{full} {value}",
+        ]  # whole digits: a counter goes on by ones
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")

@@ -1,11 +1,12 @@
 """Text to tokens and back: the tokenizer, the chat template in a sandbox, streamed text and stop strings."""
 
+import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
@@ -59,10 +60,12 @@ class Text:
         """
         if self._template is None:
             raise PromptError("Wanted a model with a chat template, found none. Use /v1/completions.")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, extensions=["jinja2.ext.loopcontrols"]
+        environment = (
+            ImmutableSandboxedEnvironment(  # as transformers does: templates ask for fields that are not there
+                trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+            )
         )
-        environment.globals["raise_exception"] = _raise
+        environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
         environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
         values = {"bos_token": "", "eos_token": "", "tools": None, **self._names}
         try:
@@ -75,6 +78,11 @@ class Text:
 
 def _raise(message: str) -> None:
     raise TemplateError(message)
+
+
+def _now(pattern: str) -> str:
+    """Templates of newer models name the date."""
+    return datetime.datetime.now().strftime(pattern)
 
 
 class TextStream:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,13 @@ def make_tiny(family: str, folder: Path, **changes: Any) -> Tiny:
     model.save_pretrained(folder)
     write_tokenizer(folder)
     return Tiny(folder, model)
+
+
+def wait_until(happened, timeout_s: float = 20.0) -> None:
+    end = time.monotonic() + timeout_s
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

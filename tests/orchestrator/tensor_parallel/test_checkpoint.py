@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 from orchestrator.tensor_parallel.checkpoint import open_checkpoint
-from orchestrator.tensor_parallel.errors import CheckpointError, ShardError, TokenizerError
+from orchestrator.tensor_parallel.errors import CheckpointError, PromptError, ShardError, TokenizerError
+from orchestrator.tensor_parallel.gguf_tokenizer import tokenizer_from_metadata
 from orchestrator.tensor_parallel.nodes import Node
 from orchestrator.tensor_parallel.shard_set import read_index, read_set, verify_file
 from orchestrator.tensor_parallel.sharding import shard_checkpoint
@@ -99,6 +101,67 @@ def test_a_gguf_brings_its_tokenizer(tiny, tmp_path):
     assert text.decode(text.encode("héllo ab 12")) == "héllo ab 12"
     assert text.encode("ab") == [257]
     assert text.end_ids == {256}
+
+
+SENTENCEPIECE = {
+    "tokenizer.ggml.model": "llama",
+    "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *"\u2581abc", "ab", "\u2581a", "bc"],
+    "tokenizer.ggml.scores": [0.0] * 259 + [-9.0] * 4 + [-2.0, -1.0, -3.0],
+    "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * 7,
+    "tokenizer.ggml.bos_token_id": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_sentencepiece_vocabulary_joins_by_score_and_writes_unknown_characters_as_bytes(prefix):
+    metadata = SENTENCEPIECE | {"tokenizer.ggml.add_space_prefix": prefix}
+    tokenizer = Tokenizer.from_str(tokenizer_from_metadata(metadata, "model.gguf")["tokenizer.json"])
+    found = tokenizer.encode("abc é")
+    beginning = ["\u2581a", "bc"] if prefix else ["ab", "c"]  # the highest score first
+    assert found.tokens == ["<s>", *beginning, "\u2581", "<0xC3>", "<0xA9>"]
+    assert tokenizer.decode(found.ids) == "abc é"
+    assert 2 in tokenizer.encode("a</s>b").ids
+
+
+def test_a_tokenizer_beside_a_gguf_goes_before_its_metadata(tiny, tmp_path):
+    write_gguf(tmp_path / "tiny.gguf", tiny, pre="tekken")
+    (tmp_path / "tokenizer.json").write_bytes((tiny.folder / "tokenizer.json").read_bytes())
+    files = open_checkpoint(tmp_path / "tiny.gguf").tokenizer_files()
+    assert files["tokenizer.json"] == (tiny.folder / "tokenizer.json").read_text()
+
+
+@pytest.mark.parametrize(("add", "first"), [(True, ["<end>"]), (False, [])])
+def test_a_gguf_says_whether_texts_begin_with_a_token(add, first):
+    metadata = {
+        "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a", "b", "<end>"], "tokenizer.ggml.merges": [],
+        "tokenizer.ggml.token_type": [1, 1, 3], "tokenizer.ggml.bos_token_id": 2, "tokenizer.ggml.add_bos_token": add,
+    }  # fmt: skip
+    tokenizer = Tokenizer.from_str(tokenizer_from_metadata(metadata, "model.gguf")["tokenizer.json"])
+    assert tokenizer.encode("ab").tokens == [*first, "a", "b"]
+    assert tokenizer.encode("ab", add_special_tokens=False).tokens == ["a", "b"]
+
+
+def test_chat_templates_may_ask_for_fields_that_are_not_there(tiny, tmp_path):
+    shard_checkpoint(open_checkpoint(tiny.folder), NODES, tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(
+        "{% for m in messages %}{% if m.role == 'assistant' and not m.tool_calls %}A{% elif documents %}D{% else %}U{% endif %}"
+        "{{ m.content }}{% endfor %}{{ strftime_now('%Y')[:2] }}"
+    )
+    text = Text(tmp_path)
+    found = text.chat([{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}])
+    assert text.decode(found) == "UxAy20"
+
+
+def test_a_chat_template_that_refuses_messages_or_reaches_out_is_named(tiny, tmp_path):
+    shard_checkpoint(open_checkpoint(tiny.folder), NODES, tmp_path)
+    for template, message in (
+        ("{{ raise_exception('no system role') }}", "no system role"),
+        ("{{ messages.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+    ):
+        (tmp_path / "chat_template.jinja").write_text(template)
+        with pytest.raises(PromptError, match=message):
+            Text(tmp_path).chat([{"role": "user", "content": "x"}])
 
 
 @pytest.mark.parametrize(("change", "message"), [({"arch": "mamba"}, "found architecture mamba")])

@@ -17,7 +17,8 @@ from orchestrator.tensor_parallel.control import Directory, with_addresses
 from orchestrator.tensor_parallel.errors import PartitionError
 from orchestrator.tensor_parallel.nodes import Node
 from orchestrator.tensor_parallel.sharding import shard_checkpoint
-from tests.orchestrator.tensor_parallel.test_failures import ask, wait_until
+from tests.orchestrator.tensor_parallel.conftest import wait_until
+from tests.orchestrator.tensor_parallel.test_failures import ask
 
 
 @pytest.fixture

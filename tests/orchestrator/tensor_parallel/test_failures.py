@@ -19,7 +19,7 @@ from orchestrator.demo.processes import ChildError, Children, edge_agent, headta
 from orchestrator.tensor_parallel.checkpoint import open_checkpoint
 from orchestrator.tensor_parallel.nodes import Node
 from orchestrator.tensor_parallel.sharding import shard_checkpoint
-from tests.orchestrator.tensor_parallel.conftest import make_tiny
+from tests.orchestrator.tensor_parallel.conftest import make_tiny, wait_until
 
 PROMPT = "Once upon a time"
 TOKENS = 40
@@ -165,13 +165,6 @@ def test_workers_of_a_killed_master_free_their_memory_wait_quietly_and_take_the_
     spent = [cpu_ticks(pid) - ticks for pid, ticks in zip(workers, before, strict=True)]
     assert max(spent) <= 10  # of 150: nobody spins
     assert ask(house.start_server()) == wanted
-
-
-def wait_until(happened, timeout_s: float = 20.0) -> None:
-    end = time.monotonic() + timeout_s
-    while not happened():
-        assert time.monotonic() < end
-        time.sleep(0.05)
 
 
 def test_survivors_without_the_memory_are_named_to_the_client(house):

@@ -14,12 +14,14 @@ from pathlib import Path
 import openai
 import pytest
 import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.cli import run
 from orchestrator.demo.processes import Children, edge_agent, headtail
 from orchestrator.tensor_parallel.generation import Generator
 from orchestrator.tensor_parallel.server import Service, build_app
 from orchestrator.tensor_parallel.text import Text
+from tests.orchestrator.tensor_parallel.conftest import wait_until
 from tests.orchestrator.tensor_parallel.test_generation import greedy
 
 
@@ -93,11 +95,26 @@ def test_models_health_and_metrics(server):
     health = json.loads(urllib.request.urlopen(f"{url}/health").read())
     assert health["status"] == "ok"
     assert [node["alive"] for node in health["nodes"]] == [True, True]
+    service.generator.counters.prompt_tokens = 123_456_789
     metrics = urllib.request.urlopen(f"{url}/metrics").read().decode()
-    assert re.search(r"^headtail_llm_generated_tokens_total 3$", metrics, re.MULTILINE)
-    assert len(re.findall(r"^# TYPE", metrics, re.MULTILINE)) == len(
-        re.findall(r"^headtail_llm_", metrics, re.MULTILINE)
-    )
+    families = {family.name: family for family in text_string_to_metric_families(metrics)}
+    found = {name: family.samples[0].value for name, family in families.items()}
+    assert all(family.documentation and len(family.samples) == 1 for family in families.values())
+    assert found["headtail_llm_generated_tokens"] == 3
+    assert found["headtail_llm_prompt_tokens"] == 123_456_789
+    assert found["headtail_llm_nodes_alive"] == 2
+    assert families["headtail_llm_steps"].type == "counter"
+    assert families["headtail_llm_nodes_alive"].type == "gauge"
+
+
+def test_a_model_is_found_by_its_name_and_what_is_not_there_is_named(server):
+    url, service = server
+    assert client(url).models.retrieve(service.model).id == service.model
+    with pytest.raises(openai.NotFoundError) as refused:
+        client(url).models.retrieve("gpt-4")
+    assert refused.value.code == "model_not_found"
+    with pytest.raises(openai.NotFoundError, match="/v1/embeddings"):
+        client(url).embeddings.create(model="m", input="x")
 
 
 def test_a_wrong_key_is_refused(server):
@@ -143,6 +160,25 @@ def test_a_client_that_leaves_frees_its_slot(server):
     for prompt in "abcdef":
         client(url).completions.create(model="m", prompt=prompt, max_tokens=2)
     assert service.generator.load == (0, 0)
+
+
+def test_a_client_that_leaves_before_a_whole_answer_ends_its_generation(server, monkeypatch):
+    url, service = server
+    stepped, slow, step = threading.Event(), threading.Event(), service.engine.step
+
+    def slowly(pieces):
+        stepped.set()
+        slow.wait(0.05)  # tokens come all the while, and are not what ends it
+        return step(pieces)
+
+    monkeypatch.setattr(service.engine, "step", slowly)
+    body = b'{"prompt": "x", "max_tokens": 120}'
+    with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=20) as raw:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer secret\r\nContent-Length: {len(body)}\r\n\r\n"
+        raw.sendall(head.encode() + body)
+        assert stepped.wait(20)
+    wait_until(lambda: service.generator.load == (0, 0))
+    assert service.generator.counters.failed == 1  # cancelled, not generated to its end
 
 
 def write_nodes(path, ports):
