@@ -152,7 +152,7 @@ def head_manifest(
     """
     digest = tensors_sha256([[one] for one in parts.pictures])
     return msgspec.structs.replace(
-        _base(options, half),
+        base_manifest(options, half),
         role="head",
         target=options.head_target,
         inputs=(image,),
@@ -182,12 +182,9 @@ def tail_files(
         half: The tail's engine.
         logits: The tail's output.
     """
-    results = [([latent], half.run([latent])) for latent in parts.latents[:_GOLDEN]]
-    golden = make_golden(
-        results, GoldenRule("absolute", _tolerance(results, options, logits), produced_on(half.engine))
-    )
+    golden = tail_golden(parts.latents, options, half, logits)
     manifest = msgspec.structs.replace(
-        _base(options, half),
+        base_manifest(options, half),
         role="tail",
         target=options.tail_target,
         precision=options.tail_precision,
@@ -201,6 +198,12 @@ def tail_files(
     return manifest, {half.entry: parts.tail, TABLES_NAME: parts.tables, **golden.files, **labels}
 
 
+def tail_golden(latents: Sequence[np.ndarray], options: TrainedPairOptions, half: Half, first: TensorSpec) -> GoldenSet:
+    """Integers and what the tail gives for them; `first` is the first of its outputs."""
+    results = [([latent], half.run([latent])) for latent in latents[:_GOLDEN]]
+    return make_golden(results, GoldenRule("absolute", _tolerance(results, options, first), produced_on(half.engine)))
+
+
 def produced_on(engine: Engine) -> str:
     """What made golden vectors here."""
     return f"{engine.name} {engine.built} {platform.machine()}"
@@ -210,7 +213,7 @@ def _tolerance(
     results: Sequence[tuple[list[np.ndarray], list[np.ndarray]]], options: TrainedPairOptions, logits: TensorSpec
 ) -> float:
     """What another processor's kernels may differ by: a share of the largest logit, or a step of integers."""
-    largest = max(float(np.abs(outputs[0]).max()) for _, outputs in results)
+    largest = max(float(np.abs(one).max()) for _, outputs in results for one in outputs)
     relative = _FLOAT_RELATIVE if options.tail_precision == "fp32" else _COARSE_RELATIVE
     return relative * largest if logits.quantisation is None else max(HEAD_STEPS, relative * largest)
 
@@ -229,8 +232,8 @@ def _early_exit(parts: Parts) -> EarlyExit | msgspec.UnsetType:
     return EarlyExit(output=EXIT, temperature=policy.temperature, threshold=policy.threshold)
 
 
-def _base(options: TrainedPairOptions, half: Half) -> Manifest:
-    """What head and tail share."""
+def base_manifest(options: TrainedPairOptions, half: Half) -> Manifest:
+    """What head and tails share."""
     return Manifest(
         schema=SCHEMA_VERSION,
         tool=Tool(name="headtail", version=__version__, packages=tool_versions()),

@@ -17,15 +17,16 @@ import torch
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact, write_artefact
 from edge_runtime.codecs import TABLES_NAME
-from edge_runtime.manifest import Manifest, Preprocessing, Quality, TensorSpec
+from edge_runtime.entropy import TableSet
+from edge_runtime.manifest import Cut, Manifest, Preprocessing, Quality, TensorSpec
 from export.assemble import METHODS
-from export.cut_check import CutEqualityError, open_onnx_runner
+from export.cut_check import CutEqualityError, Runner, open_onnx_runner
 from export.cut_golden import GoldenRule
 from export.exit_graph import EXIT, add_exit
 from export.head_graph import IMAGE, LATENT, fold_head, head_to_onnx, trained_ranges
 from export.joined import Equality, count_equal
 from export.late_training import LateTraining, exit_late, refine_late
-from export.pair_tail import MadeTail, make_tail
+from export.pair_tail import make_tail
 from export.trained_manifest import (
     HEAD_STEPS,
     Half,
@@ -39,6 +40,7 @@ from export.trained_manifest import (
     tail_files,
 )
 from split.augment import Augmentation, centre
+from split.bottleneck import LatentGrid
 from split.inject import SplitNetwork
 from split.latents import IntegerHead, IntegerTail, fit_grid, fit_tables, input_batches
 from split.training_data import PictureSet
@@ -50,6 +52,18 @@ _CHECKED = 16  # calibration pictures on which the pair is compared with the uns
 
 class PairFormError(EdgeError):
     """A network that cannot be written as a pair: its input is no square picture."""
+
+
+@dataclass(frozen=True)
+class QuantisedHead:
+    """An int8 head: its file, how it runs here, its grid and tables, and its integers for the calibration pictures."""
+
+    data: bytes
+    run: Runner
+    grid: LatentGrid
+    tables: TableSet
+    pictures: list[np.ndarray]
+    latents: list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -77,25 +91,42 @@ def write_trained_pair(
         CutEqualityError: Head, codec and tail give other bytes than the unsplit network.
         ArtefactError: The folders hold something else.
     """
+    head = quantise_head(network, calibration, options)
+    if late is not None:
+        refine_late(network, head.run, head.grid, late)
+    tail = make_tail(IntegerTail(network, head.grid), head.latents, options)
+    leaving, head_bytes = None, head.data
+    if late is not None:
+        leaving = exit_late((head.run, tail.run_real), augmentation_of(options.preprocessing), late)
+    if leaving is not None:
+        head_bytes = add_exit(head_bytes, leaving.classifier)
+    parts = Parts(head_bytes, tail.data, head.tables.data, head.pictures, head.latents, leaving)
+    cut = make_cut(parts, "nchw")
+    other = tail_files(parts, cut, options, tail.half, tail.logits)
+    return write_checked(head_files(parts, cut, options), other, parts.pictures, options.out)
+
+
+def quantise_head(network: SplitNetwork, calibration: PictureSet, options: TrainedPairOptions) -> QuantisedHead:
+    """The head as int8 ONNX, and the tables counted on its integers.
+
+    Args:
+        network: Trained; moved to the CPU.
+        calibration: As in `write_trained_pair`.
+        options: Preprocessing.
+
+    Raises:
+        ConversionError: An operator of the encoder that cannot be exported.
+    """
     augmentation = augmentation_of(options.preprocessing)
     network = network.cpu().eval()
     pictures = calibration_pictures(calibration, augmentation)
     grid = fit_grid(network, input_batches(calibration, augmentation))
     head = IntegerHead(network.bottleneck, grid)
     example, samples = torch.from_numpy(pictures[0]), [[one] for one in pictures]
-    head_bytes = head_to_onnx(fold_head(head), example, samples, trained_ranges(head))
-    run_head = open_onnx_runner(head_bytes, [IMAGE], [LATENT], "all", 1)
-    latents = [run_head([one])[0] for one in pictures]
-    tables = fit_tables(latents, network.bottleneck.stream)
-    if late is not None:
-        refine_late(network, run_head, grid, late)
-    tail = make_tail(IntegerTail(network, grid), latents, options)
-    leaving = None
-    if late is not None:
-        leaving = exit_late((run_head, tail.run_real), augmentation, late)
-    if leaving is not None:
-        head_bytes = add_exit(head_bytes, leaving.classifier)
-    return _write(Parts(head_bytes, tail.data, tables.data, pictures, latents, leaving), tail, options)
+    data = head_to_onnx(fold_head(head), example, samples, trained_ranges(head))
+    run = open_onnx_runner(data, [IMAGE], [LATENT], "all", 1)
+    latents = [run([one])[0] for one in pictures]
+    return QuantisedHead(data, run, grid, fit_tables(latents, network.bottleneck.stream), pictures, latents)
 
 
 def augmentation_of(preprocessing: Preprocessing) -> Augmentation:
@@ -156,8 +187,8 @@ def write_checked(
     return TrainedPair(write_artefact(out / "head", *head), write_artefact(out / "tail", *tail), equality)
 
 
-def _write(parts: Parts, tail: MadeTail, options: TrainedPairOptions) -> TrainedPair:
-    cut = make_cut(parts, "nchw")
+def head_files(parts: Parts, cut: Cut, options: TrainedPairOptions) -> tuple[Manifest, Files]:
+    """Manifest and files of an ONNX head."""
     names = [LATENT] if parts.leaving is None else [LATENT, EXIT]
     engine = pair_engine("onnxruntime")
     half = Half(engine, open_onnx_runner(parts.head, [IMAGE], names, engine.optimisation, engine.threads))
@@ -172,9 +203,7 @@ def _write(parts: Parts, tail: MadeTail, options: TrainedPairOptions) -> Trained
     golden = head_golden(parts, half, GoldenRule("absolute", HEAD_STEPS, produced_on(engine)))
     manifest = head_manifest(parts, image, cut, options, half, calibrated=METHODS["onnx"])
     manifest = msgspec.structs.replace(manifest, golden=golden.vectors)
-    files: Files = {half.entry: parts.head, TABLES_NAME: parts.tables, **golden.files}
-    other = tail_files(parts, cut, options, tail.half, tail.logits)
-    return write_checked((manifest, files), other, parts.pictures, options.out)
+    return manifest, {half.entry: parts.head, TABLES_NAME: parts.tables, **golden.files}
 
 
 def calibration_pictures(data: PictureSet, augmentation: Augmentation) -> list[np.ndarray]:

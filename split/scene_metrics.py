@@ -6,23 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edge_runtime.scene_maps import Boxes
+
 F64 = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Boxes:
-    """Boxes of one picture.
-
-    Attributes:
-        corners: (n, 4): left, top, right, bottom.
-        kinds: (n,): class ids.
-        scores: (n,), larger is surer; null for true boxes.
-    """
-
-    corners: npt.NDArray[np.floating]
-    kinds: npt.NDArray[np.integer]
-    scores: npt.NDArray[np.floating] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from split.scene_metrics import Boxes, Matches, count_pixels, match_boxes, mean_average_precision, mean_iou
+from edge_runtime.scene_maps import Boxes, read_boxes
+from split.scene_metrics import Matches, count_pixels, match_boxes, mean_average_precision, mean_iou
 from split.scene_tails import SceneTail, run_tail
 from split.scenes import SceneSet
 
-_MOST_BOXES = 12  # of a picture
-_LEAST_SCORE = 0.02
 _CHUNK = 64
 
 
@@ -49,28 +48,6 @@ def matches_of(found: torch.Tensor, scenes: SceneSet) -> Matches:
         Boxes(box[kind > 0].numpy(), kind[kind > 0].numpy())
         for box, kind in zip(scenes.boxes.cpu(), scenes.kinds.cpu(), strict=True)
     ]
-    classes = len(scenes.classes)
-    return match_boxes(read_boxes(found, classes, scenes.images.shape[-1]), wanted, classes)
-
-
-def read_boxes(found: torch.Tensor, classes: int, size: int) -> list[Boxes]:
-    """Boxes at the peaks of the heat, surest first.
-
-    Args:
-        found: Outputs of a box tail, (n, classes + 4, h, w).
-        classes: Number of them.
-        size: Of the pictures in pixels; boxes are in these.
-    """
-    height, width = found.shape[2:]
-    heat = torch.sigmoid(found[:, :classes])
-    heat = torch.where(functional.max_pool2d(heat, 3, stride=1, padding=1) == heat, heat, torch.zeros_like(heat))
-    scores, places = heat.flatten(1).topk(min(_MOST_BOXES, heat[0].numel()))
-    kinds, cells = places // (height * width), places % (height * width)
-    at = torch.stack([(cells % width + 0.5) / width, (cells // width + 0.5) / height], -1)
-    sides = found[:, classes:].flatten(2).gather(2, cells[:, None].expand(-1, 4, -1)).transpose(1, 2)
-    corners = torch.cat([at - sides[..., :2], at + sides[..., 2:]], -1).clamp(0, 1) * size
-    result = []
-    for box, kind, score in zip(corners.cpu().numpy(), kinds.cpu().numpy(), scores.cpu().numpy(), strict=True):
-        kept = score >= _LEAST_SCORE
-        result.append(Boxes(box[kept], kind[kept].astype(np.int64) + 1, score[kept]))
-    return result
+    size = scenes.images.shape[-1]
+    boxes = [read_boxes(one[None], size) for one in found.float().cpu().numpy()]
+    return match_boxes(boxes, wanted, len(scenes.classes))

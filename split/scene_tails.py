@@ -4,6 +4,7 @@ A tail is a trunk (the host's part of the network, from integers or from picture
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 import torch
@@ -134,6 +135,19 @@ class SceneTail(nn.Module):
         """What the trunk takes, to the head's logits."""
         found: torch.Tensor = self.head(self.trunk(inputs))
         return found
+
+
+class TaskTails(nn.Module):
+    """Several tails behind one frame: each computes its own answer."""
+
+    def __init__(self, tails: Mapping[str, SceneTail]) -> None:
+        super().__init__()
+        self.names = tuple(tails)
+        self.tails = nn.ModuleList(tails.values())
+
+    def forward(self, latent: torch.Tensor) -> Maps:
+        """int8 (batch, channels, h, w) to one tensor for each tail, in their order."""
+        return tuple(one(latent) for one in self.tails)
 
 
 def make_head(trunk: nn.Module, example: torch.Tensor, task: Task, classes: int, *, width: int = 64) -> TaskHead:
