@@ -10,6 +10,7 @@ from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import TensorSpec
 from edge_runtime.session import EngineError, check_inputs
 
+ort.disable_telemetry_events()  # on by default in some builds: what a device runs is nobody else's to know
 _LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
     "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
