@@ -15,6 +15,7 @@ class LlmNode(Message, frozen=True, kw_only=True):
     epoch: Count = 0
     resident_bytes: Count = 0  # weights in memory
     memory_limit: Count | None = None
+    read_mb_per_s: Count = 0  # weights in a product with one token, as measured there; 0: not measured
 
 
 class LlmMember(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -81,7 +81,10 @@ GROUPS = {
             "key": ("orchestrator.commands.llm:key", "Make the key file that the nodes of a cluster share."),
             "plan": ("orchestrator.commands.llm:plan", "Say who would hold what, and whether one device is faster."),
             "shard": ("orchestrator.commands.llm:shard", "Cut a checkpoint: one file for each node."),
-            "nodes": ("orchestrator.commands.llm:nodes", "List the workers that announce themselves at a broker."),
+            "nodes": (
+                "orchestrator.commands.llm_watch:nodes",
+                "List the workers that announce themselves at a broker.",
+            ),
             "serve": ("orchestrator.commands.llm:serve", "Answer an OpenAI-compatible API over the nodes."),
             "top": ("orchestrator.commands.llm_watch:top", "Show the nodes of a running server, live."),
             "kernels": ("orchestrator.commands.llm_watch:kernels", "Show which kernels won on this machine."),

@@ -3,13 +3,12 @@
 import os
 import socket
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from device_profiles.errors import MissingDependencyError
 from device_profiles.link import parse_link
@@ -123,6 +122,7 @@ def shard(
     """
     need_torch()
     from orchestrator.tensor_parallel.checkpoint import open_checkpoint
+    from orchestrator.tensor_parallel.errors import OutputError
     from orchestrator.tensor_parallel.nodes import read_nodes
     from orchestrator.tensor_parallel.plan import compare
     from orchestrator.tensor_parallel.protocol import RunSettings
@@ -138,13 +138,22 @@ def shard(
             devices = devices[:1]
     with _progress() as bars:
         bar = bars.add_task("shard", total=None)
-        made = shard_checkpoint(
-            source,
-            devices,
-            out,
-            spares=spares,
-            weights=weights,
-            progress=lambda done, total: bars.update(bar, completed=done, total=total),
+        try:
+            made = shard_checkpoint(
+                source,
+                devices,
+                out,
+                spares=spares,
+                weights=weights,
+                progress=lambda done, total: bars.update(bar, completed=done, total=total),
+            )
+        except OSError as error:
+            raise OutputError(
+                f"Wanted to write the set, found {error}. Make room or give another --out; the next run goes on where this one stopped."
+            ) from error
+    if not (out / "tokenizer.json").is_file():
+        sys.stderr.write(
+            f"{checkpoint} brings no tokenizer.json: put the model's beside its weights and shard again before serving\n"
         )
     sizes = [(out / f"rank{rank}.bin").stat().st_size for rank in range(len(made.nodes))]
     if json:
@@ -155,39 +164,6 @@ def shard(
         for n, size in zip(made.nodes, sizes, strict=True)
     ]
     print_table(f"{made.model} in {out}", ("node", "KV heads held", "FFN columns held", "file"), rows)
-
-
-def nodes(*, broker: str, tenant: str = "default", seconds: float = 2.0, json: bool = False) -> None:
-    """List the workers that announce themselves at a broker, and print a nodes file for them.
-
-    Args:
-        broker: URL of the MQTT broker.
-        tenant: Of the announcements.
-        seconds: How long to listen.
-        json: Print JSON.
-    """
-    need_torch()
-    from orchestrator.tensor_parallel.control import Directory
-
-    directory = Directory(broker, tenant)
-    try:
-        time.sleep(seconds)  # what is retained comes at once, but nothing says that it was all
-        found = dict(sorted(directory.nodes.items()))
-    finally:
-        directory.close()
-    if json:
-        print_json({name: msgspec.to_builtins(node) for name, node in found.items()})
-        return
-    rows = [
-        (name, one.address, one.state, one.epoch, format_bytes(one.resident_bytes), format_bytes(one.memory_limit))
-        for name, one in found.items()
-    ]
-    print_table(f"workers of {tenant}", ("node", "address", "state", "epoch", "weights", "limit"), rows)
-    tables = ['[[node]]\nname = "master"\n']
-    for name, one in found.items():
-        limit = f'memory_limit = "{one.memory_limit}"\n' if one.memory_limit else ""
-        tables.append(f'[[node]]\nname = "{name}"\naddress = "{one.address}"\n{limit}')
-    sys.stdout.write("\n" + "\n".join(tables))
 
 
 def serve(
@@ -268,14 +244,15 @@ def serve(
         threads=threads,
     )
     with _progress() as bars, until_stopped():
-        tasks: dict[str, object] = {}
+        tasks: dict[tuple[str, str], TaskID] = {}
 
-        def sent(node: str, done: int, total: int) -> None:
-            if node not in tasks:
-                tasks[node] = bars.add_task(f"weights to {node}", total=total)
-            bars.update(tasks[node], completed=done)  # type: ignore[arg-type]
+        def went(node: str, stage: Literal["fetch", "load"], done: int, total: int) -> None:
+            place = node, stage
+            if place not in tasks:
+                tasks[place] = bars.add_task(f"weights to {node}" if stage == "fetch" else f"{node} loads", total=None)
+            bars.update(tasks[place], completed=done, total=total if stage == "fetch" or done else None)
 
-        serve_until_stopped(options, progress=sent, announce=lambda line: sys.stdout.write(line + "\n"))
+        serve_until_stopped(options, progress=went, announce=lambda line: sys.stdout.write(line + "\n"))
 
 
 def demo(

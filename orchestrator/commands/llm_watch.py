@@ -1,9 +1,9 @@
-"""`headtail llm trace`, `headtail llm top` and `headtail llm kernels`: look at what a cluster and its machines do."""
+"""`headtail llm trace`, `top`, `kernels` and `nodes`: look at what a cluster and its machines do."""
 
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -12,6 +12,9 @@ from rich.table import Table
 from orchestrator.commands.llm import cluster_nodes, need_torch, run_settings
 from orchestrator.commands.output import format_bytes, print_json, print_table
 from orchestrator.commands.serving import until_stopped
+
+if TYPE_CHECKING:
+    from edge_runtime.llm_messages import LlmNode
 
 
 def trace(
@@ -120,6 +123,7 @@ def kernels(*, again: bool = False, threads: int | None = None, json: bool = Fal
     import torch
 
     from orchestrator.tensor_parallel.kernels import kernel_profile, profile_path
+    from orchestrator.tensor_parallel.speed import measured_read_mb_per_s
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -129,6 +133,7 @@ def kernels(*, again: bool = False, threads: int | None = None, json: bool = Fal
     found = kernel_profile()
     if found is None:
         sys.stdout.write("torch multiplies: there is no C compiler, or HEADTAIL_NO_C is set\n")
+        sys.stdout.write(f"in a nodes file:\n{_speed_lines(measured_read_mb_per_s())}")
         return
     if json:
         print_json(msgspec.to_builtins(found))
@@ -142,3 +147,52 @@ def kernels(*, again: bool = False, threads: int | None = None, json: bool = Fal
     rows = [(title, one.chosen, f"{one.c_us:.0f}", f"{one.torch_us:.0f}") for title, one in races]
     title = f"C for {found.target}, {found.threads} threads ({path})"
     print_table(title, ("weights", "chosen", "C us", "torch us"), rows, numbers=True)
+    sys.stdout.write(f"in a nodes file:\n{_speed_lines(measured_read_mb_per_s())}")
+
+
+def nodes(*, broker: str, tenant: str = "default", seconds: float = 2.0, json: bool = False) -> None:
+    """List the workers that announce themselves at a broker, and print a nodes file for them.
+
+    Args:
+        broker: URL of the MQTT broker.
+        tenant: Of the announcements.
+        seconds: How long to listen.
+        json: Print JSON.
+    """
+    need_torch()
+    import msgspec
+
+    from orchestrator.tensor_parallel.control import Directory
+    from orchestrator.tensor_parallel.speed import measured_read_mb_per_s
+
+    directory = Directory(broker, tenant)
+    try:
+        time.sleep(seconds)  # what is retained comes at once, but nothing says that it was all
+        found = dict(sorted(directory.nodes.items()))
+    finally:
+        directory.close()
+    if json:
+        print_json({name: msgspec.to_builtins(node) for name, node in found.items()})
+        return
+    rows = [
+        (name, one.address, one.state, one.epoch, format_bytes(one.resident_bytes), format_bytes(one.memory_limit),
+         one.read_mb_per_s or "-")
+        for name, one in found.items()
+    ]  # fmt: skip
+    print_table(f"workers of {tenant}", ("node", "address", "state", "epoch", "weights", "limit", "MB/s"), rows)
+    sys.stdout.write("\n" + _node_tables(found, measured_read_mb_per_s()))
+
+
+def _node_tables(found: "dict[str, LlmNode]", own_mb_per_s: float) -> str:
+    """A nodes file: this machine as the master, and what the workers announced."""
+    tables = [f'[[node]]\nname = "master"\n{_speed_lines(own_mb_per_s)}']
+    for name, one in found.items():
+        limit = f'memory_limit = "{one.memory_limit}"\n' if one.memory_limit else ""
+        rate = _speed_lines(one.read_mb_per_s) if one.read_mb_per_s else ""
+        tables.append(f'[[node]]\nname = "{name}"\naddress = "{one.address}"\n{limit}{rate}')
+    return "\n".join(tables)
+
+
+def _speed_lines(read_mb_per_s: float) -> str:
+    """Lines of a nodes file; capabilities are relative, so GB/s will do."""
+    return f"capability = {read_mb_per_s / 1e3:.2g}\nread_mb_per_s = {read_mb_per_s:.0f}\n"

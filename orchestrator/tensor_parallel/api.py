@@ -72,7 +72,7 @@ class ChatRequest(_Common, frozen=True, kw_only=True):
 class CompletionRequest(_Common, frozen=True, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[int]
+    prompt: str | list[int | str]  # a text, a list of one, or its tokens
 
 
 def parse(body: bytes, kind: type[ChatRequest] | type[CompletionRequest]) -> ChatRequest | CompletionRequest:
@@ -116,7 +116,7 @@ def to_request(
         prompt = text.chat([{"role": message.role, "content": _content(message)} for message in asked.messages])
         limit = asked.max_completion_tokens or limit or context  # up to the end of the context, as in the original
     else:
-        prompt = text.encode(asked.prompt) if isinstance(asked.prompt, str) else asked.prompt
+        prompt = _prompt(asked.prompt, text)
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
     if len(stops) > 16:
         raise PromptError(f"Wanted at most 16 stop strings, found {len(stops)}.")
@@ -136,6 +136,17 @@ def to_request(
         lookup=guessing[0],
         drafts=guessing[1],
     )
+
+
+def _prompt(prompt: str | list[int | str], text: Text) -> list[int]:
+    texts = [prompt] if isinstance(prompt, str) else [part for part in prompt if isinstance(part, str)]
+    if not texts:
+        return [part for part in prompt if isinstance(part, int)]
+    if isinstance(prompt, list) and len(prompt) > 1:
+        raise PromptError(
+            f"Wanted one prompt, found {len(prompt)}: send several requests instead, they share each step."
+        )
+    return text.encode(texts[0])
 
 
 def _content(message: ChatMessage) -> str:

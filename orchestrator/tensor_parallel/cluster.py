@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -39,7 +40,8 @@ log = logging.getLogger(__name__)
 _REFUSALS = {error.__name__: error for error in (MemoryLimitError, ShardError)}
 _SLOWEST_STORAGE = 20 << 20  # bytes per second that loading may take at worst
 
-Progress = Callable[[str, int, int], None]  # node, bytes sent, bytes in all
+Stage = Literal["fetch", "load"]
+Progress = Callable[[str, Stage, int, int], None]  # node, what it does, bytes done, bytes in all
 Locate = Callable[[str], str | None]  # name to host:port
 
 
@@ -68,7 +70,7 @@ class Cluster:
         nodes: In the set's order.
         keys: The cluster's; null for a master alone.
         settings: Of every epoch.
-        progress: Called while weights are sent.
+        progress: Called while nodes fetch and load weights.
         locate: Where a node announces itself now, if it does; that goes before the address in `nodes`.
 
     Raises:
@@ -212,7 +214,9 @@ class Cluster:
         for rank, link in links.items():
             with _blaming(rank):
                 self._send_weights(rank, link)
+                self._tell(link.peer, "load", 0, 1)  # how far it is, a worker does not say
                 ready[rank] = self._expect_ready(link, self._load_timeout(rank))
+                self._tell(link.peer, "load", 1, 1)
         return Epoch(self._number, members, links, self._connect(links, members, settings.collective), ready)
 
     def _chosen(self, links: dict[int, Link]) -> RunSettings:
@@ -272,10 +276,13 @@ class Cluster:
                 while chunk := stream.read(CHUNK_BYTES):
                     send(link, Kind.WEIGHTS, chunk, timeout_s=max(30.0, self.settings.deadline_s))
                     sent += len(chunk)
-                    if self._progress is not None:
-                        self._progress(link.peer, sent, total)
+                    self._tell(link.peer, "fetch", sent, total)
         except OSError as error:
             raise ShardError(f"Wanted the weights of {link.peer} to send, found {error} at {path}.") from error
+
+    def _tell(self, node: str, stage: Stage, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(node, stage, done, total)
 
     def _expect_ready(self, link: Link, timeout_s: float) -> Ready:
         answer = receive_control(link, timeout_s=timeout_s)

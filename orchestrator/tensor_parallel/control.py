@@ -47,11 +47,16 @@ class Announcer:
         topics: The worker's.
         address: Where it listens.
         memory_limit: Of the worker.
+        read_mb_per_s: How fast it reads weights; 0 where that was not measured.
     """
 
-    def __init__(self, broker: str, topics: Topics, address: str, memory_limit: int | None) -> None:
+    def __init__(
+        self, broker: str, topics: Topics, address: str, memory_limit: int | None, *, read_mb_per_s: int = 0
+    ) -> None:
         self._topic = topics.up("llm")
-        self._node = LlmNode(boot=_boot(), address=address, state="waiting", memory_limit=memory_limit)
+        self._node = LlmNode(
+            boot=_boot(), address=address, state="waiting", memory_limit=memory_limit, read_mb_per_s=read_mb_per_s
+        )
         will = Packet(self._topic, encode_control(msgspec.structs.replace(self._node, state="gone")), 1, retain=True)
         self._link = MqttLink(broker, LinkOptions(will=will, greeting=lambda: (self._packet(),)), lambda *_: None)
         self._link.start()

@@ -19,6 +19,7 @@ from orchestrator.tensor_parallel.sharding import shard_checkpoint
 
 Say = Callable[[str], None]
 
+_MASTER = "laptop"
 _WORKERS = ("kitchen", "study", "attic")
 _TOKENS = 48
 
@@ -42,7 +43,7 @@ def run_demo(checkpoint: Path | None, shards: Path | None, question: str, *, say
             _shard(checkpoint, folder, nodes, say)
             (work / "nodes.toml").write_text(_toml(nodes))
             line = children.start(
-                "server",
+                _MASTER,
                 headtail("llm", "serve", str(folder), "--nodes", str(work / "nodes.toml"), "--key", str(key),
                          "--port", "0", "--threads", "1", "--slots", "2"),
                 ready="serving ",
@@ -52,7 +53,7 @@ def run_demo(checkpoint: Path | None, shards: Path | None, question: str, *, say
             url = re.search(r"http://\S+", line)
             assert url is not None
             _talk(url.group(), children, question, say)
-            _report(url.group(), children, say)
+            _report(url.group(), say)
 
 
 def find_smollm2() -> Path:
@@ -70,7 +71,7 @@ def find_smollm2() -> Path:
 
 
 def _start_workers(children: Children, store: Path, key: Path) -> tuple[Node, ...]:
-    nodes = [Node(name="laptop")]
+    nodes = [Node(name=_MASTER)]
     for name in _WORKERS:
         command = edge_agent(
             "llm-worker", "--listen", "127.0.0.1:0", "--key", str(key), "--store", str(store), "--threads", "1"
@@ -83,7 +84,15 @@ def _start_workers(children: Children, store: Path, key: Path) -> tuple[Node, ..
 def _shard(checkpoint: Path | None, folder: Path, nodes: tuple[Node, ...], say: Say) -> None:
     began, source = time.perf_counter(), open_checkpoint(checkpoint or find_smollm2())
     say(f"cutting {source.path.name} for {len(nodes)} nodes into {folder}")
-    made = shard_checkpoint(source, nodes, folder, spares=1)
+    tenths: set[int] = set()
+
+    def progress(done: int, total: int) -> None:
+        tenth = 10 * done // total
+        if tenth not in tenths and tenth % 2 == 0:
+            say(f"  {10 * tenth} %")
+        tenths.add(tenth)
+
+    made = shard_checkpoint(source, nodes, folder, spares=1, progress=progress)
     say(f"{made.model} cut for {len(nodes)} nodes in {time.perf_counter() - began:.1f} s")
     for rank, node in enumerate(made.nodes):
         held, size = node.held, (folder / f"rank{rank}.bin").stat().st_size
@@ -137,6 +146,7 @@ def _talk(url: str, children: Children, question: str, say: Say) -> None:
 
     say(f"asked: {question}")
     undisturbed = ask(None)
+    _memory(children, say)
     say("asked again, and a worker is killed in the middle of the answer")
     disturbed = ask(4)
     if disturbed != undisturbed:
@@ -144,10 +154,14 @@ def _talk(url: str, children: Children, question: str, say: Say) -> None:
     say("the same answer, over the nodes that are left")
 
 
-def _report(url: str, children: Children, say: Say) -> None:
+def _memory(children: Children, say: Say) -> None:
+    """The most that each rank took so far."""
+    for name, peak in sorted(children.peaks(), key=lambda one: one[0] != _MASTER):
+        say(f"  {name:<8} peak memory {peak / 1e6:.0f} MB")
+
+
+def _report(url: str, say: Say) -> None:
     base = url.removesuffix("/v1")
     with urllib.request.urlopen(f"{base}/health", timeout=10) as answer:
         health = json.loads(answer.read())
     say("nodes: " + ", ".join(f"{n['name']} {'alive' if n['alive'] else 'lost'}" for n in health["nodes"]))
-    for name, peak in children.peaks():
-        say(f"  {name:<8} peak memory {peak / 1e6:.0f} MB")

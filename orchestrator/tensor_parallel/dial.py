@@ -30,7 +30,7 @@ class Listener:
         try:
             family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
             self._socket = socket.create_server((host, port), family=family, backlog=64)
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # OverflowError: no port has this number
             raise PeerError(f"Wanted to listen on {host}:{port}, found {error}. Choose another --listen.") from error
         self.port: int = self._socket.getsockname()[1]
         self._socket.setblocking(False)

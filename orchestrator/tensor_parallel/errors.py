@@ -15,6 +15,10 @@ class ShardError(EdgeError):
     """A shard set is incomplete, damaged, or belongs to another set."""
 
 
+class OutputError(EdgeError):
+    """A file that was asked for cannot be written."""
+
+
 class PartitionError(EdgeError):
     """The nodes cannot hold the model, or a nodes file is not valid."""
 

@@ -14,6 +14,9 @@ from orchestrator.tensor_parallel.protocol import RunSettings
 
 # Allocator slack, thread stacks, TLS buffers, the libraries' own scratch, and code that comes back after `forget_code`.
 SLACK_BYTES = 32 << 20
+_SPREAD_BYTES = (
+    4 << 20
+)  # what the program takes differs by so much from start to start: a limit that is named must work then
 # An interpreter with torch imported and its code forgotten, where it cannot be measured as the node is another machine.
 TYPICAL_BASE_BYTES = 180 << 20
 _MADV_DONTNEED = 4
@@ -96,11 +99,11 @@ def plan_memory(
         budget = None if limit is None else max(limit - fixed, smallest)
         kept, buffers = choose_resident(loads.cycle, budget, window=settings.window)
     if limit is not None and max(started, fixed + smallest) > limit:
-        needed = -(-max(started, fixed + smallest) // 10**6)
+        needed = -(-(max(started, fixed + smallest) + _SPREAD_BYTES) // 10**6)
         raise MemoryLimitError(
             f"Wanted to stay within {limit / 1e6:.0f} MB, found that {needed} MB are needed: {base / 1e6:.0f} MB program, "
             f"{cache / 1e6:.0f} MB cache of {settings.slots} x {settings.context} tokens, {work / 1e6:.0f} MB activations, "
-            f"{smallest / 1e6:.0f} MB weights in flight. Give --memory-limit {needed}MB, or less --context or --slots."
+            f"{smallest / 1e6:.0f} MB weights in flight, the rest in reserve. Give --memory-limit {needed}MB, or less --context or --slots."
         )
     resident = sum(loads.cycle[index].nbytes for index in kept)
     return MemoryPlan(base, cache, work + SLACK_BYTES, resident, buffers, total - resident, kept)

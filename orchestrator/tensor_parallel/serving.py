@@ -17,7 +17,7 @@ from edge_runtime.messages import Topics
 from orchestrator.tensor_parallel.cluster import Progress
 from orchestrator.tensor_parallel.control import Announcer, Directory, own_address, with_addresses
 from orchestrator.tensor_parallel.engine import Engine, EngineOptions
-from orchestrator.tensor_parallel.errors import PartitionError, PeerError
+from orchestrator.tensor_parallel.errors import PartitionError, PeerError, ShardError
 from orchestrator.tensor_parallel.generation import Generator
 from orchestrator.tensor_parallel.kernels import kernel_profile
 from orchestrator.tensor_parallel.memory import resident_peak
@@ -25,6 +25,7 @@ from orchestrator.tensor_parallel.nodes import Node, parse_size
 from orchestrator.tensor_parallel.protocol import RunSettings
 from orchestrator.tensor_parallel.server import Service, build_app
 from orchestrator.tensor_parallel.shard_set import read_index, read_set, verify_file
+from orchestrator.tensor_parallel.speed import measured_read_mb_per_s
 from orchestrator.tensor_parallel.text import Text
 from orchestrator.tensor_parallel.worker import Worker, WorkerOptions
 
@@ -115,7 +116,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # OverflowError: no port has this number
         raise PeerError(f"Wanted to answer at {host}:{port}, found {error}. Choose another --port.") from error
 
 
@@ -149,18 +150,22 @@ def run_worker(
     if threads is not None:
         torch.set_num_threads(threads)
     limit = None if memory_limit is None else parse_size(memory_limit)
-    store.mkdir(parents=True, exist_ok=True)
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShardError(f"Wanted a folder for weights, found {error}. Give another --store.") from error
     announcer: list[Announcer] = []
 
     def say(computing: bool, epoch: int, resident: int) -> None:
         for one in announcer:
             one.say(computing=computing, epoch=epoch, resident_bytes=resident)
 
-    kernel_profile()  # a first race takes memory for a moment
+    rate = measured_read_mb_per_s()  # before the worker: a first race takes memory for a moment
     worker = Worker(WorkerOptions(host.strip("[]"), int(port), key_file, store, limit, release_s, say, resident_peak()))
     if announce is not None:
         address = announce.address or own_address(announce.broker, worker.port)
-        announcer.append(Announcer(announce.broker, Topics(announce.tenant, announce.name), address, limit))
+        topics = Topics(announce.tenant, announce.name)
+        announcer.append(Announcer(announce.broker, topics, address, limit, read_mb_per_s=round(rate)))
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         worker.stop()

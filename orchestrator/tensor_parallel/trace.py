@@ -9,7 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from orchestrator.tensor_parallel.errors import PeerError
+from orchestrator.tensor_parallel.errors import OutputError, PeerError
 
 Doing = Literal["compute", "load", "communicate", "wait"]
 LIMIT_BYTES = 4 << 20
@@ -76,7 +76,11 @@ def unpack_spans(data: bytes | bytearray, peer: str) -> tuple[Span, ...]:
 
 
 def write_trace(path: Path, ranks: Mapping[str, Sequence[Span]]) -> None:
-    """Write a Chrome trace: a process for each rank, loading on a line of its own. Steps begin when each rank got its input."""
+    """Write a Chrome trace: a process for each rank, loading on a line of its own. Steps begin when each rank got its input.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     events: list[dict[str, object]] = []
     for number, (name, spans) in enumerate(ranks.items()):
         events.append({"ph": "M", "pid": number, "name": "process_name", "args": {"name": f"rank {number}: {name}"}})
@@ -87,4 +91,7 @@ def write_trace(path: Path, ranks: Mapping[str, Sequence[Span]]) -> None:
             events.append(
                 {"ph": "X", "pid": number, "tid": _LANES[span.doing], "cat": span.doing, "name": span.name, "ts": start, "dur": length}
             )  # fmt: skip
-    path.write_bytes(msgspec.json.encode({"traceEvents": events, "displayTimeUnit": "ms"}))
+    try:
+        path.write_bytes(msgspec.json.encode({"traceEvents": events, "displayTimeUnit": "ms"}))
+    except OSError as error:
+        raise OutputError(f"Wanted to write the trace, found {error}. Give another --out.") from error

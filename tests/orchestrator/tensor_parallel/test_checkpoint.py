@@ -15,17 +15,18 @@ from orchestrator.tensor_parallel.shard_set import read_index, read_set, verify_
 from orchestrator.tensor_parallel.sharding import shard_checkpoint
 from orchestrator.tensor_parallel.text import Text, TextStream
 from tests.orchestrator.tensor_parallel.conftest import make_tiny
+from tests.orchestrator.tensor_parallel.test_equality import PROMPT, reference, stepwise
 
 NODES = (Node(name="a"), Node(name="b", address="127.0.0.1:1"))
 _GGUF = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
 }  # fmt: skip
 
 
-def write_gguf(path, tiny, *, kind=None, pre="gpt-2", arch="llama"):
-    """The tiny model as llama.cpp's converter writes it: q and k with interleaved rotary rows."""
+def write_gguf(path, tiny, *, kind=None, pre="gpt-2", arch="llama", raw=None):
+    """The tiny model as llama.cpp's converter writes it: llama's q and k with interleaved rotary rows, Gemma's norms with their 1."""
     config = tiny.model.config
     writer = gguf.GGUFWriter(path, arch)
     writer.add_block_count(config.num_hidden_layers)
@@ -35,6 +36,8 @@ def write_gguf(path, tiny, *, kind=None, pre="gpt-2", arch="llama"):
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if getattr(config, "head_dim", None):
+        writer.add_key_length(config.head_dim)
     alphabet = json.loads((tiny.folder / "tokenizer.json").read_text())["model"]["vocab"]
     tokens = [*alphabet, "<end>", "ab"]
     tokens += [f"<unused{i}>" for i in range(config.vocab_size - len(tokens))]
@@ -44,33 +47,88 @@ def write_gguf(path, tiny, *, kind=None, pre="gpt-2", arch="llama"):
     writer.add_token_types([1] * 256 + [3, 1] + [3] * (len(tokens) - 258))
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(256)
-    for name, tensor in tiny.model.state_dict().items():
-        values = tensor.numpy()
-        outside = {
-            "model.embed_tokens.weight": "token_embd",
-            "model.norm.weight": "output_norm",
-            "lm_head.weight": "output",
-        }
-        if name in outside:
-            target = outside[name]
+    for name, values in gguf_tensors(tiny.model, arch).items():
+        if raw is not None and name in raw:
+            writer.add_tensor(name, raw[name][1], raw_dtype=raw[name][0])
+        elif kind is not None and values.ndim == 2 and values.shape[1] % 32 == 0:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
         else:
-            _, _, layer, rest = name.split(".", 3)
-            target = f"blk.{layer}.{_GGUF[rest.removesuffix('.weight')]}"
-            heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}.get(
-                target.split(".")[2]
-            )
-            if heads:
-                shape = values.shape
-                values = values.reshape(heads, 2, shape[0] // heads // 2, shape[1]).swapaxes(1, 2).reshape(shape)
-        values = np.ascontiguousarray(values)
-        if kind is not None and values.ndim == 2 and values.shape[1] % 32 == 0:
-            writer.add_tensor(f"{target}.weight", gguf.quants.quantize(values, kind), raw_dtype=kind)
-        else:
-            writer.add_tensor(f"{target}.weight", values)
+            writer.add_tensor(name, values)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def gguf_tensors(model, arch):
+    """Names and values as llama.cpp's converter writes them."""
+    config, found = model.config, {}
+    outside = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
+    for full, tensor in model.state_dict().items():
+        name, _, kind = full.rpartition(".")
+        values = tensor.numpy()
+        if name == "lm_head" and config.tie_word_embeddings:
+            continue
+        if name not in outside:
+            _, _, layer, name = name.split(".", 3)
+        target = outside.get(name) or f"blk.{layer}.{_GGUF[name]}"
+        if arch == "llama" and name in heads:
+            shape = values.shape
+            values = (
+                values.reshape(heads[name], 2, shape[0] // heads[name] // 2, *shape[1:]).swapaxes(1, 2).reshape(shape)
+            )
+        if arch == "gemma" and target.endswith("norm"):
+            values = values + 1
+        found[f"{target}.{kind}"] = np.ascontiguousarray(values)
+    return found
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma"])
+def test_a_gguf_of_every_family_gives_the_logits_of_transformers(family, cluster, tmp_path):
+    tiny = make_tiny(family, tmp_path / "model")
+    write_gguf(tmp_path / "tiny.gguf", tiny, arch=family)
+    running = cluster(tmp_path / "tiny.gguf", ranks=2)
+    torch.testing.assert_close(stepwise(running.engine, PROMPT), reference(tiny.model, PROMPT), atol=2e-4, rtol=1e-4)
+
+
+def k_quants(shape, kind, random):
+    """Random blocks whose scales are of a size that weights have, and the values that they stand for."""
+    block, nbytes = gguf.GGML_QUANT_SIZES[kind]
+    data = random.integers(0, 256, (shape[0], shape[1] // block, nbytes), dtype=np.uint8)
+    scale = np.frombuffer(np.float16(2e-4).tobytes(), np.uint8)
+    places = (208,) if kind is gguf.GGMLQuantizationType.Q6_K else (0, 2)
+    for place in places:
+        data[:, :, place : place + 2] = scale
+    data = data.reshape(shape[0], -1)
+    return data, gguf.quants.dequantize(data, kind)
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_k_quants_run_as_their_dequantised_weights(weights, cluster, tmp_path):
+    tiny = make_tiny(
+        "qwen2", tmp_path / "model", hidden_size=256, intermediate_size=256, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2,
+    )  # fmt: skip
+    random, raw, kinds = np.random.default_rng(3), {}, gguf.GGMLQuantizationType
+    state = tiny.model.state_dict()
+    for name, tensor in state.items():
+        if tensor.ndim == 2:
+            kind = kinds.Q6_K if name.endswith(("down_proj.weight", "embed_tokens.weight")) else kinds.Q4_K
+            data, values = k_quants(tensor.shape, kind, random)
+            state[name] = torch.from_numpy(values)
+            part = name.removeprefix("model.").removesuffix(".weight").removeprefix("layers.0.")
+            raw[
+                {"embed_tokens": "token_embd.weight", "lm_head": "output.weight"}.get(part)
+                or f"blk.0.{_GGUF[part]}.weight"
+            ] = kind, data
+    tiny.model.load_state_dict(state)
+    write_gguf(tmp_path / "tiny.gguf", tiny, arch="qwen2", raw=raw)
+    assert len(raw) == 9
+    found = stepwise(cluster(tmp_path / "tiny.gguf", ranks=2, weights=weights).engine, PROMPT)
+    wanted = reference(tiny.model, PROMPT)
+    scale = float(wanted.abs().max())
+    torch.testing.assert_close(found, wanted, atol=scale * (1e-4 if weights == "float32" else 0.05), rtol=1e-4)
 
 
 def test_gguf_and_safetensors_of_one_model_give_equal_slices(tiny, tmp_path):

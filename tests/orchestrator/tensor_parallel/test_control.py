@@ -4,6 +4,7 @@ import json
 import re
 import urllib.request
 
+import msgspec
 import pytest
 
 from edge_runtime.llm_messages import LlmPlan
@@ -15,7 +16,7 @@ from orchestrator.demo.processes import Children, edge_agent, headtail
 from orchestrator.tensor_parallel.checkpoint import open_checkpoint
 from orchestrator.tensor_parallel.control import Directory, with_addresses
 from orchestrator.tensor_parallel.errors import PartitionError
-from orchestrator.tensor_parallel.nodes import Node
+from orchestrator.tensor_parallel.nodes import Node, NodesFile
 from orchestrator.tensor_parallel.sharding import shard_checkpoint
 from tests.orchestrator.tensor_parallel.conftest import wait_until
 from tests.orchestrator.tensor_parallel.test_failures import ask
@@ -81,7 +82,11 @@ def test_workers_are_found_lost_and_found_elsewhere_and_no_tensor_goes_over_the_
         ]
         assert max(len(payload) for _, payload, _ in heard) < 1000  # control alone
         assert run(["llm", "nodes", "--broker", broker, "--seconds", "0.5"]) == 0
-        assert re.search(r'name = "w0"\naddress = "127\.0\.0\.1:\d+"', capsys.readouterr().out)
+        printed = capsys.readouterr().out
+        listed = msgspec.toml.decode(printed[printed.index("[[node]]") :], type=NodesFile).node
+        assert [node.name for node in listed] == ["master", "w0", "w1"]
+        assert all(node.capability > 0 and node.read_mb_per_s > 100 for node in listed)
+        assert re.fullmatch(r"127\.0\.0\.1:\d+", listed[1].address)
 
 
 def test_who_does_not_announce_itself_is_named(broker):

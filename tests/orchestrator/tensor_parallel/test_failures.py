@@ -171,7 +171,7 @@ def test_survivors_without_the_memory_are_named_to_the_client(house):
     with pytest.raises(ChildError, match="memory-limit"):
         house.start_server(limits={"w1": "1MB"})
     log = (house.folder / "logs" / "server.log").read_text()
-    enough = int(re.search(r"Give --memory-limit (\d+)MB", log)[1]) + 4
+    enough = int(re.search(r"Give --memory-limit (\d+)MB", log)[1])
     url = house.start_server(limits={"w1": f"{enough}MB"})
     wanted = ask(url)
     with pytest.raises(openai.APIError, match=r"w1: Wanted to stay within \d+ MB, found that \d+ MB are needed"):

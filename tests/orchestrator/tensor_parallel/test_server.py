@@ -60,6 +60,9 @@ def test_the_official_client_gets_the_same_text_whole_and_streamed(server, tiny)
     assert answer.choices[0].text == wanted
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(prompt), 8)
     assert answer.choices[0].finish_reason == "length"
+    for same in ([prompt], service.text.encode(prompt)):
+        again = client(url).completions.create(model="m", prompt=same, max_tokens=8, temperature=0)
+        assert again.choices[0].text == wanted
     stream = client(url).completions.create(model="m", prompt=prompt, max_tokens=8, temperature=0, stream=True)
     assert "".join(chunk.choices[0].text for chunk in stream) == wanted
 
@@ -132,6 +135,9 @@ def test_a_wrong_key_is_refused(server):
         (b'{"prompt": "x", "logit_bias": {"1": 2}}', "logit_bias"),
         (b'{"prompt": ""}', "prompt"),
         (b'{"prompt": [999999]}', "below 320"),
+        (b'{"prompt": ["x", "y"]}', "one prompt, found 2"),
+        (b'{"prompt": ["x", 5]}', "one prompt, found 2"),
+        (b'{"prompt": []}', "prompt of 1 to"),
         (b'{"prompt": "' + b"x" * 500 + b'"}', "prompt of 1 to"),
         (b'{"prompt": "x", "max_tokens": 0}', "max_tokens"),
     ],
@@ -276,6 +282,10 @@ def test_a_port_in_use_is_named(tiny, tmp_path, capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert run(["llm", "serve", str(tmp_path / "s"), "--port", str(taken.getsockname()[1])]) == 1
     assert "Choose another --port" in capsys.readouterr().err
+    assert run(["llm", "serve", str(tmp_path / "s"), "--port", "99999"]) == 1
+    assert "Choose another --port" in capsys.readouterr().err
+    assert run(["llm", "trace", str(tmp_path / "s"), "--out", str(tmp_path / "none" / "t.json")]) == 1
+    assert "Give another --out" in capsys.readouterr().err
 
 
 def test_the_worker_needs_no_torch_to_say_what_is_missing():
