@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from benchmarks.data import data_folder
 from benchmarks.rows import RESULTS
 from benchmarks.split.grocery_codecs import CLASSES, CodecPoint, points
+from benchmarks.split.study_nets import head_macs
 from benchmarks.split.study_plan import JOBS, SEEDS, Job
 from benchmarks.split.study_rows import (
     MIN_SEEDS,
@@ -142,7 +143,7 @@ def _small_row() -> Iterator[dict[str, Any]]:
     if path.is_file():
         with np.load(path, allow_pickle=False) as file:
             note = json.loads(str(file["note"]))
-        what = f"a small network on the device alone, {note['macs'] / 1e6:.0f} M multiply-accumulates as slim's head, {note['parameters']} parameters, same teacher and pictures, {WHERE['b']}: accuracy"
+        what = f"a small network on the device alone, {note['macs'] / 1e6:.2f} M multiply-accumulates (slim's head: {head_macs() / 1e6:.2f} M), {note['parameters']} parameters, same teacher and pictures, {WHERE['b']}: accuracy"
         yield {"id": "local_small", "what": what, "value": round(100 * note["test"], 2), "unit": "%", "direction": "info"}  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -290,11 +290,16 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes; on a GPU eight share it well")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--data", type=Path, help="holds data/grocery; as HEADTAIL_DATA")
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="of the plan, for another try: epochs=40"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run?")
     given = parser.parse_args()
     if given.data:
         os.environ["HEADTAIL_DATA"] = str(given.data)
     plan = QUICK if given.quick else ScenePlan()
+    changed = {name: json.loads(value) for name, value in (one.split("=", 1) for one in given.set)}
+    plan = replace(plan, **{name: tuple(one) if isinstance(one, list) else one for name, one in changed.items()})
     if given.point:
         _tell(run_point(given.point, plan, given.folder, given.seed))
         return

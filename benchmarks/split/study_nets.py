@@ -8,11 +8,13 @@ import PIL
 import torch
 from torch import nn
 
-from benchmarks.split.study_plan import PROTOCOLS, Job, load_teacher
+from benchmarks.split.study_plan import B_CHANNELS, PROTOCOLS, Job, load_teacher
 from export.codec_points import FRAME_BYTES, code_picture
 from export.evaluate import pictures_of
 from split.augment import Augmentation, augment, centre, draw, without_chance
 from split.losses import TaskLoss, task_loss
+from split.slim import slim_encoder
+from split.slim_stages import SlimOptions
 from split.training_data import PictureSet
 from split.units import ConvUnit
 
@@ -58,7 +60,7 @@ def small_job(job: Job, work: Path, data: Parts, device: str) -> Result:
     learn(network, teacher, pairs, data["val"], recipe, device)
     good = right(network, data["test"], protocol.augmentation, device)
     note = {
-        **job.options, "macs": macs(network.cpu(), protocol.size), "test": round(float(good.mean()), 4),
+        **job.options, "macs": macs(network.cpu(), protocol.size), "head_macs": head_macs(), "test": round(float(good.mean()), 4),
         "parameters": sum(one.numel() for one in network.parameters()),
         "val": round(float(right(network.to(device), data["val"], protocol.augmentation, device).mean()), 4),
     }  # fmt: skip
@@ -79,6 +81,11 @@ class SmallNetwork(nn.Sequential):
             nn.Flatten(),
             nn.Linear(192, classes),
         )
+
+
+def head_macs() -> int:
+    """Those of slim's head in protocol B, which cuts at stride 8."""
+    return macs(slim_encoder(8, SlimOptions(latent_channels=B_CHANNELS)), PROTOCOLS["b"].size)
 
 
 def macs(network: nn.Module, size: int) -> int:

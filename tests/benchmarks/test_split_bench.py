@@ -9,9 +9,11 @@ from benchmarks.rows import parse_measurement
 from benchmarks.split import codec, fuzz, study_rows
 from benchmarks.split.curves_b import bottlefit_rows, bytes_at, codec_row
 from benchmarks.split.grocery_codecs import CodecPoint
-from benchmarks.split.study_plan import JOBS, plan
+from benchmarks.split.study_nets import SmallNetwork, head_macs, macs
+from benchmarks.split.study_plan import JOBS, PROTOCOLS, plan
 from edge_runtime.entropy import count_tables
 from split.methods import find_method
+from split.slim import slim_encoder
 
 
 def test_sizes_of_the_smaller_case_are_measurements_and_hold():
@@ -96,6 +98,15 @@ def test_every_job_of_the_study_has_a_name_of_its_own_and_options_that_its_metho
             continue
         method = find_method("entropic" if job.method.startswith("peer_") else job.method)
         method.stages(method.options(**job.options))
+
+
+def test_the_small_network_does_the_work_of_the_head_that_it_stands_beside():
+    protocol = PROTOCOLS["b"]
+    job = next(one for one in JOBS.values() if (one.protocol, one.method, one.label) == ("b", "slim", ""))
+    form = find_method("slim").options(**job.options)
+    head = slim_encoder(8, form)
+    assert macs(head, protocol.size) == head_macs()
+    assert macs(SmallNetwork(protocol.classes), protocol.size) == pytest.approx(head_macs(), rel=0.01)
 
 
 def _codec(name, quality, size, plain, tuned):
