@@ -44,8 +44,8 @@ def facts(profile: Profile) -> list[tuple[str, str]]:
         ("flash", memory.flash),
     )
     rows.append(("memory", ", ".join(f"{name} {_size(size)}" for name, size in sizes if size is not None) or "unknown"))
-    rows.append(("energy", energy_text(profile.energy)))
-    rows.append(("condition", _condition(profile.condition)))
+    if profile.unit != "instructions":  # an emulator has neither a meter nor a temperature
+        rows += [("energy", energy_text(profile.energy)), ("condition", _condition(profile.condition))]
     rows += [
         (_when(one), f"p50 {one.p50:.3f}, p90 {one.p90:.3f} {unit}, {_degrees(one.temperature_c)}")
         for one in profile.sustained
@@ -153,7 +153,8 @@ def _condition(condition: Condition) -> str:
     if condition.clock_before_hz is not None and condition.clock_after_hz is not None:
         parts.append(f"clock {condition.clock_before_hz / 1e6:.0f} -> {condition.clock_after_hz / 1e6:.0f} MHz")
     parts.append(f"governor {condition.governor or 'unknown'}")
-    parts.append(f"{_degrees(condition.temperature_before_c)}, at most {_degrees(condition.temperature_max_c)}")
+    most = condition.temperature_max_c
+    parts.append(_degrees(condition.temperature_before_c) + ("" if most is None else f", at most {_degrees(most)}"))
     parts.append(f"throttled: {', '.join(condition.throttled) or 'no flag seen'}")
     return ", ".join(parts)
 

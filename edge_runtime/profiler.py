@@ -46,7 +46,6 @@ KERNEL_RUNS = 50
 _DISTRIBUTIONS = {
     "onnxruntime": "onnxruntime",
     "litert": "ai-edge-litert",
-    "tflite-micro": "ai-edge-litert",
     "tflite-runtime": "tflite-runtime",
     "tensorrt": "tensorrt",
 }

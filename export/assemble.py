@@ -50,9 +50,10 @@ def assemble(request: Request, folder: Path) -> Artefact:
     if request.route.precision == "int8" and converted.fp32 is not None and not calibrated:
         calibrate(converted.source_inputs)  # the int8 file came from the cache; the record is still wanted
     manifest = _manifest(request, converted, calibrated[0] if calibrated else None)
+    made = engine_files(request, converted)  # first: what has no C is refused by name, not by an engine
     request.progress("verify")
     checked = measure(request, converted, manifest)
-    files: dict[str, bytes | Path] = {**engine_files(request, converted), **checked.golden_files}
+    files: dict[str, bytes | Path] = {**made, **checked.golden_files}
     if request.labels:
         files[LABELS_FILE] = ("\n".join(request.labels) + "\n").encode()
     manifest = msgspec.structs.replace(manifest, quality=checked.quality, golden=checked.golden, bench=checked.bench)

@@ -26,7 +26,7 @@ Progress = Callable[[str], None]
 _EXTRAS = {
     "litert_torch": "export-litert",
     "ai_edge_quantizer": "export-litert",
-    "ai_edge_litert": "export-litert",
+    "ai_edge_litert": "export-mcu",  # the smaller of the two that bring it
     "tflite_micro": "export-mcu",
     "jinja2": "export-mcu",
 }
@@ -132,7 +132,6 @@ def _convert_onnx(job: Job) -> Converted:
 
 
 def _convert_tflite(job: Job) -> Converted:
-    files = load_step("export.tflite_model")
     if job.source.kind == "torch":
         fp32 = _cached(job, "tflite fp32", lambda: load_step("export.to_litert").torch_to_tflite(job.model))
         onnx_style = load_step("export.to_onnx")
@@ -140,6 +139,7 @@ def _convert_tflite(job: Job) -> Converted:
     else:
         fp32 = read_source(job.source)
         names = (), ()
+    files = load_step("export.tflite_model")
     found = files.read_tflite(fp32, where=job.source.text)
     image = job.preprocessing is not None
     fp32_inputs = describe(_renamed(found.inputs, names[0]), image=image, tflite=True)
@@ -211,6 +211,20 @@ def _task(job: Job) -> str:
 def _step(outputs: tuple[TensorSpec, ...]) -> float | None:
     found = outputs[0].quantisation
     return None if found is None else found.scale
+
+
+def holds_integers(source: Source) -> bool:
+    """Whether a file is quantised already: it can only stay what it is.
+
+    Raises:
+        SourceError: It cannot be read.
+        MissingDependencyError: The library that reads it is not installed.
+    """
+    if source.kind == "torch":
+        return False
+    if source.kind == "tflite":
+        return bool(load_step("export.tflite_model").read_tflite(read_source(source), where=source.text).is_quantised)
+    return bool(load_step("export.onnx_model").looks_quantised(read_source(source)))
 
 
 def _check_ready(job: Job) -> None:

@@ -92,6 +92,14 @@ def is_quantised(model: Any) -> bool:  # noqa: ANN401 - onnx.ModelProto
     return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
+def looks_quantised(data: bytes) -> bool:
+    """As `is_quantised`, for a file that nobody has checked; false for a damaged one, which `read_onnx` names."""
+    try:
+        return is_quantised(parse(data))
+    except DecodeError:
+        return False
+
+
 def output_step(model: Any) -> float | None:  # noqa: ANN401 - onnx.ModelProto
     """The scale of the DequantizeLinear that makes the first output; null when it is made by something else."""
     name = model.graph.output[0].name

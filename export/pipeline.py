@@ -10,6 +10,7 @@ from device_profiles import DeviceProfile, load_board
 from edge_runtime.artefact import Artefact, write_artefact
 from export.cache import Cache, open_cache
 from export.calibration import open_calibration
+from export.convert import holds_integers
 from export.recall import load_source, loaded
 from export.request import ExportOptions, Request
 from export.routes import find_route
@@ -76,7 +77,8 @@ def resolve(
     found = load_source(source, cache)
     calibration = open_calibration(options.calibration) if options.calibration is not None else None
     calibrated = calibration is not None
-    route = find_route(found.kind, profile, precision=options.precision, engine=options.engine, calibrated=calibrated)
+    precision = options.precision or ("int8" if holds_integers(found) else None)
+    route = find_route(found.kind, profile, precision=precision, engine=options.engine, calibrated=calibrated)
     if route.precision == "int8" and found.kind == "torch" and not calibrated:
         open_calibration(None)  # raises; a file may be quantised already, so it is asked later
     return Request(

@@ -168,16 +168,14 @@ def _print_list(source: CutSource, cuts: CutList, sizes: PictureSizes | None) ->
         console.print(f"{source.name}: no legal cut. Every quantised tensor leaves another way from input to output.")
         return
     total = cuts.cuts[0].head_macs + cuts.cuts[0].tail_macs
-    table = Table(
-        title=f"Cuts of {source.name} ({total / 1e6:.1f} M MACs) on {source.engine.name}", title_justify="left"
-    )
+    table = Table(title=f"Cuts of {source.name} ({_macs(total)} MACs) on {source.engine.name}", title_justify="left")
     for name in ("row", "head MACs", "", "head size", "payload", "of JPEG", "of WebP", "shape"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("--at", overflow="fold")
     for row, cut in enumerate(cuts.cuts):
         table.add_row(
             str(row),
-            f"{cut.head_macs / 1e6:.1f} M",
+            _macs(cut.head_macs),
             f"{100 * cut.head_macs / total:.0f}%" if total else "",
             _size(cut.head_bytes),
             _size(cut.payload_bytes),
@@ -228,6 +226,10 @@ def _print_pair(report: dict[str, Any], checked_on: str) -> None:
         )
     if report["remark"] is not None:
         console.print(report["remark"], highlight=False, soft_wrap=True)
+
+
+def _macs(count: int) -> str:
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.1f} k"
 
 
 def _size(count: int) -> str:

@@ -1,7 +1,8 @@
 """`headtail devices [BOARD]`: boards that are known, and what is known of them."""
 
 from device_profiles import DeviceProfile, list_boards, load_board
-from orchestrator.commands.output import format_bytes, print_fields, print_json, print_table
+from device_profiles.quantity import quantity
+from orchestrator.commands.output import print_fields, print_json, print_table
 
 
 def devices(board: str | None = None, *, json: bool = False) -> None:
@@ -20,23 +21,29 @@ def devices(board: str | None = None, *, json: bool = False) -> None:
         print_json(profiles)
         return
     print_table(
-        "Boards (null is unknown)", ("board", "name", "kind", "CPU", "memory", "flash"), [_row(p) for p in profiles]
+        "Boards (a dash is unknown)", ("board", "name", "kind", "CPU", "memory", "flash"), [_row(p) for p in profiles]
     )
 
 
 def _row(profile: DeviceProfile) -> tuple[object, ...]:
-    memory = profile.sram_bytes if profile.is_microcontroller else profile.ram_bytes
+    memory = "sram_bytes" if profile.is_microcontroller else "ram_bytes"
     name = profile.name if profile.usable else f"{profile.name} (unusable)"
-    return profile.id, name, profile.kind, profile.cpu, format_bytes(memory), format_bytes(profile.flash_bytes)
+    sizes = (quantity(field, getattr(profile, field)) for field in (memory, "flash_bytes"))
+    return profile.id, name, profile.kind, profile.cpu, *sizes
 
 
 def _print_board(profile: DeviceProfile) -> None:
     fields: list[tuple[str, object]] = []
+    unknown = []
     for name in profile.__struct_fields__:
-        if name in ("source", "sources"):
-            continue
         value = getattr(profile, name)
+        if name in ("name", "source", "sources", "usable"):
+            continue
+        if value is None or value == ():
+            unknown.append(name)
+            continue
         where = profile.sources.get(name)
-        fields.append((name, f"{value}  [{where}]" if where is not None else value))
-    fields.append(("source of the rest", profile.source))
-    print_fields(profile.name, fields)
+        text = quantity(name, value)
+        fields.append((name, text if where is None else f"{text} ({where})"))
+    fields += [("unknown", ", ".join(unknown) or "nothing"), ("source of the rest", profile.source)]
+    print_fields(profile.name if profile.usable else f"{profile.name} (unusable)", fields)

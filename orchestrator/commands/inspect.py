@@ -4,7 +4,7 @@ from pathlib import Path
 
 from edge_runtime.agent_bundle import AgentBundle
 from edge_runtime.artefact import Artefact
-from edge_runtime.manifest import TensorSpec
+from edge_runtime.manifest import Quality, TensorSpec
 from orchestrator.agent_bundle import open_any
 from orchestrator.commands.output import format_bytes, print_fields, print_json, print_table
 
@@ -60,12 +60,7 @@ def _print(artefact: Artefact) -> None:
     if calibration is not None:
         fields.append(("calibration", f"{calibration.method}, {calibration.count} from {calibration.source}"))
     if quality is not None:
-        fields.append(
-            (
-                "quality",
-                f"{quality.metric}: {quality.this} (reference {quality.reference}), agreement {quality.agreement}, {quality.count} from {quality.data}",
-            )
-        )
+        fields.append(("quality", f"{_quality(quality)}; {quality.count} of {quality.data}"))
     if manifest.cut is not None:
         fields.append(("cut", manifest.cut.cut_id or "accepts " + ", ".join(manifest.cut.accepts)))
     fields += [("fallback", manifest.fallback or "none")]
@@ -78,6 +73,19 @@ def _print(artefact: Artefact) -> None:
         ("path", "size", "sha256"),
         [(f.path, format_bytes(f.size), f.sha256[:16] + "..") for f in manifest.files],
     )
+
+
+def _quality(found: Quality) -> str:
+    """What was measured, in words; what was not is left out."""
+    parts = []
+    if found.this is not None:
+        reference = "" if found.reference is None else f" (reference {found.reference:.2%})"
+        parts.append(f"{found.metric} {found.this:.2%}{reference}")
+    if found.agreement is not None:
+        parts.append(f"top-1 agreement {found.agreement:.2%}")
+    if found.sqnr_db is not None:
+        parts.append(f"SQNR {found.sqnr_db} dB")
+    return ", ".join(parts) or "not measured"
 
 
 def _tensor(direction: str, spec: TensorSpec) -> tuple[object, ...]:

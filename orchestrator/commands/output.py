@@ -23,29 +23,36 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
         rows: One cell for each column.
         numbers: All columns but the first hold figures: right-aligned, never wrapped.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table()
     for index, column in enumerate(columns):
         first = index == 0  # what users copy
         figures = numbers and not first
         table.add_column(column, overflow="fold", no_wrap=first or figures, justify="right" if figures else "left")
     for row in rows:
         table.add_row(*["-" if cell is None else str(cell) for cell in row])
-    _console().print(table)
+    _print(title, table)
 
 
 def print_fields(title: str, fields: Sequence[tuple[str, object]]) -> None:
     """Names and values, one a line; null prints as "unknown"."""
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in fields:
         table.add_row(name, "unknown" if value is None else str(value))
-    _console().print(table)
+    _print(title, table)
 
 
 def terminal_width() -> int:
     """Columns that a table may take."""
     return _console().width
+
+
+def _print(title: str, table: Table) -> None:
+    """The title by itself: rich would wrap it at the table's width."""
+    console = _console()
+    console.print(title, style="italic", highlight=False, markup=False, soft_wrap=True)
+    console.print(table)
 
 
 def _console() -> Console:

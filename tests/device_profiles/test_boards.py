@@ -83,3 +83,19 @@ def test_a_bad_board_file_is_refused_by_field(tmp_path, content, word):
     path.write_text(content)
     with pytest.raises(BoardError, match=word):
         load_board_file(path)
+
+
+def test_a_board_is_shown_with_units_and_what_is_unknown_in_one_line(capsys):
+    from orchestrator.cli import run
+
+    assert run(["devices", "rpi-4b-4gb"]) == 0
+    text = capsys.readouterr().out
+    assert "1.5 GHz" in text
+    assert "4 GiB" in text
+    assert text.count("unknown") == 1
+    assert run(["devices"]) == 0
+    assert "320 KiB" in capsys.readouterr().out  # stm32f746g-disco
+
+
+def test_a_note_says_nothing_of_memory_that_is_known():
+    assert not [one.id for one in list_boards() if one.ram_bytes is not None and "ram_bytes null" in (one.notes or "")]

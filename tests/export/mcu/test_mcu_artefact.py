@@ -1,6 +1,7 @@
 """`headtail export` for a board gives an artefact with generated C, and `verify --on qemu` proves it."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -65,9 +66,12 @@ def test_fit_knows_what_the_export_planned(board_artefact, capsys):
 
 
 @pytest.mark.mcu
-def test_building_leaves_the_artefact_intact(board_artefact):
-    subprocess.run(["make", "-s", "-C", str(board_artefact.folder), "qemu"], check=True, capture_output=True)
-    assert open_artefact(board_artefact.folder).id == board_artefact.id
+def test_building_leaves_the_artefact_intact_whatever_its_folder_is_called(board_artefact, tmp_path):
+    folder = tmp_path / "à la carte" / "my model"
+    shutil.copytree(board_artefact.folder, folder)
+    subprocess.run(["make", "-s", "-C", str(folder), "qemu"], check=True, capture_output=True)
+    assert open_artefact(folder).id == board_artefact.id
+    assert {path.name for path in folder.parent.iterdir()} == {"my model", "my_model.build"}
 
 
 def test_an_operator_without_c_is_named_before_anything_runs(tflite_builder, tmp_path):
@@ -78,6 +82,26 @@ def test_an_operator_without_c_is_named_before_anything_runs(tflite_builder, tmp
     with pytest.raises(UnsupportedOpError, match=r"node 0 \(TANH\): no C kernel"):
         export_model(str(path), "nucleo-f446re", out=tmp_path / "out", cache=Cache(tmp_path / "cache"))
     assert not (tmp_path / "out").exists()
+
+
+def test_uint8_activations_are_refused_by_name_and_not_by_an_engine(tflite_builder, tmp_path):
+    net = tflite_builder()
+    source = net.activation((1, 8), 0.05, 128, dtype="uint8")
+    path = tmp_path / "old.tflite"
+    path.write_bytes(
+        net.finish([source], [net.node("RELU", [source], [net.activation((1, 8), 0.05, 128, dtype="uint8")])])
+    )
+    with pytest.raises(UnsupportedOpError, match=r"is uint8\. Accepted: int8 activations"):
+        export_model(str(path), "nucleo-f446re", out=tmp_path / "out", cache=Cache(tmp_path / "cache"))
+
+
+def test_a_quantised_file_stays_int8_where_nothing_else_is_asked_for(tflite_builder, tmp_path):
+    net = tflite_builder()
+    source = net.activation((1, 6, 6, 3), 0.05, -3)
+    path = tmp_path / "ready.tflite"
+    path.write_bytes(net.finish([source], [net.conv(source, 4)]))
+    made = export_model(str(path), "rpi-4b", out=tmp_path / "out", cache=Cache(None))
+    assert (made.manifest.precision, made.manifest.engine.name) == ("int8", "litert")
 
 
 @pytest.mark.mcu
