@@ -255,6 +255,13 @@ def check_profile(profile: Profile) -> Profile:
     return profile
 
 
+_NEXT = {
+    "incomplete": "Calibrate the board instead (headtail calibrate) and plan with --device-calibration or --host-calibration.",
+    "noisy": "Stop other work on the board and profile again.",
+    "throttled": "Cool the board, or let it rest, and profile again.",
+}
+
+
 def require_usable(profile: Profile, *, engine: EngineSettings, board: str, power_mode: str | None = None) -> Profile:
     """Refuse a profile that says nothing of the case at hand.
 
@@ -286,8 +293,7 @@ def require_usable(profile: Profile, *, engine: EngineSettings, board: str, powe
     if profile.status != "ok":
         why = "; ".join(profile.remarks) or "no remark"
         raise NoisyProfileError(
-            f"Wanted an undisturbed profile of {profile.model} on {board}, found status {profile.status!r} ({why}). "
-            "Stop other work on the board and profile again."
+            f"Wanted an undisturbed profile of {profile.model} on {board}, found status {profile.status!r} ({why}). {_NEXT[profile.status]}"
         )
     return profile
 

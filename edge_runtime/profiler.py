@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib.util import find_spec
 from pathlib import Path
 
 import msgspec
@@ -285,8 +286,11 @@ def _settings(artefact: Artefact, threads: int, provider: str | None) -> EngineS
     from importlib.metadata import PackageNotFoundError, version
 
     engine = artefact.manifest.engine
+    # Without the package tflite-micro its integers come from LiteRT's reference kernels.
+    stands_in = engine.name == "tflite-micro" and find_spec("tflite_micro") is None
+    distribution = "ai-edge-litert" if stands_in else _DISTRIBUTIONS.get(engine.name, engine.name)
     try:
-        found = version(_DISTRIBUTIONS.get(engine.name, engine.name))
+        found = version(distribution)
     except PackageNotFoundError:
         found = "unknown"
     # The CPU provider is the engine's own kernels, which the schema writes as null.

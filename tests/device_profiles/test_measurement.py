@@ -103,6 +103,8 @@ def test_a_noisy_profile_is_not_planned_with():
     assert status == "noisy"
     with pytest.raises(NoisyProfileError, match=r"1\.30 times"):
         require_usable(_profile(status=status, remarks=remarks), engine=ENGINE, board="linux-x86-64")
+    with pytest.raises(NoisyProfileError, match="Calibrate the board instead"):  # measuring again would not help
+        require_usable(_profile(status="incomplete"), engine=ENGINE, board="linux-x86-64")
     assert judge(Condition(contention=1.05)) == ("ok", ())
     assert judge(Condition(), cov_of_repeats=0.2)[0] == "noisy"
     assert judge(Condition(throttled=("under-voltage",)))[0] == "throttled"
