@@ -292,8 +292,9 @@ def require_usable(profile: Profile, *, engine: EngineSettings, board: str, powe
         )
     if profile.status != "ok":
         why = "; ".join(profile.remarks) or "no remark"
+        lasting = profile.status if profile.kernels else "incomplete"  # a quiet board would not bring kernels either
         raise NoisyProfileError(
-            f"Wanted an undisturbed profile of {profile.model} on {board}, found status {profile.status!r} ({why}). {_NEXT[profile.status]}"
+            f"Wanted an undisturbed profile of {profile.model} on {board}, found status {profile.status!r} ({why}). {_NEXT[lasting]}"
         )
     return profile
 

@@ -15,12 +15,14 @@ import msgspec
 import numpy as np
 import torch
 
+from device_profiles.errors import MissingDependencyError
 from edge_runtime.manifest import Preprocessing
 from export.cache import is_own_code
 from export.source import ModelSource, Source, SourceError, module_names
 
 _SCALARS = (bool, int, float, str, bytes, type(None), torch.dtype, torch.Size)
 _MAX_DEPTH = 6
+_ZOO = "export.zoo"
 _OWN_FIELDS = frozenset(vars(torch.nn.Module()))  # hooks, parameters, children: of torch, not of the network
 
 
@@ -35,6 +37,7 @@ def load_module(source: Source) -> Source:
 
     Raises:
         SourceError: No such module or function, or it returns something else than a model and example.
+        MissingDependencyError: The module imports what is not installed.
     """
     model = as_model_source(_find_function(source)(), where=source.text)
     return dataclasses.replace(source, model=model, sha256=model_sha256(model))
@@ -171,7 +174,14 @@ def _find_function(source: Source) -> Any:  # noqa: ANN401 - any callable
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not (module_name + ".").startswith(error.name + "."):
-            raise
+            extra = (
+                "pip install 'headtail[demo]'"
+                if module_name == _ZOO
+                else f"pip install {error.name}, or what brings it"
+            )
+            raise MissingDependencyError(
+                f"Wanted to import {module_name}, found that it needs the module {error.name!r}. Install it: {extra}."
+            ) from error
         raise SourceError(
             f"Wanted the module {module_name!r}, found none in {here} or on Python's path. Start where {module_name}.py lies."
         ) from error

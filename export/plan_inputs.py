@@ -64,8 +64,8 @@ class MeasuredHere:
         """Undisturbed, if one of a few attempts is."""
         artefact = _artefact(self._source)
         for attempt in range(1, _ATTEMPTS + 1):
-            if self._found is not None and self._found.status in ("ok", "incomplete"):  # the latter stays so
-                break
+            if self._found is not None and (self._found.status == "ok" or not self._found.kernels):
+                break  # an engine that tells no kernels will not tell them later
             self._on_step(f"measuring {self._source.name} on this machine, attempt {attempt} of {_ATTEMPTS}")
             self._found = profile_artefact(artefact)
         assert self._found is not None

@@ -39,7 +39,7 @@ class ExportOptions:
     """How to export. Null lets headtail choose.
 
     Attributes:
-        precision: int8 for microcontrollers or with calibration data, fp16 for GPUs, else fp32.
+        precision: int8 for microcontrollers, with calibration data or of a quantised file, fp16 for GPUs, else fp32.
         engine: The first of the board's kind.
         calibration: A folder of pictures, or an .npz of inputs; needed for int8.
         data: The same, with class ids: to measure agreement and accuracy on.

@@ -151,7 +151,7 @@ def run(tokens: list[str] | None = None) -> int:
 
 def _missing_library(error: ImportError) -> str | None:
     """Which extra brings the library that a command's module imports; null when it is none of others'."""
-    cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+    cause = error.__cause__  # the command's module was named by what could not import it
     if not isinstance(cause, ModuleNotFoundError) or cause.name is None:
         return None
     library = cause.name.split(".")[0]

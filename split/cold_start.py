@@ -80,5 +80,5 @@ def _peak(board: DeviceProfile, precision: str, threads: int) -> tuple[float, Or
     word, real, integer = next(one for one in _PER_CYCLE if one[0] in text)
     per_cycle = integer if precision == "int8" else real
     cores = min(threads, board.cpu_cores or 1)
-    how = f"{cores} core(s) x {board.cpu_clock_hz:g} Hz x {per_cycle:g} multiply-accumulates per cycle ({word or 'scalar'})"
+    how = f"{cores} core(s) x {board.cpu_clock_hz / 1e9:g} GHz x {per_cycle:g} multiply-accumulates per cycle ({word or 'scalar'})"
     return cores * board.cpu_clock_hz * per_cycle, "derived", how

@@ -18,7 +18,7 @@ from split.plan_heads import Candidate
 
 
 def plan(
-    model: Path,
+    artefact: Path,
     /,
     *,
     link: str,
@@ -45,7 +45,7 @@ def plan(
     """Choose between the whole model on the device, every cut, and the picture sent to the host.
 
     Args:
-        model: An artefact of a whole int8 network.
+        artefact: Of a whole int8 network.
         link: "20mbit/15ms", "20mbit:5mbit/15ms" with another rate down, "20mbit/15ms~4ms" with jitter (p95 - p50).
         device: Board of the head; "this" is measured now.
         board_file: A board file of your own instead.
@@ -74,7 +74,7 @@ def plan(
         variants=variants, objective=objective, message_ms=message_ms, byte_ms=byte_ms, image=image,
     )  # fmt: skip
     with Console(stderr=True).status("planning") as status:
-        found = plan_network(model, replace(options, on_step=status.update))
+        found = plan_network(artefact, replace(options, on_step=status.update))
     if out is not None:
         out.write_bytes(dump_plan_table(found.table()))
     if chart is not None:
@@ -83,7 +83,7 @@ def plan(
         boards = found.boards
         title = f"{found.source.name}: {boards[0].id} and {boards[1].id}"
         draw(prune(found.candidates, found.goal), found.link, chart, title=title)
-    report = _report(found, _command(model, found.plan.chosen.candidate, found.boards))
+    report = _report(found, _command(artefact, found.plan.chosen.candidate, found.boards))
     if json:
         sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
     else:

@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from device_profiles.errors import MissingDependencyError
+from export.modules import load_module
 from export.source import SourceError, find_source, read_source
 from export.tflite_model import read_tflite
 
@@ -62,3 +64,10 @@ def test_a_damaged_tflite_is_a_named_error_or_still_a_model(exported, data):
     cut = data.draw(st.integers(16, len(whole)))
     with contextlib.suppress(SourceError):
         read_tflite(bytes(whole[:cut]), where="a test")
+
+
+def test_what_a_module_of_ones_own_needs_is_named(tmp_path, monkeypatch):
+    (tmp_path / "needy.py").write_text("import library_that_nobody_has\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingDependencyError, match="needy, found that it needs the module 'library_that_nobody_has'"):
+        load_module(find_source("needy:make"))
