@@ -252,7 +252,11 @@ def serve(
                 tasks[place] = bars.add_task(f"weights to {node}" if stage == "fetch" else f"{node} loads", total=None)
             bars.update(tasks[place], completed=done, total=total if stage == "fetch" or done else None)
 
-        serve_until_stopped(options, progress=went, announce=lambda line: sys.stdout.write(line + "\n"))
+        def announce(line: str) -> None:
+            bars.stop()
+            sys.stdout.write(line + "\n")
+
+        serve_until_stopped(options, progress=went, announce=announce)
 
 
 def demo(

@@ -17,6 +17,7 @@ from orchestrator.tensor_parallel.layout import Block, file_bytes, file_offsets,
 from orchestrator.tensor_parallel.partition import Share
 
 SCHEMA = 2
+_AGAIN = "Delete it: a worker fetches its file again; for the master, shard again."
 TOKENIZER_FILES = ("tokenizer.json", "chat_template.jinja", "special_tokens.json")
 
 
@@ -117,17 +118,18 @@ def verify_file(path: Path, index: RankIndex) -> None:
     Raises:
         ShardError: Missing, of another size, or with another hash; names the first block that differs.
     """
-    if not path.is_file() or path.stat().st_size != index.nbytes:
-        size = path.stat().st_size if path.is_file() else "none"
-        raise ShardError(f"Wanted {index.nbytes} B, found {size} at {path}. Fetch or shard it again.")
+    if not path.is_file():
+        raise ShardError(f"Wanted {index.nbytes} B, found no {path}. Shard the checkpoint again.")
+    if path.stat().st_size != index.nbytes:
+        raise ShardError(f"Wanted {index.nbytes} B, found {path.stat().st_size} at {path}. {_AGAIN}")
     if file_sha256(path) == index.sha256:
         return
     with path.open("rb") as stream:
         for entry in index.blocks:
             stream.seek(entry.offset)
             if hashlib.sha256(stream.read(entry.nbytes)).hexdigest() != entry.sha256:
-                raise ShardError(f"Block {entry.name} of {path} has another hash. Fetch or shard it again.")
-    raise ShardError(f"Bytes between the blocks of {path} differ. Fetch or shard it again.")
+                raise ShardError(f"Block {entry.name} of {path} has another hash. {_AGAIN}")
+    raise ShardError(f"Bytes between the blocks of {path} differ. {_AGAIN}")
 
 
 def file_sha256(path: Path) -> str:

@@ -312,7 +312,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bytes(tiny, tmp_path):
         ).read_bytes()
 
 
-def test_a_changed_byte_is_found_and_its_block_named(tiny, tmp_path):
+def test_a_changed_byte_is_found_and_its_block_named_and_so_is_a_short_or_missing_file(tiny, tmp_path):
     made = shard_checkpoint(open_checkpoint(tiny.folder), NODES, tmp_path)
     index = read_index(tmp_path, 1, made)
     entry = index.blocks[3]
@@ -320,6 +320,13 @@ def test_a_changed_byte_is_found_and_its_block_named(tiny, tmp_path):
         stream.seek(entry.offset + 5)
         stream.write(b"\xff\xfe")
     with pytest.raises(ShardError, match=entry.name):
+        verify_file(tmp_path / "rank1.bin", index)
+    with (tmp_path / "rank1.bin").open("r+b") as stream:
+        stream.truncate(entry.offset)
+    with pytest.raises(ShardError, match=rf"found {entry.offset} at .*Delete it"):
+        verify_file(tmp_path / "rank1.bin", index)
+    (tmp_path / "rank1.bin").unlink()
+    with pytest.raises(ShardError, match="Shard the checkpoint again"):
         verify_file(tmp_path / "rank1.bin", index)
 
 
