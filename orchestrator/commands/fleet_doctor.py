@@ -1,9 +1,12 @@
 """`headtail fleet doctor`: look for what usually goes wrong."""
 
+import contextlib
+import logging
 import os
 import statistics
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from device_profiles.errors import EdgeError
@@ -121,11 +124,23 @@ def measure_round_trip(broker: str, *, count: int = 25, timeout_s: float = 5.0) 
 
 def _can_connect(url: str) -> bool:
     try:
-        with MqttLink(url, LinkOptions(), _ignore) as link:
+        with _refusals_wanted(), MqttLink(url, LinkOptions(), _ignore) as link:
             link.wait_connected(_WAIT_S)
             return True
     except EdgeError:
         return False
+
+
+@contextlib.contextmanager
+def _refusals_wanted() -> Iterator[None]:
+    """Connections that ought to be refused; nobody needs to read each time that they were."""
+    log = logging.getLogger(MqttLink.__module__)
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _crosses(host: str, device: str) -> list[str]:

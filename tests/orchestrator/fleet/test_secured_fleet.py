@@ -134,7 +134,7 @@ def devices(store):
         return queries.list_devices(session, now_ms=now_ms())
 
 
-def test_the_page_leads_to_a_device_that_runs_a_signed_model(walked, network, capsys):
+def test_the_page_leads_to_a_device_that_runs_a_signed_model(walked, network, capsys, caplog):
     (view,) = devices(walked.store)
     assert view.id == "default/pi-1"
     assert view.reported.slots.whole == network.whole.id
@@ -146,6 +146,7 @@ def test_the_page_leads_to_a_device_that_runs_a_signed_model(walked, network, ca
     assert "serving nothing yet through mqtts://" in tails, "with the certificate of tails, ready for the first pair"
     fleet = ["--folder", str(walked.folder / "fleet")]
     assert run(["fleet", "doctor", "--as-device", walked.join("pi-3")[0], *fleet]) == 0
+    assert "lost the broker" not in caplog.text, "it wanted to be refused"
     said = " ".join(capsys.readouterr().out.split())
     assert "nobody connects without credentials" in said
     assert "a device reaches its own topics alone" in said
