@@ -1,5 +1,6 @@
 """`headtail fleet top`: the dashboard in a terminal."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -37,14 +38,14 @@ def top(
         store: URL of the database; that of the fleet when not given.
         folder: Folder of `headtail fleet up`.
         search: Show devices whose name, version or board holds this.
-        once: Print one picture after two seconds and end.
+        once: Print one picture after two seconds and end, as it does where it does not print to a terminal.
         json: Print it as JSON; implies once.
     """
     opened = Store(store or find_store(folder))
     try:
         with Collector(broker or find_broker(folder)) as collector, until_stopped():
             overview(opened, collector)  # learns which model each device runs
-            if once or json:
+            if once or json or not sys.stdout.isatty():
                 time.sleep(_FIRST_S)
                 page = overview(opened, collector, search)
                 print_json(_as_json(page)) if json else Console().print(picture(page, Console().width))
