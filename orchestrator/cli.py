@@ -104,6 +104,7 @@ _EXTRAS = {
     "matplotlib": "report",
     "paho": "orchestrator",
     "prometheus_client": "dashboard",
+    "psycopg": "postgres",
     "skimage": "demo",
     "sklearn": "demo",
     "starlette": "dashboard",

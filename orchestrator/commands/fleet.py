@@ -15,9 +15,11 @@ from orchestrator.commands.output import print_fields, print_json, print_table
 from orchestrator.fleet import jobs as job_queue
 from orchestrator.fleet import queries, registry
 from orchestrator.fleet.audit import read_audit, verify_audit
-from orchestrator.fleet.errors import FleetError, UnknownError
+from orchestrator.fleet.errors import FleetError, StoreError, UnknownError
 from orchestrator.fleet.fleet_file import default_folder, find_store
 from orchestrator.fleet.store import Store, now_ms
+
+_SQLITE = "sqlite:///"
 
 
 def devices(to: str | None = None, *, store: str | None = None, folder: Path | None = None, json: bool = False) -> None:
@@ -138,7 +140,7 @@ def status(
 def jobs(
     *,
     device: str | None = None,
-    state: str | None = None,
+    state: job_queue.JobState | None = None,
     store: str | None = None,
     folder: Path | None = None,
     json: bool = False,
@@ -225,6 +227,8 @@ def config(
 
 def logs(service: str = "orchestrator", *, lines: int = 40, folder: Path | None = None) -> None:
     """Show the end of a service's log: orchestrator, ingest, dashboard, files, tails, enrolment, devices."""
+    if lines < 1:
+        raise FleetError(f"Wanted one line or more, found --lines {lines}.")
     path = (folder or default_folder()) / "logs" / f"{service}.log"
     if not path.is_file():
         there = ", ".join(sorted(one.stem for one in path.parent.glob("*.log")))
@@ -251,7 +255,15 @@ def audit(
 
 
 def open_store(store: str | None, folder: Path | None) -> Store:
-    """The database by URL, or that of the fleet in a folder."""
+    """The database by URL, or that of the fleet in a folder.
+
+    Raises:
+        StoreError: No fleet there.
+    """
+    if store is not None and store.startswith(_SQLITE) and not Path(store.removeprefix(_SQLITE)).is_file():
+        raise StoreError(
+            f"Wanted a fleet's database, found no {store.removeprefix(_SQLITE)}. headtail fleet up makes it."
+        )
     return Store(store or find_store(folder), migrate=store is not None)
 
 

@@ -118,7 +118,7 @@ def test_simulated_devices_need_a_broker_and_a_count(fleet):
     assert "one device or more" in fleet("simulate", "--devices", "-5")[1]
 
 
-def test_groups_labels_settings_and_jobs_are_kept_and_wrong_names_are_told(fleet):
+def test_groups_labels_settings_and_jobs_are_kept_and_wrong_names_are_told(fleet, tmp_path):
     assert fleet("label", "sim-0001", "site=lab", "gpu") == (0, "1 device labelled\n")
     assert [view["id"] for view in fleet("devices", "site=lab,gpu", "--json")[1]] == ["default/sim-0001"]
     assert fleet("label", "site=lab", "gpu-") == (0, "1 device labelled\n")
@@ -135,10 +135,14 @@ def test_groups_labels_settings_and_jobs_are_kept_and_wrong_names_are_told(fleet
         ("config", "nobody", "a=1"),
         ("cancel", "nothing"),
         ("logs", "nothing"),
+        ("logs", "--lines", "-1"),
+        ("devices", "--store", f"sqlite:///{tmp_path}/none.sqlite"),
         ("status", "r-0"),
     ):
         status, said = fleet(*wrong)
         assert (status, "Wanted" in said) == (1, True), wrong
+    assert not list(tmp_path.iterdir()), "looking makes no database"
+    assert fleet("jobs", "--state", "nothing")[0] == 2
 
 
 def test_a_job_for_who_is_away_can_be_cancelled(fleet, folder):
