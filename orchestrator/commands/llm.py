@@ -12,6 +12,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from device_profiles.errors import MissingDependencyError
 from device_profiles.link import parse_link
+from edge_runtime.broker_url import is_loopback_host
 from orchestrator.commands.output import format_bytes, print_json, print_table
 from orchestrator.commands.serving import until_stopped
 
@@ -63,14 +64,18 @@ def plan(
 
     sharded = (checkpoint / "set.json").is_file()
     config = read_set(checkpoint).config if sharded else open_checkpoint(checkpoint).config.encoded(weights)
-    found = compare(config, read_nodes(nodes), parse_link(link), RunSettings(context=context, slots=slots))
+    devices = read_nodes(nodes)
+    found = compare(config, devices, parse_link(link), RunSettings(context=context, slots=slots))
     if json:
         print_json(msgspec.to_builtins(found))
     else:
-        _print_plan(found)
+        _print_plan(found, devices)
 
 
-def _print_plan(found: "Comparison") -> None:
+def _print_plan(found: "Comparison", devices: "tuple[Node, ...]") -> None:
+    from orchestrator.tensor_parallel.partition import FFN_UNIT
+    from orchestrator.tensor_parallel.plan import DEFAULT_READ_MB_PER_S, DEFAULT_STORAGE_MB_PER_S
+
     plans: list[tuple[str, ClusterPlan]] = [("all nodes", found.cluster)]
     if found.alone is not None and len(found.cluster.nodes) > 1:
         plans.append(("one node", found.alone))
@@ -91,6 +96,11 @@ def _print_plan(found: "Comparison") -> None:
         head = f"{title}: {one.token_ms:.1f} ms a token, {one.communication_ms:.1f} ms of it communication"
         columns = ("node", "KV heads", "FFN columns", "memory", "limit", "read a token", "compute ms", "storage ms")
         print_table(head, columns, rows, numbers=True)
+    shares = ", ".join(f"{node.name} {node.capability:g}" for node in devices)
+    sys.stdout.write(
+        f"shares by capability ({shares}): KV heads by largest remainder, FFN columns in steps of {FFN_UNIT} balance what heads cannot\n"
+        f"where the nodes file says nothing: {DEFAULT_READ_MB_PER_S:,.0f} MB/s from memory, {DEFAULT_STORAGE_MB_PER_S:,.0f} MB/s from storage\n"
+    )
     if found.refused is not None:
         sys.stdout.write(f"{found.refused}\n")
     faster = "one device alone is faster" if found.alone_is_faster else "the cluster is faster"
@@ -243,6 +253,8 @@ def serve(
         allow_missing=allow_missing,
         threads=threads,
     )
+    if options.api_key is None and not is_loopback_host(host):
+        sys.stderr.write(f"{host} is not this machine alone, and nobody needs a key: --api-key asks for one\n")
     with _progress() as bars, until_stopped():
         tasks: dict[tuple[str, str], TaskID] = {}
 

@@ -32,6 +32,7 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True):
     min_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
+    ignore_eos: bool = False
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
@@ -133,6 +134,7 @@ def to_request(
         max_tokens=DEFAULT_TOKENS if limit is None else limit,
         sampling=sampling,
         stops=tuple(stops),
+        ignore_end=asked.ignore_eos,
         lookup=guessing[0],
         drafts=guessing[1],
     )

@@ -136,13 +136,19 @@ class SafetensorsCheckpoint:
         template = self.path / "chat_template.jinja"
         if template.is_file():
             files["chat_template.jinja"] = template.read_text()
-        elif isinstance(settings.get("chat_template"), str):
-            files["chat_template.jinja"] = settings["chat_template"]
+        elif (named := _chat_template(settings.get("chat_template"))) is not None:
+            files["chat_template.jinja"] = named
         generation = self.path / "generation_config.json"
         ends = (_read_json(generation) if generation.is_file() else {}).get("eos_token_id")
         names = {key: settings[key] for key in ("bos_token", "eos_token") if settings.get(key)}
         files["special_tokens.json"] = json.dumps({**{k: _token_text(v) for k, v in names.items()}, "end_ids": ends})
         return files
+
+
+def _chat_template(value: Any) -> str | None:  # noqa: ANN401 - a template, or several with names
+    if isinstance(value, list):
+        value = {one.get("name"): one.get("template") for one in value if isinstance(one, dict)}.get("default")
+    return value if isinstance(value, str) else None
 
 
 def _token_text(value: Any) -> str:  # noqa: ANN401 - a string, or a struct around it

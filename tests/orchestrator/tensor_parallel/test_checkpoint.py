@@ -199,6 +199,15 @@ def test_a_gguf_says_whether_texts_begin_with_a_token(add, first):
     assert tokenizer.encode("ab", add_special_tokens=False).tokens == ["a", "b"]
 
 
+def test_of_several_chat_templates_the_default_is_taken(tiny, tmp_path):
+    (tmp_path / "config.json").write_bytes((tiny.folder / "config.json").read_bytes())
+    for name in ("model.safetensors", "tokenizer.json"):
+        (tmp_path / name).write_bytes((tiny.folder / name).read_bytes())
+    several = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
+    assert open_checkpoint(tmp_path).tokenizer_files()["chat_template.jinja"] == "D"
+
+
 def test_chat_templates_may_ask_for_fields_that_are_not_there(tiny, tmp_path):
     shard_checkpoint(open_checkpoint(tiny.folder), NODES, tmp_path)
     (tmp_path / "chat_template.jinja").write_text(

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from orchestrator.tensor_parallel import cluster as cluster_module
+from orchestrator.tensor_parallel import worker as worker_module
 from orchestrator.tensor_parallel.collectives import MeshCollective, StarCollective, sum_in_order
 from orchestrator.tensor_parallel.dial import Listener, dial
-from orchestrator.tensor_parallel.errors import KeyFileError, PeerError
+from orchestrator.tensor_parallel.errors import KeyFileError, PeerError, ShardError
 from orchestrator.tensor_parallel.peer_link import move, receive, receive_control, send
 from orchestrator.tensor_parallel.protocol import (
     Hello,
@@ -187,13 +189,30 @@ def test_a_worker_outlives_strangers_garbage_and_half_open_connections(key_file,
     assert not thread.is_alive()
 
 
-def test_weights_are_fetched_once_resumed_and_verified(cluster, tiny, tmp_path):
+def test_weights_are_fetched_once_resumed_and_verified(cluster, tiny, tmp_path, monkeypatch):
+    for module in (cluster_module, worker_module):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 4096)
     running = cluster(tiny.folder, ranks=2)
     fetched = next(Path(tmp_path / "0" / "store1").rglob("rank1.bin"))
-    assert fetched.read_bytes() == (running.shards / "rank1.bin").read_bytes()
+    whole = (running.shards / "rank1.bin").read_bytes()
+    assert fetched.read_bytes() == whole
     before = fetched.stat().st_mtime_ns
     running.engine.restart()
     assert fetched.stat().st_mtime_ns == before
+    fetched.unlink()
+    fetched.with_suffix(".part").write_bytes(whole[: 10 * 4096 + 7])  # an interrupted fetch, in the middle of a piece
+    went = []
+    monkeypatch.setattr(running.engine.cluster, "_progress", lambda *what: went.append(what))
+    running.engine.restart()
+    assert fetched.read_bytes() == whole
+    assert went[0] == ("n1", "fetch", 11 * 4096, len(whole))
+    assert went[-3:] == [("n1", "fetch", len(whole), len(whole)), ("n1", "load", 0, 1), ("n1", "load", 1, 1)]
+    fetched.unlink()
+    fetched.with_suffix(".part").write_bytes(b"\xff" * 4096 + whole[4096 : 10 * 4096])  # what was there is damaged
+    with pytest.raises(ShardError, match="another hash"):
+        running.engine.cluster.begin(require_all=True)
+    running.engine.restart()  # it was thrown away
+    assert fetched.read_bytes() == whole
 
 
 def test_a_worker_that_stalls_is_lost_at_the_deadline(pair):

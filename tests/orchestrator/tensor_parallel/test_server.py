@@ -216,7 +216,9 @@ def test_the_commands_shard_serve_and_survive_a_killed_worker(tiny, tmp_path, ca
         nodes = write_nodes(tmp_path / "nodes.toml", ports)
         out = str(tmp_path / "shards")
         assert run(["llm", "plan", str(tiny.folder), "--nodes", str(nodes)]) == 0
-        assert "alone is faster" in capsys.readouterr().out
+        printed = capsys.readouterr().out
+        assert "alone is faster" in printed
+        assert "shares by capability (host 1, w0 1, w1 1)" in printed
         assert run(["llm", "shard", str(tiny.folder), "--nodes", str(nodes), "--out", out, "--always", "--json"]) == 0
         assert len(json.loads(capsys.readouterr().out)["bytes"]) == 3
         command = headtail(
