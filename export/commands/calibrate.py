@@ -8,6 +8,7 @@ from rich.table import Table
 
 from export.calibrate import CHAINS, fit, measure_chains, read_profiles, write_chains
 from export.chain_nets import Precision
+from export.commands.output import wide_console
 from split.predict import Calibration, KernelClass, dump_calibration
 
 
@@ -55,9 +56,7 @@ def calibrate(
 
 
 def _print(found: Calibration, networks: int) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
+    console = wide_console()
     engine = "" if found.engine is None else f", {found.engine.name} {found.engine.version}"
     table = Table(
         title=f"{found.board}, {found.precision}, {found.threads} thread(s){engine}: {networks} networks",

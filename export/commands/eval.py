@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from edge_runtime.artefact import Artefact, open_artefact
 from edge_runtime.pipeline import read_labels
+from export.commands.output import print_json, wide_console
 from export.evaluate import EvaluationError, picture_size
 from export.evaluation import LINKS, Evaluation, EvaluationOptions, evaluate_pairs
 from export.evaluation_report import sentences, write_report
@@ -73,7 +73,7 @@ def evaluate(
     if variants is not None:
         variants.write_bytes(dump_variants(to_variants(found, {name: pair[0] for name, pair in pairs.items()})))
     if json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n")
+        print_json(found)
         return
     print_evaluation(found)
     if out is not None:
@@ -110,9 +110,7 @@ def find_pairs(paths: tuple[Path, ...], whole: Path | None) -> tuple[Pairs, Arte
 
 def print_evaluation(found: Evaluation) -> None:
     """The table and the findings, for people."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)
+    console = wide_console()
     table = Table(title=f"{found.pictures} pictures of {found.data}", title_justify="left")
     for name in (
         "way",

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 from rich.console import Console
 
 from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import EngineName, Licence, Precision, Preprocessing
+from export.commands.output import print_json
 from export.pipeline import export_model
 from export.report import findings
 from export.request import ExportOptions, McuChoices
@@ -159,9 +159,7 @@ def _print_json(artefact: Artefact) -> None:
         "findings": findings(artefact.manifest),
         "manifest": artefact.manifest,
     }
-    Console(soft_wrap=True, highlight=False, markup=False).print(
-        msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
-    )
+    print_json(document)
 
 
 def _print(artefact: Artefact) -> None:

@@ -1,11 +1,9 @@
 """`headtail fit`: does an artefact fit a board, part by part, with the gap in bytes."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
 from rich.table import Table
 
 from device_profiles.errors import EdgeError
@@ -14,6 +12,7 @@ from device_profiles.measurement import Profile, ProfileMismatchError, load_prof
 from device_profiles.schema import DeviceProfile
 from edge_runtime.artefact import Artefact, open_artefact
 from edge_runtime.session import open_session
+from export.commands.output import print_json, wide_console
 from export.cut_source import CutSource, open_cut_source
 from export.mcu.report import CODE_BYTES, REPORT_NAME, STACK_BYTES, McuReport
 from export.planning import read_file
@@ -57,7 +56,7 @@ def fit(
     found = check_fit(needs, there, supported_ops=ops if _runs_here(opened) else None)
     if json:
         report = {"fit": found, "verdict": found.verdict, "memory": sizes.how}
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n")
+        print_json(report)
     else:
         _print(found, sizes.how)
 
@@ -139,9 +138,7 @@ def _runs_here(artefact: Artefact) -> bool:
 
 
 def _print(found: Fit, how: str) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=150)
+    console = wide_console()
     table = Table(title=f"{found.name} on {found.board}: {found.verdict}", title_justify="left")
     for name in ("part", "verdict", "needs B", "has B", "gap B", "why"):
         table.add_column(name, justify="right" if name.endswith(" B") else "left", overflow="fold")

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from device_profiles.plan_table import dump_plan_table
 from device_profiles.schema import DeviceProfile
+from export.commands.output import wide_console
 from export.planning import NetworkPlan, PlanOptions, plan_network
 from split.plan import Objective, PlanError, Priced, format_ms, prune
 from split.plan_heads import Candidate
@@ -156,9 +157,7 @@ def _priced(priced: Priced) -> dict[str, Any]:
 def _print(report: dict[str, Any], network: NetworkPlan) -> None:
     found, boards = network.plan, network.boards
     title = f"{network.source.name}: head on {boards[0].id}, tail on {boards[1].id}, {network.link}"
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    console = wide_console()
     table = Table(title=title, title_justify="left")
     table.add_column("plan", overflow="fold")
     for name in ("p50 ms", "p95 ms", "device ms", "host ms", "up kB", "energy mJ", "memory MB", "accuracy"):

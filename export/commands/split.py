@@ -1,10 +1,8 @@
 """`headtail split`: list the cuts of a quantised network, write the head and tail of one, or train a bottleneck."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgspec
 from cyclopts import Parameter
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +10,7 @@ from rich.table import Table
 from device_profiles import load_board
 from edge_runtime.artefact import Artefact, open_artefact
 from edge_runtime.manifest import MAX_TENSORS
+from export.commands.output import print_json, wide_console
 from export.commands.train_flags import TrainFlags
 from export.cut_pair import PairOptions, write_pair
 from export.cut_source import OTHER_REMARK, CutSource, open_cut_source
@@ -64,7 +63,7 @@ def split(
     if at is None:
         sizes = measure_picture(source.inputs, _preprocessing(source), image)
         cuts = find_cuts(source.graph, max_tensors=max_tensors)
-        _print_json(_list_report(source, cuts, sizes)) if json else _print_list(source, cuts, sizes)
+        print_json(_list_report(source, cuts, sizes)) if json else _print_list(source, cuts, sizes)
         return
     if show:
         raise CutError("Wanted --list or --at, found both. --list shows the cuts, --at writes one.")
@@ -83,7 +82,7 @@ def split(
     report["microcontroller"] = options.microcontroller is not None
     if options.microcontroller is not None and source.remark is None:
         report["remark"] = OTHER_REMARK.format(engine="tflite-micro")
-    _print_json(report) if json else _print_pair(report, source.checked_on)
+    print_json(report) if json else _print_pair(report, source.checked_on)
 
 
 def _tables_from(codec: str, calibration: Path | None) -> SampleSet | None:
@@ -161,9 +160,7 @@ def _list_report(source: CutSource, cuts: CutList, sizes: PictureSizes | None) -
 
 
 def _print_list(source: CutSource, cuts: CutList, sizes: PictureSizes | None) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)  # names stay in one piece in files and pipes
+    console = wide_console()
     if not cuts.cuts:
         console.print(f"{source.name}: no legal cut. Every quantised tensor leaves another way from input to output.")
         return
@@ -234,7 +231,3 @@ def _macs(count: int) -> str:
 
 def _size(count: int) -> str:
     return f"{count} B" if count < 10_000 else f"{count / 1000:.1f} kB"
-
-
-def _print_json(value: Any) -> None:  # noqa: ANN401 - any msgspec-encodable value
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from rich.console import Console
@@ -15,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from device_profiles.errors import EdgeError
 from export.bottleneck_run import BottleneckOptions, TrainedBottleneck, late_training, prepare, train_bottleneck
 from export.commands.eval import print_evaluation
+from export.commands.output import print_json
 from export.commands.train_flags import TrainFlags
 from export.evaluation_report import write_report
 from split.distill import Progress as Step
@@ -149,7 +149,7 @@ def _dry_run(model: str, options: BottleneckOptions, *, json: bool) -> None:
     if json:
         seconds = {**training, **late}
         report = {"seconds": seconds, "total_s": sum(seconds.values()), "time_budget_s": budget, "ends_after_s": end}
-        _print_json({**report, "peak_bytes": peak})
+        print_json({**report, "peak_bytes": peak})
         return
     lines = [f"{name}: {_spoken(value)}" for name, value in training.items()]
     lines += [f"{_LATE[name]}: {_spoken(value)}" for name, value in late.items()]
@@ -169,7 +169,7 @@ def _show(made: TrainedBottleneck, options: BottleneckOptions, reached: Sequence
     title = f"{head.manifest.model.name} with {options.method} behind {options.layer}"
     page = write_report(made.evaluation, options.out, title=title, remark=remark)
     if json:
-        _print_json(
+        print_json(
             {
                 "cut_id": head.key,
                 "head": {"folder": str(head.folder), "id": head.id, "bytes": head.entry.stat().st_size},
@@ -196,7 +196,3 @@ def _spoken(value: float) -> str:
     if value < 90:
         return f"{value:.0f} s"
     return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
-
-
-def _print_json(value: Any) -> None:  # noqa: ANN401 - any msgspec-encodable value
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")

@@ -33,18 +33,13 @@ class Requant:
 
 
 @dataclass(frozen=True, eq=False)
-class Conv2D(Op):
-    """Sliding dot product; ``weights`` is int8 (out, kernel height, kernel width, in)."""
+class SlidingOp(Op):
+    """A dot product of weights (int8) with a window that slides over the input."""
 
     weights: np.ndarray
     requant: Requant
     frame: Frame
     clamp: Clamp
-
-    @property
-    def kind(self) -> str:
-        """``CONV_2D``."""
-        return "CONV_2D"
 
     def macs(self, values: Values) -> int:
         """Output positions times weights."""
@@ -55,6 +50,16 @@ class Conv2D(Op):
         """The kernel's windows."""
         del values
         return (self.frame.windows(),)
+
+
+@dataclass(frozen=True, eq=False)
+class Conv2D(SlidingOp):
+    """``weights`` is int8 (out, kernel height, kernel width, in)."""
+
+    @property
+    def kind(self) -> str:
+        """``CONV_2D``."""
+        return "CONV_2D"
 
 
 def make_requant(node: Node, net: NetworkBuilder, weights: Constant, multipliers: list[float]) -> Requant:

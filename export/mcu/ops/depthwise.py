@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from export.mcu.errors import ModelFileError
-from export.mcu.ops.base import Clamp, Frame, Op, Values, Window, activation_clamp, make_frame
-from export.mcu.ops.conv2d import Conv2D, Requant, channel_multipliers, dilate, make_requant
+from export.mcu.ops.base import activation_clamp, make_frame
+from export.mcu.ops.conv2d import Conv2D, SlidingOp, channel_multipliers, dilate, make_requant
 from export.mcu.reader import Node
 
 if TYPE_CHECKING:
@@ -17,32 +17,18 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class DepthwiseConv2D(Op):
+class DepthwiseConv2D(SlidingOp):
     """One filter per output channel; output channel c reads input channel c // multiplier.
 
     ``weights`` is int8 (kernel height, kernel width, out).
     """
 
-    weights: np.ndarray
-    requant: Requant
-    frame: Frame
-    clamp: Clamp
     multiplier: int
 
     @property
     def kind(self) -> str:
         """``DEPTHWISE_CONV_2D``."""
         return "DEPTHWISE_CONV_2D"
-
-    def macs(self, values: Values) -> int:
-        """Output positions times weights."""
-        out = values[self.output]
-        return out.height * out.width * int(self.weights.size)
-
-    def reads(self, values: Values) -> tuple[tuple[Window, Window], ...]:
-        """The kernel's windows."""
-        del values
-        return (self.frame.windows(),)
 
 
 def read_depthwise(node: Node, net: NetworkBuilder) -> None:
