@@ -45,11 +45,10 @@ def load_board(board: str) -> DeviceProfile:
             path = folder / f"{name}.json"
             if path.is_file():
                 return load_board_file(path)
-    known = sorted(path.stem for path in _SHIPPED.glob("*.json"))
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or known[:3]
-    raise BoardError(
-        f"Wanted a known board, found {name!r}. Did you mean {', '.join(near)}? `headtail devices` lists them all."
-    )
+    known = sorted({path.stem for folder in (_SHIPPED, user_folder()) for path in folder.glob("*.json")})
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    raise BoardError(f"Wanted a known board, found {name!r}.{hint} `headtail devices` lists them all.")
 
 
 def load_board_file(path: Path) -> DeviceProfile:

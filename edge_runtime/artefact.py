@@ -125,8 +125,11 @@ def open_artefact(path: Path | str, gate: Gate | None = None) -> Artefact:
     if gate is not None:
         gate(data, read_small(path, SIGNATURE_NAME))
     manifest = parse_manifest(data)
-    check_files(path, manifest)
-    scan_models(path, manifest)
+    try:
+        check_files(path, manifest)
+        scan_models(path, manifest)
+    except OSError as error:
+        raise ArtefactError(f"Wanted to read the artefact at {path}, found: {error}. Check its permissions.") from error
     return Artefact(path, manifest)
 
 
@@ -251,8 +254,11 @@ def read_small(folder: Path, name: str) -> bytes | None:
     path = folder / name
     if not path.is_file() or path.is_symlink():
         return None
-    with path.open("rb") as stream:
-        return stream.read(MAX_MANIFEST_BYTES + 1)
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise ArtefactError(f"Wanted to read {path}, found: {error}. Check its permissions.") from error
 
 
 def _list_files(folder: Path, limit: int) -> set[str]:

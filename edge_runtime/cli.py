@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO
 
-from device_profiles.errors import EdgeError
+from device_profiles.errors import EdgeError, path_problem
 from device_profiles.version import __version__
 from edge_runtime.cli_llm import add_llm_worker
 from edge_runtime.cli_observing import add_observing, open_tracer_of, samples_of, set_up_logging_of
@@ -44,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader left
         status = 0
+    except OSError as error:
+        problem = path_problem(error)
+        if problem is None:
+            raise
+        sys.stderr.write(f"{problem}\n")
+        status = 1
     sys.exit(status)
 
 

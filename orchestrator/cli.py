@@ -127,7 +127,7 @@ def run(tokens: list[str] | None = None) -> int:
     """Run the command in `tokens` (the process's arguments by default) and return the exit status."""
     from cyclopts import CycloptsError
 
-    from device_profiles.errors import EdgeError
+    from device_profiles.errors import EdgeError, path_problem
 
     try:
         result = build_app()(tokens, exit_on_error=False, result_action="return_value")
@@ -147,6 +147,12 @@ def run(tokens: list[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader left; nothing more can be said to it
         return 0
+    except OSError as error:
+        problem = path_problem(error)
+        if problem is None:
+            raise
+        sys.stderr.write(f"{problem}\n")
+        return 1
     return result if isinstance(result, int) else 0
 
 

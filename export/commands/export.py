@@ -1,6 +1,7 @@
 """`headtail export MODEL --target BOARD`: a model becomes an artefact, and what was measured is said."""
 
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -174,9 +175,10 @@ def _print(artefact: Artefact) -> None:
         console.print(f"  {row.what}: {row.value} {row.unit} ({row.device})")
     for sentence in findings(manifest):
         console.print(f"  note: {sentence}")
+    folder = shlex.quote(str(artefact.folder))
     if "Makefile" in manifest.files_by_path:
-        console.print(f"  next: make -C {artefact.folder} qemu")
-    console.print(f"  next: headtail inspect {artefact.folder}")
+        console.print(f"  next: make -C {folder} qemu")
+    console.print(f"  next: headtail inspect {folder}")
 
 
 def _quality_text(quality: Any) -> str:  # noqa: ANN401 - Quality, whose fields may be null

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from device_profiles import BoardError, list_boards, load_board, load_board_file
+from device_profiles.errors import path_problem
 from device_profiles.load import this_board_id
 
 BOARDS = list_boards()
@@ -99,3 +100,13 @@ def test_a_board_is_shown_with_units_and_what_is_unknown_in_one_line(capsys):
 
 def test_a_note_says_nothing_of_memory_that_is_known():
     assert not [one.id for one in list_boards() if one.ram_bytes is not None and "ram_bytes null" in (one.notes or "")]
+
+
+def test_a_file_that_cannot_be_used_is_one_line_and_other_errors_stay():
+    missing = FileNotFoundError(2, "No such file or directory", "/nowhere/plan.json")
+    assert path_problem(missing) == (
+        "FileNotFoundError: Wanted to use /nowhere/plan.json, found: No such file or directory. "
+        "Check the path and its permissions."
+    )
+    assert path_problem(ConnectionRefusedError(111, "Connection refused")) is None
+    assert path_problem(OSError("no number")) is None

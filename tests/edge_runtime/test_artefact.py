@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from edge_runtime import artefact as artefact_module
 from edge_runtime.artefact import (
     ArtefactError,
     IntegrityError,
@@ -225,3 +226,12 @@ def test_a_zip_that_needs_more_room_than_there_is_is_refused(add_one, tmp_path, 
     monkeypatch.setattr("shutil.disk_usage", lambda _path: types.SimpleNamespace(free=1000))
     with pytest.raises(ArtefactError, match="room to unpack"):
         open_artefact(archive)
+
+
+def test_a_file_that_may_not_be_read_is_named(add_one, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(artefact_module, "file_sha256", refuse)  # root may read everything
+    with pytest.raises(ArtefactError, match=r"Permission denied.*x0\.bin"):
+        open_artefact(add_one.folder)
