@@ -156,8 +156,7 @@ class Generator:
 
     def _turn(self) -> None:
         """One step for everybody."""
-        for job in [job for job in self._active if job.cancelled]:
-            self._finish(job, Event(error=CancelledError("The request was cancelled.")))
+        self._drop_cancelled()
         work = self._plan()
         if not work:
             return
@@ -176,6 +175,14 @@ class Generator:
                 self._take(job, rows)
             if job in self._active:
                 self._slots[job.slot] = job.tokens[: job.settled]
+
+    def _drop_cancelled(self) -> None:
+        """End what its client gave up, also where it still waits: others may have its place."""
+        with self._changed:
+            dropped = [job for job in self._waiting if job.cancelled]
+            self._waiting = collections.deque(job for job in self._waiting if not job.cancelled)
+        for job in [*dropped, *(job for job in self._active if job.cancelled)]:
+            self._finish(job, Event(error=CancelledError("The request was cancelled.")))
 
     def _plan(self) -> list[tuple[Job, Piece]]:
         """Sequences that decode first, then prompts as far as the step's tokens go."""

@@ -119,6 +119,24 @@ def test_requests_beyond_the_queue_are_refused():
     generator.close()
 
 
+def test_a_request_that_is_cancelled_while_it_waits_leaves_its_place_to_another():
+    engine = ToyEngine(50, RunSettings(slots=1, context=100_000))
+    generator = Generator(engine, None, queue=1)
+    begun, ended, events = threading.Event(), threading.Event(), []
+    running = generator.submit(request([1, 2, 3], 90_000), lambda event: begun.set())
+    assert begun.wait(20)
+    waiting = generator.submit(request([1, 2, 3]), lambda event: (events.append(event), ended.set()))
+    with pytest.raises(BusyError):
+        generator.submit(request([1, 2, 3]), print)
+    waiting.cancel()
+    assert ended.wait(20)
+    assert isinstance(events[0].error, CancelledError)
+    assert generator.load == (1, 0)
+    generator.submit(request([1, 2, 3]), lambda event: None)
+    running.cancel()
+    generator.close()
+
+
 def test_a_second_turn_reuses_the_cache_of_the_first(generator, tiny):
     first = generate(generator, request(PROMPTS[1], 8))
     longer = [*PROMPTS[1], *first, 65, 66]
