@@ -203,7 +203,7 @@ def _picture_spec(specs: Sequence[TensorSpec], preprocessing: Preprocessing | No
     if preprocessing is None or len(specs) != 1:
         raise DataError(
             f"Wanted to know how the pictures in {source} become the input ({', '.join(s.name for s in specs)}), found no "
-            "preprocessing. Return (module, example, Preprocessing), pass --mean and --std, or give an .npz of arrays."
+            "preprocessing. Return (module, example, Preprocessing), export with --crop, --mean and --std, or give an .npz of arrays."
         )
     return specs[0]
 

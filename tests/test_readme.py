@@ -36,7 +36,9 @@ def readme_block(heading, index=0):
 def test_the_commands_for_a_model_of_ones_own_work(newcomer):
     lines = readme_block("A model of your own")
     assert len(lines) == 7
-    for line in lines:
+    fit = readme_block("Where to cut, and what it costs")[0]
+    assert fit.startswith("headtail fit build/whole ")
+    for line in [*lines, fit]:
         done = newcomer(line)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
 

@@ -104,6 +104,10 @@ def _preprocessing(
     crop: str | None, resize_short: int | None, mean: str, std: str, interpolation: Literal["bilinear", "bicubic"]
 ) -> Preprocessing | None:
     if crop is None:
+        if resize_short is not None or (mean, std) != ("0", "1"):
+            raise SourceError(
+                "Wanted --crop with --resize-short, --mean and --std, found none: how large is the input?"
+            )
         return None
     sizes = crop.split("x")
     if len(sizes) > 2 or not all(one.isdigit() and int(one) for one in sizes):

@@ -68,6 +68,7 @@ def test_json_carries_identifiers_findings_and_the_manifest(shell):
         ("own_model:digits --target rpi-4b --engine tensorrt", "UnsupportedRouteError: "),
         ("own_model:digits --target rpi-4b --crop 0", "SourceError: Wanted --crop"),
         ("own_model:digits --target rpi-4b --crop 32 --std 0", "SourceError: Wanted one number"),
+        ("own_model:digits --target rpi-4b --mean 127 --std 128", "SourceError: Wanted --crop with"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_1(shell, arguments, said):
