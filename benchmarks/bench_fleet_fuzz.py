@@ -10,6 +10,7 @@ from benchmarks.agent_probe import peak_bytes
 from benchmarks.bench_fuzz import Outcome, Target, fuzz
 from edge_runtime import messages
 from edge_runtime.messages import ArtefactRef, Desired, JobOrder, JobStatus, Models, Ranked, Reported, Slots, Topics
+from edge_runtime.mqtt_stream import Message, PacketStream
 from edge_runtime.sample_message import SampleHead, pack_sample, unpack_sample
 from orchestrator.fleet import mqtt_packets as packets
 from orchestrator.fleet.selectors import parse_selector
@@ -55,6 +56,7 @@ def fleet_targets() -> tuple[Target, ...]:
     return (
         Target("fleet_messages", _messages(), _decode_messages),
         Target("packets", (publish, stream), _decode_stream),
+        Target("link_packets", (publish, stream, stream + bytes([0xD0, 0])), _decode_link),
         Target("selectors", (b"site=lab,!old,gpu", b"a!=b"), lambda data: parse_selector(data.decode("latin-1"))({})),
         Target("samples", (pack_sample(_SAMPLE, b"\xff\xd8\xff" + bytes(40)),), unpack_sample),
         Target("fleet_topics", tuple(name.encode() for name in names), _decode_topic),
@@ -105,6 +107,33 @@ def _decode_stream(data: bytes) -> object:
     reader = packets.PacketReader()
     found = reader.feed(data[: len(data) // 2]) + reader.feed(data[len(data) // 2 :])
     return [packets.decode_publish(flags, body) for kind, flags, body in found if kind == packets.PUBLISH]
+
+
+class _Halves:
+    """A socket that brings the bytes in two reads."""
+
+    def __init__(self, data: bytes) -> None:
+        middle = len(data) // 2
+        self.left = [part for part in (data[:middle], data[middle:]) if part]
+
+    def recv_into(self, buffer: memoryview, /) -> int:
+        """One of them, or as much as there is room for."""
+        part = self.left.pop(0)
+        count = min(len(part), len(buffer))
+        buffer[:count] = part[:count]
+        if part[count:]:
+            self.left.insert(0, part[count:])
+        return count
+
+
+def _decode_link(data: bytes) -> object:
+    """As every link reads them; what is no plain message goes to paho, here to nobody."""
+    passed: list[bytes] = []
+    stream, source = PacketStream(passed.append), _Halves(data)
+    found: list[Message] = []
+    while source.left:
+        found += stream.receive(source)
+    return found, passed
 
 
 def _decode_topic(data: bytes) -> object:
