@@ -14,6 +14,7 @@ from edge_runtime.profile_system import ROOT
 from edge_runtime.profile_tegrastats import TOTALS, parse_line
 
 PERIOD_S = 0.1
+_END_S = 10.0
 _SENSORS = ("ina3221", "ina3221x", "ina238")
 
 
@@ -78,8 +79,14 @@ class TegrastatsMeter:
         """End; see `Meter.stop`."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(timeout=10)
-            self._thread.join(timeout=10)
+            try:
+                self._process.wait(timeout=_END_S)
+            except subprocess.TimeoutExpired:  # it must not outlive the measurement
+                self._process.kill()
+                self._process.wait()
+            self._thread.join(timeout=_END_S)
+            if self._process.stdout is not None:
+                self._process.stdout.close()
         return list(self._samples)
 
     def _follow(self) -> None:

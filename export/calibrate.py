@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from device_profiles.measurement import NoisyProfileError, Profile, load_profile
+from device_profiles.measurement import NoisyProfileError, Profile, ProfileError, load_profile
 from edge_runtime.artefact import open_artefact
 from edge_runtime.profile_in_turn import profile_in_turn
 from edge_runtime.profiler import ProfileOptions
@@ -57,9 +57,15 @@ def read_profiles(folder: Path) -> Measured:
     """Profiles that `edge-agent profile` wrote on the board: every .json of a folder.
 
     Raises:
-        ProfileError: One of them is not a profile.
+        ProfileError: There is none, or one of them is not a profile.
     """
-    return sort_profiles([load_profile(path) for path in sorted(folder.glob("*.json"))])
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        raise ProfileError(
+            f"Wanted profiles of the chains (.json) in {folder}, found none. Run `edge-agent profile CHAIN --out FILE` on the "
+            "board and bring the files."
+        )
+    return sort_profiles([load_profile(path) for path in paths])
 
 
 def sort_profiles(found: Sequence[Profile]) -> Measured:

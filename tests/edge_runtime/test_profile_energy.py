@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edge_runtime import profile_meters
 from edge_runtime.profile_energy import (
     EnergyError,
     Sample,
@@ -177,3 +178,15 @@ def test_powercap_counts_microjoules_and_wraps(tmp_path):
 
 def test_no_meter_is_no_figure(tmp_path):
     assert find_meter(tmp_path) is None
+
+
+def test_a_meter_that_does_not_end_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(profile_meters, "_END_S", 0.2)
+    program = tmp_path / "tegrastats"
+    program.write_text("#!/bin/bash\ntrap '' TERM\necho ready\nwhile :; do read -t 0.05 < /dev/zero; done\n")
+    program.chmod(0o755)
+    meter = profile_meters.TegrastatsMeter(str(program))
+    meter.start()
+    assert meter.stop() == []
+    assert meter._process.returncode is not None
+    assert meter._process.stdout.closed

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from device_profiles.measurement import NoisyProfileError, dump_profile
+from device_profiles.measurement import NoisyProfileError, ProfileError, dump_profile
 from edge_runtime.profiler import ProfileOptions, profile_artefact
 from export.calibrate import Measured, fit, fit_all, measure_chains, read_profiles, write_chains
 from export.chain_nets import chain, write_net
@@ -60,3 +60,8 @@ def test_two_threads_are_measured_by_wall_time(tmp_path):
     profile = profile_artefact(artefact, ProfileOptions(threads=2, runs=10, limit_s=1.0, kernels_only=True))
     assert profile.engine.threads == 2
     assert profile.whole_cpu is None
+
+
+def test_a_folder_without_profiles_is_named(tmp_path):
+    with pytest.raises(ProfileError, match="found none"):
+        read_profiles(tmp_path)
