@@ -13,7 +13,7 @@ MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_FILES = 256
 MAX_FILE_BYTES = 1 << 30
-MAX_PICTURE_SIDE = 1 << 14
+MAX_PICTURE_SIDE, MAX_THREADS = 1 << 14, 1024
 MAX_TENSORS = 8  # the wire frame counts tensors in this range too
 
 Role = Literal["whole", "head", "tail"]
@@ -306,6 +306,8 @@ def check_manifest(manifest: Manifest) -> None:
     latents = manifest.cut.tensors if manifest.cut else ()
     for group, specs in (("inputs", manifest.inputs), ("outputs", manifest.outputs), ("cut.tensors", latents)):
         _check_tensors(group, specs, required=group != "cut.tensors" or manifest.cut is not None)
+    if not 1 <= manifest.engine.threads <= MAX_THREADS:  # of 0 each engine makes what it likes
+        raise ManifestError(f"Wanted 1 to {MAX_THREADS} threads, found {manifest.engine.threads}.")
     if manifest.preprocessing is not None:
         _check_preprocessing(manifest.preprocessing)
     _check_cut(manifest)
@@ -354,17 +356,15 @@ def _check_tensors(group: str, specs: tuple[TensorSpec, ...], *, required: bool)
 
 def _check_preprocessing(found: Preprocessing) -> None:
     """Sizes that a picture can have, and a division that gives numbers."""
-    short = found.resize_short
-    sizes = (*found.crop, *(() if short is None else (short,)))
+    sizes = found.crop if found.resize_short is None else (*found.crop, found.resize_short)
     if not all(1 <= size <= MAX_PICTURE_SIDE for size in sizes):
         raise ManifestError(
-            f"Wanted sizes of 1 to {MAX_PICTURE_SIDE} in `preprocessing`, found crop {found.crop} and resize_short {short}."
+            f"Wanted sizes of 1 to {MAX_PICTURE_SIDE} in `preprocessing`, found crop {found.crop} and resize_short {found.resize_short}."
         )
-    for name, values in (("mean", found.mean), ("std", found.std)):
-        if len(values) not in (1, 3) or (name == "std" and 0.0 in values):
-            raise ManifestError(
-                f"Wanted one or three numbers for {name} in `preprocessing` (std not 0), found {list(values)}."
-            )
+    if {len(found.mean), len(found.std)} - {1, 3} or 0.0 in found.std:
+        raise ManifestError(
+            f"Wanted one or three numbers for mean and std in `preprocessing` (std not 0), found {found.mean}, {found.std}."
+        )
 
 
 def _check_cut(manifest: Manifest) -> None:

@@ -37,13 +37,14 @@ from edge_runtime.profile_energy import (
     stated_energy,
 )
 from edge_runtime.profile_meters import Meter, find_meter
-from edge_runtime.profile_process import BLOCKS, MeasuringProcess, take_turns
+from edge_runtime.profile_process import BLOCKS, MeasuringProcess, ProfilerError, take_turns
 from edge_runtime.profile_runs import Measured, kernel_request, memory_of, read_kernels, read_pairs
 from edge_runtime.profile_stats import percentiles, repeat_cov, usage
 
 STEAL_LIMIT = 0.05  # share of all cores' time
 OTHER_LIMIT = 0.10  # with more than one thread, where CPU time is not latency
 KERNEL_RUNS = 50
+_MOST_MINUTES = 24 * 60
 _DISTRIBUTIONS = {
     "onnxruntime": "onnxruntime",
     "litert": "ai-edge-litert",
@@ -79,11 +80,15 @@ def profile_artefact(
 
     Raises:
         EngineError: The engine cannot open or run it here.
-        ProfilerError: A measuring process died or took too long.
+        ProfilerError: Options out of range, or a measuring process died or took too long.
         EnergyError: Stated figures, or the log of a meter, are not valid.
     """
     options = options or ProfileOptions()
     threads = threads_of(artefact, options)
+    if threads < 1 or not 0 <= options.minutes < _MOST_MINUTES:
+        raise ProfilerError(
+            f"Wanted at least one thread and 0 to {_MOST_MINUTES} minutes, found {threads} and {options.minutes:g}."
+        )
     if options.power is not None:
         stated_energy(options.power, None)  # wrong text is said before anything runs
     load = system.load_1m()

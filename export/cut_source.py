@@ -71,7 +71,11 @@ def open_cut_source(path: Path) -> CutSource:
         if manifest.role != "whole" or manifest.precision != "int8":
             raise CutSourceError(
                 f"Wanted a whole int8 network, found a {manifest.role} of precision {manifest.precision} in {path}. "
-                "Export it with --precision int8 --calibration DIR, or retrain a bottleneck with --method."
+                + (
+                    "Export it with --precision int8 --calibration DIR, or retrain a bottleneck with --method."
+                    if manifest.role == "whole"
+                    else "Name the artefact that it was cut from."
+                )
             )
         source = _open_file(artefact.entry, artefact)
     if not any(tensor.quantisation for tensor in source.graph.tensors.values()):

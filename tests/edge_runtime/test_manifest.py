@@ -48,6 +48,7 @@ def test_bytes_that_are_not_canonical_are_refused(manifest):
     [
         (lambda d: d.update(extra=1), "extra"),
         (lambda d: d.update(schema=2), "schema"),
+        (lambda d: d["engine"].update(threads=0), "threads"),
         (lambda d: d.update(role="boss"), "boss"),
         (lambda d: d.pop("entry"), "entry"),
         (lambda d: d.update(entry="nowhere.onnx"), "nowhere"),

@@ -24,6 +24,7 @@ from edge_runtime.profile_energy import EnergyError
 from edge_runtime.profile_graph import GraphError, read_graph
 from edge_runtime.profile_kernels import classify, count_macs
 from edge_runtime.profile_mapping import map_nodes
+from edge_runtime.profile_process import ProfilerError
 from edge_runtime.profile_text import describe, label
 from edge_runtime.profile_trace import TraceError, parse_events, read_trace
 from edge_runtime.profiler import ProfileOptions, profile_artefact
@@ -401,7 +402,7 @@ def test_runs_that_count_are_neither_warm_up_nor_first_of_a_block():
 
 def test_a_process_that_dies_is_a_named_error(net, tmp_path):
     from edge_runtime.profile_child import Request
-    from edge_runtime.profile_process import MeasuringProcess, ProfilerError, take_turns
+    from edge_runtime.profile_process import MeasuringProcess, take_turns
 
     request = Request(artefact=str(net.folder), mode="plain", threads=1)
     with MeasuringProcess(request, tmp_path) as process:
@@ -410,3 +411,9 @@ def test_a_process_that_dies_is_a_named_error(net, tmp_path):
         take_turns(process, None)
         with pytest.raises(ProfilerError, match="exit status -9"):
             process.finish()
+
+
+@pytest.mark.parametrize("options", [ProfileOptions(minutes=-1.0), ProfileOptions(threads=0)], ids=str)
+def test_options_out_of_range_are_refused_before_anything_runs(add_one, options):
+    with pytest.raises(ProfilerError, match="at least one thread and 0 to 1440 minutes"):
+        profile_artefact(add_one, options)
