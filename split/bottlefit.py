@@ -35,6 +35,7 @@ class BottleFitOptions:
         stride: Of the target layer; 8 as published for "resnet", 16 for "densenet"; 0 for these.
         width: Channels of the decoder; 0 for as many as the target has ("resnet"), or twice that ("densenet"):
             512 in the paper, both times.
+        bits: Of the integers of the exported head, 2 to 8; the paper's are 8.
     """
 
     channels: int = 12
@@ -42,6 +43,7 @@ class BottleFitOptions:
     decoder: Decoder = "resnet"
     stride: int = 0
     width: int = 0
+    bits: int = 8
 
 
 class BottleFit(Bottleneck):
@@ -57,6 +59,8 @@ class BottleFit(Bottleneck):
                 f"Wanted version 1, 2 or 3, a stride of {[last * one for one in _STRIDES]} and at least one channel, found version "
                 f"{options.version}, stride {stride} and {options.channels} channels. Choose another layer."
             )
+        if not 2 <= options.bits <= 8:
+            raise BottleneckError(f"Wanted 2 to 8 bits for each integer of the latent, found {options.bits}.")
         if options.version == 3 and inner != 8:
             raise BottleneckError(f"Wanted stride {8 * last} for version 3, found {stride}. Use version 2.")
         width = options.width or target_channels * last
@@ -64,6 +68,7 @@ class BottleFit(Bottleneck):
         modules += _back(target_channels, width, halves=last == 2)
         count = _HEAD_MODULES[options.version]
         super().__init__(nn.Sequential(*modules[:count]), nn.Sequential(*modules[count:]), stride=stride)
+        self.bits = options.bits
 
 
 def quantise_8bit(latent: torch.Tensor) -> torch.Tensor:

@@ -59,6 +59,7 @@ class Bottleneck(nn.Module):
         stride: Input pixels for each pixel of the target layer.
         encoder_fixed: The encoder is trained and stays as it is: latents are coded as they will be sent.
         stream: How its integers are coded.
+        bits: Of each integer, where calibration pictures decide their grid.
     """
 
     def __init__(self, encoder: nn.Sequential, decoder: nn.Sequential, *, stride: int) -> None:
@@ -68,6 +69,7 @@ class Bottleneck(nn.Module):
         self.stride = stride
         self.encoder_fixed = False
         self.stream = StreamPlan()
+        self.bits = 8
 
     def grid(self) -> LatentGrid | None:
         """The grid of the integers that it was trained with; null where calibration pictures decide."""

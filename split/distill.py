@@ -125,8 +125,12 @@ class _Run:
         options: TrainOptions,
         place: Place,
     ) -> None:
-        self.student, self.teacher = student.to(place.device), teacher.to(place.device)
         cuda = place.device.type == "cuda"
+        # half precision convolutions of a GPU want the channels last
+        self.layout = torch.channels_last if cuda else torch.preserve_format
+        self.student, self.teacher = (
+            one.to(device=place.device, memory_format=self.layout) for one in (student, teacher)
+        )
         kept = 0 if cuda else options.cache_bytes  # a GPU computes them faster than it copies them
         self.cache = TeacherCache(self.teacher, data, options.augmentation, limit_bytes=kept)
         self.images, self.labels = _on_device(data, place.device)
@@ -233,6 +237,7 @@ class _Run:
         draws, own = draw(len(indices), seed).part(mine), indices[mine]
         there = own.to(self.images.device)
         x = augment(self.images[there].to(place.device), self.options.augmentation, draws)
+        x = x.contiguous(memory_format=self.layout)
         labels = self.labels[there].to(place.device)
         torch.manual_seed(_mix(seed, place.rank, 1))
         for group in optimiser.param_groups:

@@ -63,7 +63,8 @@ def fit_grid(network: SplitNetwork, batches: Iterable[torch.Tensor]) -> LatentGr
     Args:
         network: With a trained bottleneck.
         batches: Normalised calibration pictures. Methods that train with a rate need none: their integers are what they
-            were trained with, step 1. Otherwise one scale for all channels, so that the largest value is 127.
+            were trained with, step 1. Otherwise one scale for all channels, so that the largest value is 127, or that of
+            `Bottleneck.bits`.
 
     Raises:
         BottleneckError: No calibration pictures where they are needed, or latents that are all zero or not finite.
@@ -79,7 +80,7 @@ def fit_grid(network: SplitNetwork, batches: Iterable[torch.Tensor]) -> LatentGr
         raise BottleneckError(
             f"Wanted latents of calibration pictures, found a largest value of {largest}. Train first."
         )
-    return LatentGrid((largest / HIGH,) * channels, (0.0,) * channels)
+    return LatentGrid((largest / (2 ** (bottleneck.bits - 1) - 1),) * channels, (0.0,) * channels)
 
 
 def integer_latents(head: IntegerHead, batches: Iterable[torch.Tensor]) -> list[I8]:

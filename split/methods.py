@@ -65,6 +65,7 @@ class BottleFitSettings:
         version: 1, 2 or 3: after how many convolutions the cut lies.
         decoder: resnet, or densenet (halves the resolution once more).
         width: Channels of the decoder; 0 for as many as the layer has (resnet) or twice that.
+        bits: Of each integer of the latent, 2 to 8; published are 8. Fewer bits with more channels are fewer bytes.
         epochs: Of the stages features and task.
         batch: Pictures for each step.
         task: Loss of the second stage; kind kd, ce or balanced.
@@ -76,6 +77,7 @@ class BottleFitSettings:
     version: int = 2
     decoder: Decoder = "resnet"
     width: int = 0
+    bits: int = 8
     epochs: tuple[int, int] = (10, 10)
     batch: int = 64
     task: TaskLoss = TASK
@@ -167,7 +169,9 @@ def _shown(value: object) -> str:
 
 
 def _make_bottlefit(layer: CutLayer, options: BottleFitSettings) -> Bottleneck:
-    form = BottleFitOptions(options.channels, options.version, options.decoder, layer.stride, options.width)
+    form = BottleFitOptions(
+        options.channels, options.version, options.decoder, layer.stride, options.width, options.bits
+    )
     return BottleFit(layer.shape[0], form)
 
 

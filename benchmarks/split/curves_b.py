@@ -37,6 +37,7 @@ from split.training_data import DataOptions, open_pictures
 
 CHART = RESULTS / "charts" / "curves_b"
 SHARE_BAR, LOSS_BAR, UPPER_BAR, RATE_BAR = 23, 1.0, 2.5, -50
+_AS_GOOD = 0.005  # accuracies that are alike
 _CODECS = ("webp", "jpeg")
 _TUNED = "with the whole network fine-tuned on compressed pictures"
 Pair = tuple[np.ndarray, np.ndarray]  # bytes of each picture's frame, whether its class is right
@@ -48,7 +49,7 @@ def rows() -> Iterator[dict[str, Any]]:
     raw = next(one for one in codecs if one.codec == "raw")
     codecs = [one for one in codecs if one.codec != "raw"]
     jobs = [job for job in JOBS.values() if (job.protocol, job.method, job.label) == ("b", "bottlefit", "")]
-    bottlefit = [_read(job) for job in jobs if (POINTS / f"{job.name}.npz").is_file()]
+    bottlefit = [one for job in jobs if (POINTS / f"{job.name}.npz").is_file() for one in _read(job)]
     ours, leaving = _shipped()
     slim = read_curves(POINTS, "b", "slim")
     yield from bottlefit_rows(bottlefit, codecs, raw.plain)
@@ -70,31 +71,34 @@ _CHARTED = {
 }
 
 
-Rate = tuple[int, Pair, float]  # channels, test sizes and answers, accuracy on validation pictures
+Rate = tuple[str, Pair, tuple[float, float]]  # channels and bits, test sizes and answers, bytes and accuracy on validation pictures
 
 
-def _read(job: Job) -> Rate:
+def _read(job: Job) -> list[Rate]:
     path = POINTS / f"{job.name}.npz"
-    (point,) = read_points(path)
     with np.load(path, allow_pickle=False) as file:
         validation = json.loads(str(file["note"]))["val"]
-    return int(job.options["channels"]), (point.sizes, point.right.astype(bool)), float(validation[0][1])
+    points = zip(read_points(path), validation, strict=True)
+    return [(point.setting, (point.sizes, point.right.astype(bool)), tuple(found)) for point, found in points]
 
 
 def bottlefit_rows(found: Sequence[Rate], codecs: Sequence[CodecPoint], whole: np.ndarray) -> Iterator[dict[str, Any]]:
-    """The rate that is best on validation pictures: its bytes against the cheaper codec before the plain network, its paired loss.
+    """The fewest bytes within half a point of the best accuracy, both on validation pictures: its bytes against the cheaper codec
+    before the plain network, and its paired loss.
 
     With several seeds, the mean over them: of bytes, of each picture's answers.
     """
     share, said, loss = None, "not measured", None
     if found:
         of = {rate: [one for one in found if one[0] == rate] for rate, *_ in found}
-        best = max(of, key=lambda rate: float(np.mean([validation for *_, validation in of[rate]])))
+        seen = {rate: np.mean([validation for *_, validation in some], 0) for rate, some in of.items()}
+        good = max(right for _, right in seen.values()) - _AS_GOOD
+        best = min((rate for rate in seen if seen[rate][1] >= good), key=lambda rate: seen[rate][0])
         sizes, right = (np.mean([pair[part] for _, pair, _ in of[best]], 0) for part in (0, 1))
         loss = paired_difference(100.0 * whole, 100.0 * right)
         cheapest = bytes_at(float(right.mean()), codecs, tuned=False)
         said = (
-            f"{best} channels, {sizes.mean():.0f} B at {100 * right.mean():.1f} %, of {len(of)} rates the best one on validation pictures, "
+            f"{best}, {sizes.mean():.0f} B at {100 * right.mean():.1f} %, of {len(of)} rates the one chosen on validation pictures, "
             f"{len(of[best])} of {len(SEEDS)} seeds"
         )
         share = None if cheapest is None else 100 * float(sizes.mean()) / cheapest

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.split.study_plan import JOBS, PROTOCOLS, Job, Protocol, layer_of, load_teacher
+from benchmarks.split.study_plan import BOTTLEFIT_BITS, JOBS, PROTOCOLS, Job, Protocol, layer_of, load_teacher
 from edge_runtime.entropy import EntropyCodec
 from edge_runtime.wire import CODEC_ENTROPY, encode_tensors
 from split.augment import Augmentation, centre, without_chance
@@ -122,9 +122,25 @@ def evaluate(
     """Frames with header of all validation and test pictures, and the tail's answers from what the frames hold."""
     plain = without_chance(protocol.augmentation)
     counted = first(data["train"], COUNTED)
+    if job.method == "bottlefit":
+        found: dict[str, list[Point]] = {name: [] for name in PARTS}
+        for bits in BOTTLEFIT_BITS:
+            student.bottleneck.bits = bits
+            coded = _coded(job, student, data, plain, device)
+            for name, ((_, sizes, right),) in coded.items():
+                found[name].append((f"{job.options['channels']} channels of {bits} bits", sizes, right))
+        return found
     if job.method.startswith("peer_"):
         known = counted if job.method == "peer_fp" and job.label else None
         return {name: _peer_points(student.cpu().eval(), data[name], plain, known) for name in PARTS}
+    return _coded(job, student, data, plain, device)
+
+
+def _coded(
+    job: Job, student: SplitNetwork, data: dict[str, PictureSet], plain: Augmentation, device: str
+) -> dict[str, list[Point]]:
+    """Integers in counted tables."""
+    counted = first(data["train"], COUNTED)
     student = student.to(device).eval()
     grid = fit_grid(student, (one.to(device) for one in input_batches(counted, plain)))
     tail = IntegerTail(student, grid).to(device)

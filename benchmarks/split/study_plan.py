@@ -119,22 +119,24 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "bottlefit": (1, 2, 4),
     },
     "b": {
-        "slim": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
-        "peer_fp": (0.64, 2.56, 10.24, 40.96),
-        "bottlefit": (2, 3, 4),
+        "slim": (3e-6, 1e-5, 3e-5, 1e-4),
+        "peer_fp": (16, 64, 256, 1024),
+        "bottlefit": (4, 8),
         "progressive": (3e-5,),
-        "entropic": (0.64, 2.56, 10.24, 40.96),
+        "entropic": (16, 64, 256, 1024),
     },
 }
-EPOCHS = {"a": (10, 10), "b": (35, 20)}
-JOINT_EPOCHS = {"a": (16, 4), "b": (38, 17)}
-PROGRESSIVE_B = {"epochs": (66, 29), "price_step": 3.0, "whole": 0.5}
+BOTTLEFIT_BITS = (8, 6, 5, 4)  # of one trained network
+EPOCHS = {"a": (10, 10), "b": (45, 55)}
+JOINT_EPOCHS = {"a": (16, 4), "b": (70, 30)}
+PROGRESSIVE_B = {"price_step": 3.0, "whole": 0.5}
 CODEC_QUALITIES = {"webp": (1, 30, 60, 85), "jpeg": (5, 12, 25, 50, 75)}
 # Of protocol b, for every method alike: the teacher alone says what is right, also of mixed pictures
 MATCH = TaskLoss("kd", alpha=0.0)
 B_CHANNELS = 16
 _ONE_SEED = ("peer_mshp", "bottlefit")
-_B_FAST = {"task": MATCH, "task_lr": 1e-2}
+_B_BATCH = {"batch": 128}
+_B_FAST = {"task": MATCH, "task_lr": 2e-2, **_B_BATCH}
 _STRIDE_4 = ("entropic", "peer_fp", "peer_mshp")
 
 # One option of slim at a time, protocol a; where the head is a float one, "float" is what to compare with
@@ -150,7 +152,14 @@ ABLATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "codebook": ("codebook", {"int8": False}),
     "positions": ("positions", {"int8": False}),
 }
-ABLATED_BETA = 6e-4
+# The same, protocol b, beside slim at the same beta and seed
+ABLATIONS_B: dict[str, tuple[str, dict[str, Any]]] = {
+    "float": ("slim", {"int8": False}),
+    "gdn": ("slim", {"activation": "gdn", "int8": False}),
+    "deep": ("slim", {"targets": "deep"}),
+    "deep_saliency": ("slim", {"targets": "deep", "saliency": True}),
+}
+ABLATED_BETA = {"a": 6e-4, "b": 3e-5}
 
 
 def plan() -> list[Job]:
@@ -162,7 +171,8 @@ def plan() -> list[Job]:
                 if not (seed and protocol == "a" and method in _ONE_SEED):
                     jobs += [_job(protocol, method, rate, seed) for rate in rates]
     jobs.sort(key=lambda job: job.protocol == "a" and job.method in _ONE_SEED)
-    return [*jobs, *coder_jobs(), *ablation_jobs(), *codec_jobs(), Job("b", "small", {"epochs": 55}, label="small")]
+    small = Job("b", "small", {"epochs": sum(EPOCHS["b"])}, label="small")
+    return [*jobs, *coder_jobs(), *ablation_jobs(), *codec_jobs(), small]
 
 
 def coder_jobs() -> list[Job]:
@@ -177,11 +187,13 @@ def coder_jobs() -> list[Job]:
 
 
 def ablation_jobs() -> list[Job]:
-    """Slim with one option changed."""
+    """Slim with one option changed, of both protocols."""
     jobs = []
-    for name, (method, changed) in ABLATIONS.items():
-        options = {"beta": ABLATED_BETA, "epochs": JOINT_EPOCHS["a"], "int8": True, **changed}
-        jobs.append(Job("a", method, options, int8=options["int8"], label=f"ablation-{name}"))
+    for protocol, ablations in (("a", ABLATIONS), ("b", ABLATIONS_B)):
+        slim = _job(protocol, "slim", ABLATED_BETA[protocol], 0)
+        for name, (method, changed) in ablations.items():
+            options = {**slim.options, **changed}
+            jobs.append(Job(protocol, method, options, int8=options["int8"], label=f"ablation-{name}"))
     return jobs
 
 
@@ -195,7 +207,7 @@ def codec_jobs() -> list[Job]:
 
 
 def _job(protocol: str, method: str, rate: float, seed: int) -> Job:
-    match = {"task": MATCH} if protocol == "b" else {}
+    match = {"task": MATCH, **_B_BATCH} if protocol == "b" else {}
     fast = _B_FAST if protocol == "b" else {}
     if method == "bottlefit":
         wide = {"width": 256, "fix_encoder": False} if protocol == "b" else {}

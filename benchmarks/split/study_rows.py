@@ -10,11 +10,9 @@ import numpy as np
 
 from benchmarks.rows import RESULTS
 from benchmarks.split.study_plan import (
-    ABLATED_BETA,
     ABLATIONS,
+    ABLATIONS_B,
     JOBS,
-    JOINT_EPOCHS,
-    PROGRESSIVE_B,
     RATES,
     SEEDS,
     ablation_jobs,
@@ -80,12 +78,10 @@ def rows() -> Iterator[dict[str, Any]]:
         yield {
             "id": f"ours_bd.{protocol}", "what": what, "value": ours.high if ours.seeds >= MIN_SEEDS else None, "unit": "%", "direction": "<=", "bar": -30, **peer,
         }  # fmt: skip
-    worst, seen = progressive_excess(curves["a", "progressive"], curves["a", "slim"])
-    what = f"bytes of one progressive stream over models of one rate at equal accuracy, worst of {seen} rates and seeds"
-    yield {"id": "progressive", "what": f"{what}, {WHERE['a']}", "value": worst, "unit": "%", "direction": "<=", "bar": 10}  # fmt: skip
-    worst, seen = progressive_excess(curves["b", "progressive"], curves["b", "slim"])
-    text = f"the same of {seen} rates, {WHERE['b']}; the stream was trained for {sum(PROGRESSIVE_B['epochs'])} epochs, the models of one rate for {sum(JOINT_EPOCHS['b'])}"
-    yield {"id": "progressive.b", "what": text, "value": worst, "unit": "%", "direction": "info"}
+    for protocol, name in (("a", "progressive"), ("b", "progressive.b")):
+        worst, seen = progressive_excess(curves[protocol, "progressive"], curves[protocol, "slim"])
+        what = f"bytes of one progressive stream over models of one rate at equal accuracy, worst of {seen} rates and seeds, {WHERE[protocol]}"
+        yield {"id": name, "what": what, "value": worst, "unit": "%", "direction": "<=", "bar": 10}
     yield from coder_rows(POINTS)
     yield from ablation_rows(POINTS)
     yield from point_rows(curves)
@@ -134,13 +130,14 @@ def coder_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 def ablation_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Slim with one option changed at a time: accuracy, with its bytes."""
-    for name, job in zip(ABLATIONS, ablation_jobs(), strict=True):
+    changes = [("", one) for one in ABLATIONS.items()] + [("b.", one) for one in ABLATIONS_B.items()]
+    for (prefix, (name, (_, changes_of))), job in zip(changes, ablation_jobs(), strict=True):
         path = folder / f"{job.name}.npz"
         if path.is_file():
             (point,) = read_points(path)
-            changed = ", ".join(f"{key} {value}" for key, value in ABLATIONS[name][1].items()) or "int8 True"
-            what = f"{job.method}, beta {ABLATED_BETA:g}, {changed}, {WHERE['a']}, 1 seed: accuracy at {point.sizes.mean():.1f} B a frame"
-            yield {"id": f"ablation.{name}", "what": what, "value": round(100 * float(point.right.mean()), 2), "unit": "%", "direction": "info"}  # fmt: skip
+            changed = ", ".join(f"{key} {value}" for key, value in changes_of.items()) or "int8 True"
+            what = f"{job.method}, beta {job.options['beta']:g}, {changed}, {WHERE[job.protocol]}, 1 seed: accuracy at {point.sizes.mean():.1f} B a frame"
+            yield {"id": f"ablation.{prefix}{name}", "what": what, "value": round(100 * float(point.right.mean()), 2), "unit": "%", "direction": "info"}  # fmt: skip
 
 
 def read_points(path: Path) -> list[Point]:

@@ -128,8 +128,9 @@ def test_bytes_at_an_accuracy_are_those_of_the_cheaper_codec_and_none_outside_it
 def test_bottlefit_is_compared_at_its_accuracy_and_its_loss_is_paired():
     codecs = [_codec("webp", 1, 1000, 50, 50), _codec("webp", 10, 4000, 90, 90)]
     found = [
-        (3, (np.full(100, 500.0), np.arange(100) < 90), 0.9),
-        (1, (np.full(100, 100.0), np.arange(100) < 20), 0.2),
+        ("3 channels of 8 bits", (np.full(100, 600.0), np.arange(100) < 91), (600, 0.904)),
+        ("3 channels of 6 bits", (np.full(100, 500.0), np.arange(100) < 90), (500, 0.9)),
+        ("1 channels of 8 bits", (np.full(100, 100.0), np.arange(100) < 20), (100, 0.2)),
     ]
     rows = {row["id"]: row["value"] for row in bottlefit_rows(found, codecs, np.arange(100) < 92)}
     assert rows["bottlefit"] == pytest.approx(12.5)

@@ -59,14 +59,15 @@ def test_stream_of_real_bytes_decodes_to_the_same_latents_and_beats_raw(entropic
         assert np.array_equal(decoded, latent)
 
 
-def test_bottlefit_grid_reaches_the_largest_value(tiny, pictures):
+@pytest.mark.parametrize(("bits", "largest"), [(8, HIGH), (4, 7)])
+def test_bottlefit_grid_reaches_the_largest_value(tiny, pictures, bits, largest):
     trace = trace_network(tiny, torch.rand(1, 3, 32, 32))
-    make = lambda one: BottleFit(one.shape[0], BottleFitOptions(channels=3))  # noqa: E731
+    make = lambda one: BottleFit(one.shape[0], BottleFitOptions(channels=3, bits=bits))  # noqa: E731
     network, _ = inject(trace, "layer2", make, size=(32, 32))
     network.eval()
     grid = fit_grid(network, input_batches(pictures, OPTIONS))
     latents = integer_latents(IntegerHead(network.bottleneck, grid), input_batches(pictures, OPTIONS))
-    assert max(int(np.abs(one.astype(int)).max()) for one in latents) == HIGH
+    assert max(int(np.abs(one.astype(int)).max()) for one in latents) == largest
     with pytest.raises(BottleneckError, match="calibration"):
         fit_grid(network, ())
 
