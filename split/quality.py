@@ -33,7 +33,12 @@ class BDRate:
     overlap: float
 
 
-def bd_rate(reference: tuple[npt.ArrayLike, npt.ArrayLike], tested: tuple[npt.ArrayLike, npt.ArrayLike]) -> BDRate:
+def bd_rate(
+    reference: tuple[npt.ArrayLike, npt.ArrayLike],
+    tested: tuple[npt.ArrayLike, npt.ArrayLike],
+    *,
+    min_overlap: float = MIN_OVERLAP,
+) -> BDRate:
     """Bjontegaard's rate difference over the accuracies that both curves reach.
 
     Each curve is the logarithm of its bytes over accuracy, interpolated by monotone cubic pieces, integrated exactly.
@@ -42,19 +47,20 @@ def bd_rate(reference: tuple[npt.ArrayLike, npt.ArrayLike], tested: tuple[npt.Ar
     Args:
         reference: Bytes (> 0) and accuracies of at least two points.
         tested: The same.
+        min_overlap: Share of either curve that both must reach.
 
     Raises:
-        CurveError: Fewer than two usable points, or the ranges overlap by less than half of either curve.
+        CurveError: Fewer than two usable points, or the ranges overlap by less than that.
 
     Source: Bjontegaard, VCEG-M33 (2001); with piecewise cubic interpolation as in VCEG-AI11 (2008).
     """
     curves = [_curve(*reference), _curve(*tested)]
     low, high = max(one[0][0] for one in curves), min(one[0][-1] for one in curves)
     overlap = min((high - low) / (one[0][-1] - one[0][0]) for one in curves)
-    if overlap < MIN_OVERLAP:
+    if overlap < min_overlap:
         ranges = [f"{one[0][0]:g} to {one[0][-1]:g}" for one in curves]
         raise CurveError(
-            f"Wanted accuracies that overlap by {MIN_OVERLAP:.0%} of either curve, found {ranges[0]} and {ranges[1]}. "
+            f"Wanted accuracies that overlap by {min_overlap:.0%} of either curve, found {ranges[0]} and {ranges[1]}. "
             "Measure more rates."
         )
     areas = [_integral(*one, low, high) for one in curves]

@@ -24,6 +24,7 @@ TASKS = {"masks": "mean IoU", "boxes": "AP at an overlap of 0.5", "classes": "ac
 # Scenes that choose which of slim's rates are compared, one of so many; the others measure
 CHOOSING = 5
 MIN_RATES = 3
+MIN_POINTS = 4
 ROUNDS = 500
 _SHARES = (2.5, 97.5)
 
@@ -42,13 +43,13 @@ def rows(folder: Path = POINTS) -> Iterator[dict[str, Any]]:
     """three_tails and what it consists of, the points, the chart.
 
     Raises:
-        RowError: No seed has all its points.
+        RowError: No seed has enough points.
     """
     slim, webp = (read_curves(folder, kind) for kind in ("slim", "webp"))
     seeds = sorted(set(slim) & set(webp))
     if not seeds:
         raise RowError(
-            f"Wanted all points of one seed in {folder}, found none. Run: python -m benchmarks.split.scene_curves"
+            f"Wanted {MIN_POINTS} points of both sides with one seed in {folder}, found none. Run: python -m benchmarks.split.scene_curves"
         )
     plan = ScenePlan()
     where = f"{plan.test} scenes of {plan.size} px composed from test photos of groceries, EfficientNet-Lite0, {len(seeds)} seeds"
@@ -74,12 +75,12 @@ def rows(folder: Path = POINTS) -> Iterator[dict[str, Any]]:
 
 
 def read_curves(folder: Path, kind: str) -> dict[int, Curve]:
-    """The points of one side by seed; a seed that lacks one has no curve."""
+    """The points of one side by seed; all that are there, where they are enough for a curve."""
     names = [one for one in points(ScenePlan()) if one.startswith(kind)]
     found = {}
     for seed in SEEDS:
-        paths = [point_path(folder, name, seed) for name in names]
-        if all(path.is_file() for path in paths):
+        paths = [path for name in names if (path := point_path(folder, name, seed)).is_file()]
+        if len(paths) >= MIN_POINTS:
             found[seed] = [read_point(path) for path in paths]
     return found
 

@@ -74,11 +74,24 @@ def test_neighbouring_rates_that_overlap_are_chosen_on_pictures_that_measure_not
         {0: [study_rows.Point(str(n), rng.uniform(90, 110, 4000) * 2**n, one) for n, one in enumerate(side)]}
         for side in (low, wide)
     )
-    chosen, count = study_rows.comparable(reference, tested)
-    assert ([one.setting for one in chosen[0]], count) == (["1", "2"], 2)
+    _, chosen, kept = study_rows.comparable(reference, tested)
+    assert [one.setting for one in chosen[0]] == ["1", "2"]
+    assert kept == "2 of 2 rates of the reference and 2 of 4 of ours"
     for one in tested[0]:
         one.right[np.arange(4000) % study_rows.CHOOSING != 0] = False
-    assert study_rows.comparable(reference, tested)[1] == 2
+    assert [one.setting for one in study_rows.comparable(reference, tested)[1][0]] == ["1", "2"]
+
+
+def test_a_reference_gives_up_the_rates_that_nothing_compares_with():
+    rng = np.random.default_rng(0)
+    wide, high = ([rng.random(4000) < share for share in shares] for shares in ((0.1, 0.6, 0.7, 0.8), (0.6, 0.7, 0.81)))
+    reference, tested = (
+        {0: [study_rows.Point(str(n), rng.uniform(90, 110, 4000) * 2**n, one) for n, one in enumerate(side)]}
+        for side in (wide, high)
+    )
+    kept, chosen, _ = study_rows.comparable(reference, tested)
+    assert [one.setting for one in kept[0]] == ["1", "2", "3"]
+    assert len(chosen[0]) == 3
 
 
 def test_a_progressive_stream_with_a_tenth_more_bytes_has_that_excess():
@@ -89,6 +102,8 @@ def test_a_progressive_stream_with_a_tenth_more_bytes_has_that_excess():
     worst, count = study_rows.progressive_excess(more, single)
     assert count == 4
     assert worst == pytest.approx(10, abs=1e-6)
+    below = {0: [study_rows.Point("", single[0][0].sizes * 1.5, rng.random(400) < 0.3)]}
+    assert study_rows.progressive_excess(below, single)[0] == pytest.approx(50)  # at least
 
 
 def test_every_job_of_the_study_has_a_name_of_its_own_and_options_that_its_method_knows():
