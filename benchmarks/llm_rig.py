@@ -265,6 +265,8 @@ def interleaved(programs: Mapping[str, Program], *, rounds: int, tokens: int) ->
 
 def prepare(source: Checkpoint, parts: Sequence[str]) -> None:
     """Make what the parts need."""
+    from benchmarks import bench_llm_memory as memory  # it uses this module
+
     needed: dict[str, Callable[[], object]] = {
         "float32": lambda: shards(source, "smollm2"),
         "int4": lambda: shards(source, "smollm2", weights="int4"),
@@ -272,10 +274,13 @@ def prepare(source: Checkpoint, parts: Sequence[str]) -> None:
         "big": lambda: shards(open_checkpoint(random_checkpoint("random-562m", BIG)), "random-562m"),
         "big4": lambda: shards(open_checkpoint(random_checkpoint("random-562m", BIG)), "random-562m", weights="int4"),
         "streamed": lambda: streamed_shards(random_checkpoint("random-1b", STREAMED)),
+        "70b": lambda: memory.prepare("float32"),
+        "70b4": lambda: memory.prepare("int4"),
     }
     wanted = {
         "allreduce": (), "paper_ratio": ("float32",), "accelerate": ("float32", "hf"), "one_device": ("float32", "hf"),
         "low_bit": ("float32", "int4"), "low_bit_big": ("big", "big4"), "stream_big": ("streamed",),
+        "mem_70b_fp32": ("70b",), "mem_70b_q4": ("70b4",),
     }  # fmt: skip
     for name in dict.fromkeys(one for part in parts for one in wanted.get(part, ())):
         print(f"preparing {name}", flush=True)
