@@ -44,7 +44,8 @@ class WeightFile:
 
     Args:
         path: The file.
-        drop_behind: Tell the kernel to forget what was read, so that page cache is not held beside the buffers.
+        drop_behind: Tell the kernel to read no further than asked (a piece's neighbours may be in memory already) and to
+            forget what was read, so that page cache is not held beside the buffers.
     """
 
     def __init__(self, path: Path, *, drop_behind: bool) -> None:
@@ -54,6 +55,8 @@ class WeightFile:
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise ShardError(f"Wanted the weights of a rank, found {error} at {path}.") from error
+        if drop_behind:
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def close(self) -> None:
         """Close the file; closing twice is nothing."""
