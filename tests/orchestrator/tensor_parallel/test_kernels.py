@@ -109,5 +109,5 @@ print(before - after)
 
 def test_a_limit_below_what_the_start_took_is_refused_with_the_one_that_works(cluster, tiny):
     runner = cluster(tiny.folder, ranks=1).engine.runner
-    with pytest.raises(MemoryLimitError, match="--memory-limit 4000MB"):
+    with pytest.raises(MemoryLimitError, match="--memory-limit 4005MB"):
         RankRunner(replace(runner.task, memory_limit=3 * 10**9), base_bytes=1 << 20, started_bytes=4 * 10**9)
