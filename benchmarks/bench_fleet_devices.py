@@ -32,7 +32,10 @@ from orchestrator.fleet.ingest import Ingest
 from orchestrator.fleet.queries import summarise
 from orchestrator.fleet.store import Store, default_url, now_ms
 
-STEPS = tuple(int(step) for step in os.environ.get("HEADTAIL_BENCH_STEPS", "6000,8000,10000,12000,14000").split(","))
+STEPS = tuple(
+    int(step)
+    for step in os.environ.get("HEADTAIL_BENCH_STEPS", "8000,11000,14000,17000,20000").split(",")
+)
 TRIES = 3
 SETTLE_S, SECONDS = 1.5, 4.0
 LIMIT_MS = 100.0
