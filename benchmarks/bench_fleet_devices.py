@@ -32,10 +32,7 @@ from orchestrator.fleet.ingest import Ingest
 from orchestrator.fleet.queries import summarise
 from orchestrator.fleet.store import Store, default_url, now_ms
 
-STEPS = tuple(
-    int(step)
-    for step in os.environ.get("HEADTAIL_BENCH_STEPS", "8000,11000,14000,17000,20000").split(",")
-)
+STEPS = tuple(int(step) for step in os.environ.get("HEADTAIL_BENCH_STEPS", "8000,11000,14000,17000,20000").split(","))
 TRIES = 3
 SETTLE_S, SECONDS = 1.5, 4.0
 LIMIT_MS = 100.0
