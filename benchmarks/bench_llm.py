@@ -31,7 +31,7 @@ from orchestrator.tensor_parallel.engine import Engine, EngineOptions
 from orchestrator.tensor_parallel.generation import Generator, generate
 from orchestrator.tensor_parallel.jobs import Request
 from orchestrator.tensor_parallel.loads import rank_loads
-from orchestrator.tensor_parallel.memory import TYPICAL_BASE_BYTES, plan_memory
+from orchestrator.tensor_parallel.memory import TYPICAL_BASE_BYTES, plan_memory, resident_now
 from orchestrator.tensor_parallel.nodes import Node
 from orchestrator.tensor_parallel.partition import cut
 from orchestrator.tensor_parallel.protocol import RunSettings
@@ -118,9 +118,10 @@ def limited(source: Checkpoint, nodes: list[Node], settings: RunSettings, keep: 
     found = []
     for rank, (node, share) in enumerate(zip(nodes, cut(source.config, [n.capability for n in nodes]), strict=True)):
         loads = rank_loads(source.config, share, share, master=rank == 0, paper=False)
+        base = TYPICAL_BASE_BYTES if rank else max(TYPICAL_BASE_BYTES, resident_now())  # the master is this process
         plan = plan_memory(
             source.config, share, loads, settings,
-            ranks=len(nodes), master=rank == 0, limit=None, base=TYPICAL_BASE_BYTES,
+            ranks=len(nodes), master=rank == 0, limit=None, base=base,
         )  # fmt: skip
         found.append(msgspec.structs.replace(node, memory_limit=str(plan.total - int((1 - keep) * plan.resident))))
     return found
