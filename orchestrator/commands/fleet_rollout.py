@@ -111,7 +111,9 @@ def parse_stages(text: str, soak_s: float, *, approval: bool) -> tuple[Stage, ..
         except ValueError as error:
             raise FleetError(f"Wanted stages such as 5%,25%,100% or 1,10,100%, found {part!r} in {text!r}.") from error
         if not (0 < share <= 1 if share is not None else (count or 0) > 0):
-            raise FleetError(f"Wanted stages of at least one device and at most 100%, found {part!r} in {text!r}.")
+            raise FleetError(
+                f"Wanted stages such as 5%,25%,100%, each at least one device and at most 100%, found {part!r} in {text!r}."
+            )
         stages.append(Stage(count=count, share=share, soak_s=0.0 if last else soak_s, approval=approval and not last))
     return tuple(stages)
 

@@ -169,7 +169,7 @@ def test_killing_everything_in_a_rollout_changes_nothing_but_time(tmp_path, caps
         assert run(["fleet", "audit", "--verify", "--folder", str(folder)]) == 0
         assert "the chain holds" in capsys.readouterr().out
         assert run(["fleet", "rollout", "nothing@1", "--to", "all", "--folder", str(folder)]) == 1
-        assert "not registered" in capsys.readouterr().err
+        assert "Register it: headtail deploy" in capsys.readouterr().err
         store.close()
 
 
