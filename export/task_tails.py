@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
 from torch import nn
@@ -26,7 +25,7 @@ from export.pair_runner import picture_input
 from export.quantize import halve_onnx
 from export.source import ModelSource
 from export.to_onnx import torch_to_onnx
-from export.trained_manifest import Half, Parts, TrainedPairOptions, base_manifest, make_cut, pair_engine, tail_golden
+from export.trained_manifest import Half, Parts, TrainedPairOptions, make_cut, pair_engine, tail_golden, tail_manifest
 from export.trained_pair import Files, head_files, quantise_head
 from split.inject import SplitNetwork
 from split.training_data import PictureSet
@@ -144,14 +143,5 @@ def _tail_files(
         for name, one in zip(outputs, half.run([latents[0]]), strict=True)
     )
     golden = tail_golden(latents, options, half, specs[0])
-    manifest = msgspec.structs.replace(
-        base_manifest(options, half),
-        role="tail",
-        target=options.tail_target,
-        precision=options.tail_precision,
-        inputs=cut.tensors,
-        outputs=specs,
-        golden=golden.vectors,
-        cut=msgspec.structs.replace(cut, cut_id=None, accepts=(cut.cut_id,)),
-    )
+    manifest = tail_manifest(cut, specs, golden, options, half)
     return manifest, {half.entry: data, TABLES_NAME: tables, **golden.files}

@@ -183,19 +183,29 @@ def tail_files(
         logits: The tail's output.
     """
     golden = tail_golden(parts.latents, options, half, logits)
+    outputs = (msgspec.structs.replace(logits, name=LOGITS, engine_name=LOGITS, semantic="logits"),)
     manifest = msgspec.structs.replace(
+        tail_manifest(cut, outputs, golden, options, half),
+        postprocessing=Postprocessing(kind="softmax-top-k", labels=LABELS_FILE if options.labels else None),
+    )
+    labels = {LABELS_FILE: ("\n".join(options.labels) + "\n").encode()} if options.labels else {}
+    return manifest, {half.entry: parts.tail, TABLES_NAME: parts.tables, **golden.files, **labels}
+
+
+def tail_manifest(
+    cut: Cut, outputs: tuple[TensorSpec, ...], golden: GoldenSet, options: TrainedPairOptions, half: Half
+) -> Manifest:
+    """Of a tail with these outputs that accepts the frames of a head's cut."""
+    return msgspec.structs.replace(
         base_manifest(options, half),
         role="tail",
         target=options.tail_target,
         precision=options.tail_precision,
         inputs=cut.tensors,
-        outputs=(msgspec.structs.replace(logits, name=LOGITS, engine_name=LOGITS, semantic="logits"),),
-        postprocessing=Postprocessing(kind="softmax-top-k", labels=LABELS_FILE if options.labels else None),
+        outputs=outputs,
         golden=golden.vectors,
         cut=msgspec.structs.replace(cut, cut_id=None, accepts=(str(cut.cut_id),)),
     )
-    labels = {LABELS_FILE: ("\n".join(options.labels) + "\n").encode()} if options.labels else {}
-    return manifest, {half.entry: parts.tail, TABLES_NAME: parts.tables, **golden.files, **labels}
 
 
 def tail_golden(latents: Sequence[np.ndarray], options: TrainedPairOptions, half: Half, first: TensorSpec) -> GoldenSet:

@@ -126,17 +126,17 @@ def evaluate(
         found: dict[str, list[Point]] = {name: [] for name in PARTS}
         for bits in BOTTLEFIT_BITS:
             student.bottleneck.bits = bits
-            coded = _coded(job, student, data, plain, device)
+            coded = _own_points(job, student, data, plain, device)
             for name, ((_, sizes, right),) in coded.items():
                 found[name].append((f"{job.options['channels']} channels of {bits} bits", sizes, right))
         return found
     if job.method.startswith("peer_"):
         known = counted if job.method == "peer_fp" and job.label else None
         return {name: _peer_points(student.cpu().eval(), data[name], plain, known) for name in PARTS}
-    return _coded(job, student, data, plain, device)
+    return _own_points(job, student, data, plain, device)
 
 
-def _coded(
+def _own_points(
     job: Job, student: SplitNetwork, data: dict[str, PictureSet], plain: Augmentation, device: str
 ) -> dict[str, list[Point]]:
     """Integers in counted tables."""

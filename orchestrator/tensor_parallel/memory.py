@@ -14,9 +14,8 @@ from orchestrator.tensor_parallel.protocol import RunSettings
 
 # Allocator slack, thread stacks, TLS buffers, the libraries' own scratch, and code that comes back after `forget_code`.
 SLACK_BYTES = 32 << 20
-_SPREAD_BYTES = (
-    4 << 20
-)  # what the program takes differs by so much from start to start: a limit that is named must work then
+# What the program takes differs by so much from start to start: a limit that is named must work then.
+_SPREAD_BYTES = 4 << 20
 # An interpreter with torch imported and its code forgotten, where it cannot be measured as the node is another machine.
 TYPICAL_BASE_BYTES = 180 << 20
 _MADV_DONTNEED = 4

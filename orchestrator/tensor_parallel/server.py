@@ -248,9 +248,6 @@ async def _metrics(_request: Request, *, service: Service) -> Response:
     lines = []
     for name, kind, help_text, value in rows:
         full = f"headtail_llm_{name}"
-        lines += [
-            f"# HELP {full} {help_text}",
-            f"# TYPE {full} {kind}",
-            f"{full} {value}",
-        ]  # whole digits: a counter goes on by ones
+        # all digits of the value: a counter goes on by ones
+        lines += [f"# HELP {full} {help_text}", f"# TYPE {full} {kind}", f"{full} {value}"]
     return PlainTextResponse("\n".join(lines) + "\n", media_type="text/plain; version=0.0.4")
