@@ -271,7 +271,13 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
         test = open_labelled(options.test_data, data_options, network.labels)
     data, val = _validation(data, data_options, network.labels, options)
     torch.manual_seed(options.seed)
-    student, teacher = inject(trace, options.layer, lambda at: method.make(at, settings), size=preprocessing.crop)
+    student, teacher = inject(
+        trace,
+        options.layer,
+        lambda at: method.make(at, settings),
+        size=preprocessing.crop,
+        front=getattr(settings, "front", ""),
+    )
     plain = augmentation_of(preprocessing)
     training = TrainOptions(
         folder=options.out / _RUN,

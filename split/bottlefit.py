@@ -10,7 +10,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from split.bottleneck import Bottleneck, BottleneckError, Coded, conv
+from split.bottleneck import Bottleneck, BottleneckError, Coded, LatentGrid, conv
+from split.inject import Front
 from split.losses import TaskLoss
 from split.stages import Stage
 
@@ -22,6 +23,7 @@ _STEM_CHANNELS = 64
 # Stride before the decoder's last pooling -> strides of first convolution, pooling, second convolution. Published: 8.
 _STRIDES = {1: (1, 1, 1), 2: (2, 1, 1), 4: (2, 2, 1), 8: (2, 2, 2)}
 _LATENT_STEPS = 255
+_MOMENTUM = 0.05  # of the largest latent, for each batch
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class BottleFitOptions:
         width: Channels of the decoder; 0 for as many as the target has ("resnet"), or twice that ("densenet"):
             512 in the paper, both times.
         bits: Of the integers of the exported head, 2 to 8; the paper's are 8.
+        rounds: Latents are rounded to these integers in training too, gradients passed through; the paper rounds afterwards.
     """
 
     channels: int = 12
@@ -44,12 +47,18 @@ class BottleFitOptions:
     stride: int = 0
     width: int = 0
     bits: int = 8
+    rounds: bool = False
 
 
 class BottleFit(Bottleneck):
-    """The block for a target of some channels; at 224 px, version 2: latent C x 29 x 29, output 512 x 28 x 28."""
+    """The block for a target of some channels; at 224 px, version 2: latent C x 29 x 29, output 512 x 28 x 28.
 
-    def __init__(self, target_channels: int, options: BottleFitOptions | None = None) -> None:
+    With `front` the network's own first layers stand in place of the head's, but for the convolution to the latent.
+    """
+
+    def __init__(
+        self, target_channels: int, options: BottleFitOptions | None = None, front: Front | None = None
+    ) -> None:
         options = options or BottleFitOptions()
         last = 2 if options.decoder == "densenet" else 1
         stride = options.stride or 8 * last
@@ -64,11 +73,42 @@ class BottleFit(Bottleneck):
         if options.version == 3 and inner != 8:
             raise BottleneckError(f"Wanted stride {8 * last} for version 3, found {stride}. Use version 2.")
         width = options.width or target_channels * last
-        modules = _front(options.version, options.channels, width, _STRIDES[inner])
+        count = 2 if front else _HEAD_MODULES[options.version]
+        if front:
+            modules = _behind(front, inner, options, width)
+        else:
+            modules = _front(options.version, options.channels, width, _STRIDES[inner])
         modules += _back(target_channels, width, halves=last == 2)
-        count = _HEAD_MODULES[options.version]
         super().__init__(nn.Sequential(*modules[:count]), nn.Sequential(*modules[count:]), stride=stride)
-        self.bits = options.bits
+        self.bits, self.rounds = options.bits, options.rounds
+        if options.rounds:
+            self.register_buffer("largest", torch.zeros(()))
+
+    def grid(self) -> LatentGrid | None:
+        """That of training, where it rounds there."""
+        if not self.rounds:
+            return None
+        channels = self.encoder[-1].out_channels
+        return LatentGrid((float(self._step()),) * channels, (0.0,) * channels)
+
+    def code(self, latent: torch.Tensor) -> Coded:
+        """As real numbers, or on the grid of the integers."""
+        if not self.rounds:
+            return super().code(latent)
+        with torch.autocast(latent.device.type, enabled=False):
+            latent = latent.float()
+            if self.training and not self.encoder_fixed:
+                high = latent.detach().abs().amax()
+                self.largest.copy_(
+                    torch.where(self.largest == 0, high, self.largest + _MOMENTUM * (high - self.largest))
+                )
+            step, most = self._step(), 2 ** (self.bits - 1) - 1
+            rounded = torch.clamp(torch.round(latent.detach() / step), -most, most) * step
+            return super().code(latent + (rounded - latent.detach()))
+
+    def _step(self) -> torch.Tensor:
+        step: torch.Tensor = self.largest.clamp(min=torch.finfo(torch.float32).tiny) / (2 ** (self.bits - 1) - 1)
+        return step
 
 
 def quantise_8bit(latent: torch.Tensor) -> torch.Tensor:
@@ -98,6 +138,7 @@ def bottlefit_stages(
     task: TaskLoss | None = None,
     lr: float = 1e-3,
     fix_encoder: bool = True,
+    front_lr: float = 1.0,
 ) -> tuple[Stage, ...]:
     """The published recipe: features with Adam (GHND), then the task with SGD.
 
@@ -108,8 +149,9 @@ def bottlefit_stages(
         task: Loss of the second stage: half cross entropy, half distillation by default ("GHND-KD"); `TaskLoss(kind="ce")`
             for "GHND-FT".
         fix_encoder: The "(FE)" variants: the head of stage 1 stays, so that it may serve several tails.
+        front_lr: Factor of the first stage's learning rate for first layers that the head keeps.
     """
-    first = Stage("features", epochs[0], batch, optimiser="adam", lr=1e-3, milestones=(0.5,))
+    first = Stage("features", epochs[0], batch, optimiser="adam", lr=1e-3, milestones=(0.5,), tail_lr=front_lr)
     second = Stage(
         "task",
         epochs[1],
@@ -143,6 +185,21 @@ def _front(version: int, channels: int, width: int, strides: tuple[int, int, int
         modules += [conv(width, channels, kernel=2, stride=2, padding=1), *_after(channels)]
         return [*modules, nn.ConvTranspose2d(channels, width, 2, stride=2, bias=False), *_after(width)]
     return [*modules, conv(middle, width, kernel=2, padding=1), *_after(width)]
+
+
+def _behind(front: Front, inner: int, options: BottleFitOptions, width: int) -> list[nn.Module]:
+    """The same behind kept first layers: the convolution to the latent, then the decoder's first one."""
+    channels, stride = options.channels, inner * (2 if options.version == 3 else 1)
+    kept = front.layer.stride
+    if kept not in (stride // 2, stride):
+        raise BottleneckError(
+            f"Wanted first layers of stride {stride // 2} or {stride} before a latent of stride {stride}, found stride {kept} behind "
+            f"{front.layer.name!r}. Choose another layer."
+        )
+    head = [front.module, conv(front.layer.shape[0], channels, kernel=2, stride=stride // kept, padding=1)]
+    if options.version == 3:
+        return [*head, *_after(channels), nn.ConvTranspose2d(channels, width, 2, stride=2, bias=False), *_after(width)]
+    return [*head, *_after(channels), conv(channels, width, kernel=2, padding=1), *_after(width)]
 
 
 def _back(target: int, width: int, *, halves: bool) -> list[nn.Module]:

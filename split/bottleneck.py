@@ -1,11 +1,12 @@
 """What every learned bottleneck is to the rest: an encoder for the device, a decoder for the host, a rate."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from device_profiles.errors import EdgeError
 
@@ -82,6 +83,10 @@ class Bottleneck(nn.Module):
     def deployed_decoder(self) -> nn.Module:
         """What the host runs on the values that the grid makes of integers. A copy."""
         return copy.deepcopy(self.decoder)
+
+    def pretrained(self) -> Iterable[nn.Parameter]:
+        """Those that start trained: of the network's own first layers, where the encoder keeps them."""
+        return (one for part in self.encoder if isinstance(part, fx.GraphModule) for one in part.parameters())
 
     def code(self, latent: torch.Tensor) -> Coded:
         """The latent as the decoder will see it."""

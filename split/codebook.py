@@ -36,7 +36,8 @@ class Codebook(Bottleneck):
                 f"Wanted books that share {form.latent_channels} channels evenly, of 2 to {_MOST_WORDS} words, found {form.books} "
                 f"books of {form.words}."
             )
-        super().__init__(slim_encoder(layer.stride, form, gain=1.0), slim_decoder(layer, form), stride=layer.stride)
+        encoder = slim_encoder(layer.stride, form, gain=1.0, front=layer.front)
+        super().__init__(encoder, slim_decoder(layer, form), stride=layer.stride)
         size = form.latent_channels // form.books
         self.words = nn.Parameter(torch.randn(form.books, form.words, size) * _SPREAD)
         self.odds = nn.Parameter(torch.zeros(form.books, form.words))  # logits of each word's frequency

@@ -184,8 +184,11 @@ class _Run:
         self.student.tail.requires_grad_(stage.task is not None)
         self.student.train()
         tail = [one for one in self.student.tail.parameters() if one.requires_grad]
-        front = [one for one in self.student.bottleneck.parameters() if one.requires_grad]
-        groups = [{"params": part, "factor": factor} for part, factor in ((front, 1.0), (tail, stage.tail_lr)) if part]
+        trained = {id(one) for one in self.student.bottleneck.pretrained()}
+        new = [one for one in self.student.bottleneck.parameters() if one.requires_grad and id(one) not in trained]
+        kept = [one for one in self.student.bottleneck.pretrained() if one.requires_grad]
+        parts = ((new, 1.0), (kept, stage.tail_lr), (tail, stage.tail_lr))
+        groups = [{"params": part, "factor": factor} for part, factor in parts if part]
         fused = self.place.device.type == "cuda" or None
         if stage.optimiser == "adam":
             self.optimiser = torch.optim.Adam(groups, lr=stage.lr, fused=fused)

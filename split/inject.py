@@ -6,7 +6,7 @@ everything that comes later depends on the input: the bottleneck then stands in 
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -33,11 +33,26 @@ class CutLayer:
         name: As in `named_modules`.
         shape: Of its output: channels, height, width.
         stride: Input pixels for each pixel of the output, both directions; 0 where they do not divide evenly.
+        front: The network's own first layers, which the bottleneck keeps; null where it replaces all of them.
     """
 
     name: str
     shape: tuple[int, int, int]
     stride: int
+    front: "Front | None" = None
+
+
+@dataclass(frozen=True)
+class Front:
+    """The first layers of a trained network.
+
+    Attributes:
+        layer: The last one of them.
+        module: Pictures to its output; a copy, with the trained weights.
+    """
+
+    layer: CutLayer
+    module: fx.GraphModule = field(repr=False, compare=False)
 
 
 class Features(NamedTuple):
@@ -167,6 +182,7 @@ def inject(
     *,
     compared: tuple[str, ...] | None = None,
     size: tuple[int, int],
+    front: str = "",
 ) -> tuple[SplitNetwork, Teacher]:
     """Replace a network up to a layer by a bottleneck.
 
@@ -176,15 +192,19 @@ def inject(
         make: Makes the bottleneck for that layer, with new weights.
         compared: Later layers whose outputs the feature loss compares; by default the last one at each resolution.
         size: Height and width of the pictures.
+        front: The last of the network's first layers that the bottleneck keeps in its encoder; "" to replace all of them.
 
     Returns:
         The student, and the teacher with the same outputs.
 
     Raises:
-        LayerError: No such layer, or the bottleneck's output has another shape; the message names layers that fit.
+        LayerError: No such layer, one behind the cut, or the bottleneck's output has another shape; the message names layers
+            that fit.
         BottleneckError: The bottleneck's own options are wrong.
     """
     target = find_layer(trace, layer)
+    if front:
+        target = replace(target, front=first_layers(trace, front, before=layer))
     bottleneck = make(target)
     found = output_shape(bottleneck, size)
     if found != target.shape:
@@ -216,6 +236,30 @@ def find_layer(trace: Trace, name: str) -> CutLayer:
     raise LayerError(
         f"Wanted a layer behind which the network can be cut, found {reason}: {name!r}. {_named(list(trace.layers))}"
     )
+
+
+def first_layers(trace: Trace, name: str, *, before: str) -> Front:
+    """The layers up to one, which comes no later than the layer `before`, with a copy of their weights.
+
+    Raises:
+        LayerError: No such layer, or it comes later; the message names layers that fit.
+    """
+    found = find_layer(trace, name)
+    order = {node: number for number, node in enumerate(trace.graph.nodes)}
+    reach = order[trace.nodes[before]]
+    fitting = [one.name for one in trace.layers.values() if one.stride and order[trace.nodes[one.name]] <= reach]
+    if name not in fitting:
+        raise LayerError(
+            f"Wanted first layers that end before the cut at {before!r}, or there, found {name!r}. {_named(fitting)}"
+        )
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    for node in trace.graph.nodes:
+        values[node] = graph.node_copy(node, values.__getitem__)
+        if node is trace.nodes[name]:
+            break
+    graph.output(values[trace.nodes[name]])
+    return Front(found, _module(trace, graph))
 
 
 def default_compared(trace: Trace, layer: str) -> tuple[str, ...]:

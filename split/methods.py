@@ -66,6 +66,9 @@ class BottleFitSettings:
         decoder: resnet, or densenet (halves the resolution once more).
         width: Channels of the decoder; 0 for as many as the layer has (resnet) or twice that.
         bits: Of each integer of the latent, 2 to 8; published are 8. Fewer bits with more channels are fewer bytes.
+        rounds: The decoder learns from integers of so many bits; published is to round after training alone.
+        front: The last of the network's own first layers that the head keeps in place of its own, with their training; published is
+            a new head.
         epochs: Of the stages features and task.
         batch: Pictures for each step.
         task: Loss of the second stage; kind kd, ce or balanced.
@@ -78,6 +81,8 @@ class BottleFitSettings:
     decoder: Decoder = "resnet"
     width: int = 0
     bits: int = 8
+    rounds: bool = False
+    front: str = ""
     epochs: tuple[int, int] = (10, 10)
     batch: int = 64
     task: TaskLoss = TASK
@@ -170,9 +175,9 @@ def _shown(value: object) -> str:
 
 def _make_bottlefit(layer: CutLayer, options: BottleFitSettings) -> Bottleneck:
     form = BottleFitOptions(
-        options.channels, options.version, options.decoder, layer.stride, options.width, options.bits
+        options.channels, options.version, options.decoder, layer.stride, options.width, options.bits, options.rounds
     )
-    return BottleFit(layer.shape[0], form)
+    return BottleFit(layer.shape[0], form, layer.front)
 
 
 def _make_entropic(layer: CutLayer, options: EntropicSettings) -> Bottleneck:
@@ -186,6 +191,7 @@ def _bottlefit_stages(options: BottleFitSettings) -> tuple[Stage, ...]:
         task=options.task,
         lr=options.task_lr,
         fix_encoder=options.fix_encoder,
+        front_lr=_FRONT_LR,
     )
 
 
@@ -194,6 +200,7 @@ def _entropic_stages(options: EntropicSettings) -> tuple[Stage, ...]:
     return entropic_stages(options.beta, epochs=options.epochs, batches=batches, task=options.task, lr=options.task_lr)
 
 
+_FRONT_LR = 0.3  # of the new layers'
 _ATTRIBUTE = r"^\s*(\w+): (.*?)(?=^\s*\w+: |\Z)"
 
 METHODS: Mapping[str, Method[Any]] = {

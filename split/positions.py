@@ -29,6 +29,10 @@ class Positions(Bottleneck):
 
     def __init__(self, layer: CutLayer, form: PositionsOptions) -> None:
         check_form(layer, form)
+        if layer.front:
+            raise BottleneckError(
+                f"Wanted a head of one new convolution, found the first layers up to {layer.front.layer.name!r}. Leave front out."
+            )
         step = layer.stride * form.shrink
         height, width = (-(-side // form.shrink) for side in layer.shape[1:])
         if not 1 <= form.kept <= height * width:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from split.bottleneck import Bottleneck, BottleneckError, Coded, LatentGrid
-from split.inject import CutLayer
+from split.inject import CutLayer, Front
 from split.logistic_prior import LogisticPrior
 from split.slim_stages import ProgressiveOptions, SlimOptions
 from split.units import ActivationRange, ConvUnit, LatentConv, quantise_units
@@ -34,7 +34,8 @@ class Slim(Bottleneck):
 
     def __init__(self, layer: CutLayer, form: SlimOptions) -> None:
         check_form(layer, form)
-        super().__init__(slim_encoder(layer.stride, form), slim_decoder(layer, form), stride=layer.stride)
+        encoder = slim_encoder(layer.stride, form, front=layer.front)
+        super().__init__(encoder, slim_decoder(layer, form), stride=layer.stride)
         self.prior = LogisticPrior(form.latent_channels)
         self.straight = form.straight
         self.stream = form.stream
@@ -134,6 +135,16 @@ def check_form(layer: CutLayer, form: SlimOptions) -> None:
         raise BottleneckError(
             "Wanted relu or prelu for a head that is trained for int8, found gdn, whose quotient has no int8 form. Leave int8 out."
         )
+    if form.front and form.int8:
+        raise BottleneckError(
+            f"Wanted a head of new layers to train for int8, found the network's own up to {form.front!r}, which calibration pictures "
+            "make int8 afterwards. Leave int8 out."
+        )
+    if layer.front and (layer.stride * form.shrink) % max(layer.front.layer.stride, 1):
+        raise BottleneckError(
+            f"Wanted first layers whose stride divides that of the latent, {layer.stride * form.shrink}, found stride "
+            f"{layer.front.layer.stride} behind {layer.front.layer.name!r}. Choose another layer."
+        )
     stops = form.stream.layers or (form.latent_channels,)
     if sorted(set(stops)) != list(stops) or stops[0] < 1 or stops[-1] != form.latent_channels:
         raise BottleneckError(
@@ -141,10 +152,21 @@ def check_form(layer: CutLayer, form: SlimOptions) -> None:
         )
 
 
-def slim_encoder(stride: int, form: SlimOptions, *, gain: float = _GAIN) -> nn.Sequential:
+def slim_encoder(
+    stride: int, form: SlimOptions, *, gain: float = _GAIN, front: Front | None = None
+) -> nn.Sequential:
     """Pictures to the latent before rounding; `gain` scales it at the start."""
-    halvings = (stride * form.shrink).bit_length() - 1
     w = form.width
+    if front:
+        halvings = (stride * form.shrink // front.layer.stride).bit_length() - 1
+        steps = [2] * halvings + [1] * form.depth
+        widths = [front.layer.shape[0], *(2 * w for _ in steps)]
+        units = [
+            ConvUnit(a, b, kernel=3, stride=step, activation=form.activation)
+            for (a, b), step in zip(pairwise(widths), steps, strict=True)
+        ]
+        return nn.Sequential(front.module, *units, LatentConv(widths[-1], form.latent_channels, gain=gain))
+    halvings = (stride * form.shrink).bit_length() - 1
     modules: list[nn.Module] = [
         ActivationRange(),
         ConvUnit(3, w, kernel=5, stride=2, activation=form.activation),

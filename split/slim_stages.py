@@ -24,12 +24,14 @@ class SlimOptions:
         decoder_width: Channels of the decoder.
         decoder_depth: Residual blocks of the decoder.
         activation: Of the head: relu, prelu, or gdn, which has a quotient and therefore stays float.
+        front: The last of the network's own first layers that the head keeps, with their training; without, all layers of the
+            head are new.
         straight: The decoder learns from rounded latents; otherwise from latents with noise.
         epochs: Of the joint part and of the part with a fixed head.
         batch: Pictures for each step.
         lr: Learning rate of the joint part.
         last_lr: Learning rate of the part with a fixed head.
-        tail_lr: Factor of the learning rates for the tail, which starts trained.
+        tail_lr: Factor of the learning rates for what starts trained: the tail, and the kept first layers.
         task: Loss on logits; kind kd, ce or balanced.
         features: Weight of the relative feature error in the joint part; 0 for the task alone.
         targets: Whose feature errors count: all, cut (the layer that is replaced) or deep (those behind it).
@@ -47,6 +49,7 @@ class SlimOptions:
     decoder_width: int = 128
     decoder_depth: int = 2
     activation: Activation = "relu"
+    front: str = ""
     straight: bool = True
     epochs: tuple[int, int] = (16, 4)
     batch: int = 64

@@ -32,7 +32,7 @@ class Stage:
         features: Weight of the relative feature error beside a loss on logits.
         targets: Whose errors these are: of all compared layers, of the cut alone, or of those behind it.
         saliency: Weigh feature errors by how much the teacher's decision depends on the place.
-        tail_lr: Factor of the learning rate for the tail, which starts trained.
+        tail_lr: Factor of the learning rate for what starts trained: the tail, and first layers that the head keeps.
         fixes_encoder: From this stage on the encoder stays as it is.
         quantises_encoder: From this stage on the encoder computes what its int8 form will.
     """

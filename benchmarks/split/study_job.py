@@ -109,7 +109,8 @@ def build(job: Job, protocol: Protocol, work: Path) -> tuple[SplitNetwork, Teach
         name = {"peer_fp": "FPBasedResNetBottleneck", "peer_mshp": "MSHPBasedResNetBottleneck"}[job.method]
         return PeerBlock(name, found.shape[0])
 
-    student, teacher = inject(trace, layer_of(job), make, size=(protocol.size, protocol.size))
+    size, front = (protocol.size, protocol.size), job.options.get("front", "")
+    student, teacher = inject(trace, layer_of(job), make, size=size, front=front)
     return student, teacher, method.stages(settings)
 
 
