@@ -7,12 +7,13 @@ everything that comes later depends on the input: the bottleneck then stands in 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import fx, nn
 
 from split.bottleneck import Bottleneck, BottleneckError, Coded
+from split.tracing import NotingTracer, Shapes, cut_nodes, is_batch
 
 MAX_NAMED = 12  # layers that an error lists
 
@@ -154,7 +155,7 @@ def trace_network(model: nn.Module, example: torch.Tensor) -> Trace:
             f"{tuple(example.shape)}. A learned bottleneck replaces layers that see a picture."
         )
     model.eval()
-    tracer = _Tracer()
+    tracer = NotingTracer()
     try:
         graph = tracer.trace(model)
     except Exception as error:
@@ -162,11 +163,11 @@ def trace_network(model: nn.Module, example: torch.Tensor) -> Trace:
             f"Wanted a network whose forward can be traced (no branches on values), found {type(error).__name__}: {error}. "
             "Give a module without them, or the part of it that sees the picture."
         ) from error
-    shapes = _Shapes(fx.GraphModule(model, graph))
+    shapes = Shapes(fx.GraphModule(model, graph))
     shapes.look(example)
     if shapes.outputs != 1:
         raise NetworkError(f"Wanted a network with one input and one output tensor, found {shapes.outputs}. Wrap it.")
-    nodes = _cut_nodes(graph, tracer.made)
+    nodes = cut_nodes(graph, tracer.made)
     layers = {}
     for name, node in nodes.items():
         shape = shapes.found.get(node.name, ())
@@ -289,69 +290,6 @@ def output_shape(bottleneck: nn.Module, size: tuple[int, int]) -> tuple[int, ...
     return tuple(tensor.shape[1:])
 
 
-class _Tracer(fx.Tracer):
-    """Notes which node each module's output is; modules that run twice or return no tensor drop out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.made: dict[str, fx.Node | None] = {}
-
-    def call_module(
-        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:  # noqa: ANN401 - fx's own signature
-        name = self.path_of_module(m)
-        result = super().call_module(m, forward, args, kwargs)
-        self.made[name] = result.node if isinstance(result, fx.Proxy) and name not in self.made else None
-        return result
-
-
-class _Shapes(fx.Interpreter):
-    """Runs a graph once and notes the shape of every tensor."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.found: dict[str, tuple[int, ...]] = {}
-        self.outputs = 0
-
-    def look(self, example: torch.Tensor) -> None:
-        with torch.no_grad():
-            result = self.run(example)
-        self.outputs = 1 if isinstance(result, torch.Tensor) else 0 if result is None else len(result)
-
-    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - fx's own signature
-        result = super().run_node(n)
-        if isinstance(result, torch.Tensor):
-            self.found[n.name] = tuple(result.shape)
-        return result
-
-
-def _cut_nodes(graph: fx.Graph, made: Mapping[str, fx.Node | None]) -> dict[str, fx.Node]:
-    """Modules whose output everything behind it depends on alone: no edge from before it passes it."""
-    order = {node: number for number, node in enumerate(graph.nodes)}
-    reach = -1  # the last reader of any value from before the current node
-    clear = set()
-    for node, number in order.items():
-        if not _is_free(node):
-            if reach <= number:
-                clear.add(node)
-            reach = max([reach, *(order[user] for user in node.users if not _is_free(user))])
-    return {name: node for name, node in made.items() if node is not None and node in clear and name}
-
-
-def _is_batch(node: fx.Node) -> bool:
-    """The batch size, read from the input: the same number at every cut."""
-    return node.op == "call_method" and node.target == "size" and node.args[1:] == (0,) and _is_input(node.args[0])
-
-
-def _is_input(value: object) -> bool:
-    return isinstance(value, fx.Node) and value.op == "placeholder"
-
-
-def _is_free(node: fx.Node) -> bool:
-    """Nothing of the picture is in it."""
-    return node.op == "get_attr" or _is_batch(node)
-
-
 def _tail_graph(trace: Trace, compared: list[fx.Node]) -> fx.GraphModule:
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {compared[0]: graph.placeholder("target")}
@@ -362,7 +300,7 @@ def _tail_graph(trace: Trace, compared: list[fx.Node]) -> fx.GraphModule:
             started = True
         elif node.op == "output":
             graph.output((values[node.args[0]], tuple(values[one] for one in compared[1:])))
-        elif _is_batch(node):
+        elif is_batch(node):
             later.append(node)
         elif started or node.op == "get_attr":
             values[node] = graph.node_copy(node, values.__getitem__)

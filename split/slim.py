@@ -152,9 +152,7 @@ def check_form(layer: CutLayer, form: SlimOptions) -> None:
         )
 
 
-def slim_encoder(
-    stride: int, form: SlimOptions, *, gain: float = _GAIN, front: Front | None = None
-) -> nn.Sequential:
+def slim_encoder(stride: int, form: SlimOptions, *, gain: float = _GAIN, front: Front | None = None) -> nn.Sequential:
     """Pictures to the latent before rounding; `gain` scales it at the start."""
     w = form.width
     if front:
