@@ -26,7 +26,7 @@ from split.augment import IMAGENET_MEAN, IMAGENET_STD, Augmentation
 from split.checkpoint import make_folder, replace_file
 from split.distill import Progress, TrainOptions, train
 from split.early_exit import ExitOptions
-from split.inject import SplitNetwork, Teacher, find_layer, inject, trace_network
+from split.inject import SplitNetwork, Teacher, find_layer, first_layers, inject, trace_network
 from split.methods import find_method, options_from
 from split.refine import RefineOptions
 from split.stages import Stage
@@ -260,6 +260,9 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
         example = torch.zeros(1, 3, options.size, options.size)
     trace = trace_network(network.module, example)
     find_layer(trace, options.layer)
+    front = getattr(settings, "front", "")  # pictures are read after it is known
+    if front:
+        first_layers(trace, front, before=options.layer)
     with torch.no_grad():
         classes = network.module(example).shape[1]
     stages = _recipe(method.stages(settings), options)
@@ -281,7 +284,7 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
         options.layer,
         lambda at: method.make(at, settings),
         size=preprocessing.crop,
-        front=getattr(settings, "front", ""),
+        front=front,
     )
     plain = augmentation_of(preprocessing)
     training = TrainOptions(

@@ -6,13 +6,14 @@ rounded once, on the latent's own grid: 8 bits of its own before that would roun
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import onnx
 import torch
 from onnx import helper, numpy_helper
-from torch import nn
+from torch import fx, nn
+from torch.nn import functional
 
 from export.errors import ConversionError
 from export.onnx_model import check_model, parse
@@ -135,15 +136,38 @@ def _plain(module: nn.Module) -> nn.Module:
     parts: list[nn.Module] = []
     for child in _layers(module):
         if not isinstance(child, nn.BatchNorm2d):
-            parts.append(child)
+            parts.append(_without_lone_norms(child) if isinstance(child, fx.GraphModule) else child)
             continue
-        scale = child.weight.detach() / torch.sqrt(child.running_var + child.eps)
-        shift = child.bias.detach() - scale * child.running_mean
+        scale, shift = _of_norm(child)
         if parts and isinstance(parts[-1], nn.Conv2d):
             _scale_outputs(parts[-1], scale, shift)
         else:
             parts.append(_channelwise(scale, shift))
     return nn.Sequential(*parts)
+
+
+def _without_lone_norms(front: fx.GraphModule) -> fx.GraphModule:
+    """A network's own first layers with a convolution in place of each norm that stands behind none (DenseNet's do)."""
+    modules = dict(front.named_modules())
+    for node in front.graph.nodes:
+        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(norm, nn.BatchNorm2d) and norm.affine and not _is_convolution(node.all_input_nodes[0], modules):
+            front.set_submodule(str(node.target), _channelwise(*_of_norm(norm)))
+    return front
+
+
+def _is_convolution(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], nn.Conv2d)
+    return node.target in (torch.conv2d, functional.conv2d)
+
+
+def _of_norm(norm: nn.BatchNorm2d) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and shift of each channel, in evaluation."""
+    assert norm.running_var is not None
+    assert norm.running_mean is not None
+    scale = norm.weight.detach() / torch.sqrt(norm.running_var + norm.eps)
+    return scale, norm.bias.detach() - scale * norm.running_mean
 
 
 def _layers(module: nn.Module) -> Iterator[nn.Module]:

@@ -4,13 +4,14 @@ Scale 1 and zero point 0 there, so that an integer means what it meant in traini
 no int8 form stay real, where the engine allows that: the quotient of a GDN, the choice of a codebook's word.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
+from torch.nn import functional
 
 from edge_runtime.manifest import TensorSpec
 from export.cut_litert import load_tflite
@@ -82,9 +83,10 @@ def _for_litert(head: IntegerHead) -> nn.Module:
         parts.pop()  # both give integers or steps already: the grid behind them multiplies by 1
     found: list[nn.Module] = []
     for layer in parts:
-        if isinstance(layer, nn.MaxPool2d) and layer.padding and found and isinstance(found[-1], nn.ReLU):
-            # behind a ReLU a maximum is the same with zeros around as with nothing; kernels pad with zeros alone
-            found += [nn.ZeroPad2d(layer.padding), nn.MaxPool2d(layer.kernel_size, layer.stride)]
+        if isinstance(layer, fx.GraphModule):
+            found.append(_pad_with_zeros(layer))
+        elif isinstance(layer, nn.MaxPool2d) and found and isinstance(found[-1], nn.ReLU):
+            found.append(_zero_padded(layer))
         elif isinstance(layer, FoldedGDN1):
             found.append(_Quotient(layer))
         elif isinstance(layer, NearestWord):
@@ -94,6 +96,35 @@ def _for_litert(head: IntegerHead) -> nn.Module:
         else:
             found.append(layer)
     return nn.Sequential(*found).eval()
+
+
+def _pad_with_zeros(front: fx.GraphModule) -> fx.GraphModule:
+    """A network's own first layers with zeros around what their poolings see, where that changes nothing."""
+    modules = dict(front.named_modules())
+    behind: dict[str, list[bool]] = {}  # of each pooling, whether a ReLU made what it sees, each time that it runs
+    for node in front.graph.nodes:
+        if node.op == "call_module" and isinstance(modules[str(node.target)], nn.MaxPool2d):
+            behind.setdefault(str(node.target), []).append(_is_rectified(node.all_input_nodes[0], modules))
+    for name in (name for name, rectified in behind.items() if all(rectified)):
+        front.set_submodule(name, _zero_padded(modules[name]))
+    return front
+
+
+def _is_rectified(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a ReLU made it."""
+    if node.op == "call_module":
+        return isinstance(modules[str(node.target)], nn.ReLU | nn.ReLU6)
+    return node.target in (torch.relu, functional.relu, functional.relu6, "relu")
+
+
+def _zero_padded(pool: nn.Module) -> nn.Module:
+    """The same behind a ReLU: a maximum with zeros around is one with nothing around, and kernels pad with zeros alone."""
+    assert isinstance(pool, nn.MaxPool2d)
+    height, width = pool.padding if isinstance(pool.padding, tuple) else (pool.padding, pool.padding)
+    if pool.ceil_mode or not (height or width):
+        return pool
+    pad = nn.ZeroPad2d((width, width, height, height))
+    return nn.Sequential(pad, nn.MaxPool2d(pool.kernel_size, pool.stride, dilation=pool.dilation))
 
 
 def _known_ranges(graph: CutGraph, trained: Sequence[Range], *, chooses: bool) -> dict[str, Range]:

@@ -24,6 +24,7 @@ _STEM_CHANNELS = 64
 _STRIDES = {1: (1, 1, 1), 2: (2, 1, 1), 4: (2, 2, 1), 8: (2, 2, 2)}
 _LATENT_STEPS = 255
 _MOMENTUM = 0.05  # of the largest latent, for each batch
+_LOW, _HIGH = -128, 127
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class BottleFitOptions:
             512 in the paper, both times.
         bits: Of the integers of the exported head, 2 to 8; the paper's are 8.
         rounds: Latents are rounded to these integers in training too, gradients passed through; the paper rounds afterwards.
+            Their step follows the largest latent of the batches, so that the rare larger one keeps its integer, up to 8 bits.
     """
 
     channels: int = 12
@@ -102,8 +104,8 @@ class BottleFit(Bottleneck):
                 self.largest.copy_(
                     torch.where(self.largest == 0, high, self.largest + _MOMENTUM * (high - self.largest))
                 )
-            step, most = self._step(), 2 ** (self.bits - 1) - 1
-            rounded = torch.clamp(torch.round(latent.detach() / step), -most, most) * step
+            step = self._step()
+            rounded = torch.clamp(torch.round(latent.detach() / step), _LOW, _HIGH) * step  # as the exported head does
             return super().code(latent + (rounded - latent.detach()))
 
     def _step(self) -> torch.Tensor:
@@ -191,6 +193,11 @@ def _behind(front: Front, inner: int, options: BottleFitOptions, width: int) -> 
     """The same behind kept first layers: the convolution to the latent, then the decoder's first one."""
     channels, stride = options.channels, inner * (2 if options.version == 3 else 1)
     kept = front.layer.stride
+    if options.version == 1:
+        raise BottleneckError(
+            f"Wanted version 2 or 3 behind the kept layers up to {front.layer.name!r}, found version 1, whose bottleneck is the "
+            "network's first convolution. Use version 2."
+        )
     if kept not in (stride // 2, stride):
         raise BottleneckError(
             f"Wanted first layers of stride {stride // 2} or {stride} before a latent of stride {stride}, found stride {kept} behind "

@@ -232,26 +232,28 @@ def find_layer(trace: Trace, name: str) -> CutLayer:
     """
     if name in trace.layers:
         return trace.layers[name]
-    known = {path for path, _ in trace.model.named_modules()}
-    reason = "a layer that a cut cannot follow" if name in known else "no such layer"
     raise LayerError(
-        f"Wanted a layer behind which the network can be cut, found {reason}: {name!r}. {_named(list(trace.layers))}"
+        f"Wanted a layer behind which the network can be cut, found {_absence(trace, name)}: {name!r}. {_named(list(trace.layers))}"
     )
 
 
 def first_layers(trace: Trace, name: str, *, before: str) -> Front:
-    """The layers up to one, which comes no later than the layer `before`, with a copy of their weights.
+    """The layers up to one, which comes no later than the layer `before`, with a copy of their weights, to be trained on.
 
     Raises:
-        LayerError: No such layer, or it comes later; the message names layers that fit.
+        LayerError: No such layer, one that comes later, or one of an uneven stride; the message names layers that fit.
     """
-    found = find_layer(trace, name)
     order = {node: number for number, node in enumerate(trace.graph.nodes)}
-    reach = order[trace.nodes[before]]
-    fitting = [one.name for one in trace.layers.values() if one.stride and order[trace.nodes[one.name]] <= reach]
+    reach = order[trace.nodes[find_layer(trace, before).name]]
+    early = [one.name for one in trace.layers.values() if order[trace.nodes[one.name]] <= reach]
+    fitting = [one for one in early if trace.layers[one].stride]
     if name not in fitting:
+        if name not in trace.layers:
+            reason = _absence(trace, name)
+        else:
+            reason = "a layer of uneven stride" if name in early else "a layer behind it"
         raise LayerError(
-            f"Wanted first layers that end before the cut at {before!r}, or there, found {name!r}. {_named(fitting)}"
+            f"Wanted first layers that end before the cut at {before!r}, or there, found {reason}: {name!r}. {_named(fitting)}"
         )
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}
@@ -260,7 +262,23 @@ def first_layers(trace: Trace, name: str, *, before: str) -> Front:
         if node is trace.nodes[name]:
             break
     graph.output(values[trace.nodes[name]])
-    return Front(found, _module(trace, graph))
+    module = _module(trace, graph)
+    module.requires_grad_(requires_grad=True)  # whoever trained the network may have frozen them
+    return Front(trace.layers[name], module)
+
+
+def check_front(layer: CutLayer, wanted: str) -> None:
+    """Check that the first layers that a method's options name are those that it gets.
+
+    Raises:
+        BottleneckError: Others, or none.
+    """
+    found = layer.front.layer.name if layer.front else ""
+    if found != wanted:
+        raise BottleneckError(
+            f"Wanted the first layers up to {wanted!r}, as the options say, found those up to {found!r} ('' for none). Give the option "
+            "front and `inject`'s argument front the same name."
+        )
 
 
 def default_compared(trace: Trace, layer: str) -> tuple[str, ...]:
@@ -334,6 +352,12 @@ def _stride(size: torch.Size, inner: tuple[int, ...]) -> int:
     steps = {-(-outer // one) for outer, one in zip(size, inner, strict=True)}
     stride = steps.pop()
     return stride if not steps and all(-(-a // stride) == b for a, b in zip(size, inner, strict=True)) else 0
+
+
+def _absence(trace: Trace, name: str) -> str:
+    """Why a network cannot be cut behind a layer."""
+    known = {path for path, _ in trace.model.named_modules()}
+    return "a layer that a cut cannot follow" if name in known else "no such layer"
 
 
 def _form(shape: tuple[int, ...]) -> str:

@@ -17,7 +17,7 @@ from split.bottlefit import BottleFit, BottleFitOptions, Decoder, bottlefit_stag
 from split.bottleneck import Bottleneck, BottleneckError
 from split.codebook import Codebook
 from split.entropic_student import EntropicOptions, EntropicStudent, entropic_stages
-from split.inject import CutLayer
+from split.inject import CutLayer, check_front
 from split.losses import TASK, TaskLoss
 from split.positions import Positions
 from split.slim import Slim
@@ -174,6 +174,7 @@ def _shown(value: object) -> str:
 
 
 def _make_bottlefit(layer: CutLayer, options: BottleFitSettings) -> Bottleneck:
+    check_front(layer, options.front)
     form = BottleFitOptions(
         options.channels, options.version, options.decoder, layer.stride, options.width, options.bits, options.rounds
     )

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from split.bottleneck import Bottleneck, BottleneckError, Coded, LatentGrid
-from split.inject import CutLayer, Front
+from split.inject import CutLayer, Front, check_front
 from split.logistic_prior import LogisticPrior
 from split.slim_stages import ProgressiveOptions, SlimOptions
 from split.units import ActivationRange, ConvUnit, LatentConv, quantise_units
@@ -135,7 +135,8 @@ def check_form(layer: CutLayer, form: SlimOptions) -> None:
         raise BottleneckError(
             "Wanted relu or prelu for a head that is trained for int8, found gdn, whose quotient has no int8 form. Leave int8 out."
         )
-    if form.front and form.int8:
+    check_front(layer, form.front)
+    if layer.front and form.int8:
         raise BottleneckError(
             f"Wanted a head of new layers to train for int8, found the network's own up to {form.front!r}, which calibration pictures "
             "make int8 afterwards. Leave int8 out."

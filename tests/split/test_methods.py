@@ -85,10 +85,12 @@ def test_every_option_is_described(name):
 
 def _tiny_pair(tiny, name, seed=1, **settings):
     method = find_method(name)
-    options = replace(method.options(), epochs=(3, 1), batch=16, width=4, decoder_width=8, **settings)
+    small = {"width": 4, "decoder_width": 8} if name in SLIM else {}
+    options = replace(method.options(), epochs=(3, 1), batch=16, **small, **settings)
     torch.manual_seed(seed)
     trace = trace_network(tiny, torch.rand(1, 3, 32, 32))
-    pair = inject(trace, "layer1", lambda one: method.make(one, options), size=(32, 32))
+    front = settings.get("front", "")
+    pair = inject(trace, "layer1", lambda one: method.make(one, options), size=(32, 32), front=front)
     return pair, method.stages(options)
 
 
@@ -96,10 +98,17 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("name", SLIM)
-def test_a_killed_run_ends_like_an_uninterrupted_one(name, tiny, pictures, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        *((name, {"int8": True, "saliency": True}) for name in SLIM),
+        ("slim", {"front": "maxpool"}),
+        ("bottlefit", {"front": "maxpool", "rounds": True}),
+    ],
+)
+def test_a_killed_run_ends_like_an_uninterrupted_one(name, settings, tiny, pictures, tmp_path):
     def run(folder, seed=1, stop_at=0):
-        (student, teacher), stages = _tiny_pair(tiny, name, seed, int8=True, saliency=True)
+        (student, teacher), stages = _tiny_pair(tiny, name, seed, **settings)
         seen = []
 
         def on_step(_):

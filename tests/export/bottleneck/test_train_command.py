@@ -85,10 +85,10 @@ def test_a_second_start_continues_and_gives_the_same_head(here, capsys):
     assert "CheckpointError" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("engine", ["onnxruntime", "litert"])
-def test_an_exit_and_a_refined_tail_are_written_run_and_measured(engine, folder, here, capsys):
+@pytest.mark.parametrize(("engine", "front"), [("onnxruntime", ""), ("litert", "layer1")])
+def test_an_exit_and_a_refined_tail_are_written_run_and_measured(engine, front, folder, here, capsys):
     (folder / "red" / "broken.png").write_bytes(b"not a picture")
-    words = ["--json", "--no-codecs", "--exit", "--refine", "2", "--head-engine", engine]
+    words = ["--json", "--no-codecs", "--exit", "--refine", "2", "--head-engine", engine, "--set", f"front={front}"]
     assert _split(*words, layer="layer2", data=folder) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["equal"]["equal"] == report["equal"]["count"] > 0
@@ -139,6 +139,12 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(here, capsys):
         ({"batch": 1000}, "TrainingError: .*batch of 1000"),
         ({"more": ("--beta", "1")}, "MethodError: .*beta"),
         ({"more": ("--time-budget", "soon")}, "TrainingUsageError: .*soon"),
+        (
+            {"more": ("--set", "front=layer9"), "data": "missing"},
+            "LayerError: .*first layers.*'layer9'.*layer1, layer2",
+        ),
+        ({"more": ("--set", "front=layer1"), "method": "positions"}, "BottleneckError: .*Leave front out"),
+        ({"more": ("--set", "front=layer1"), "method": "entropic"}, "MethodError: .*'front'"),
         ({"more": ("--set", "width")}, "TrainingUsageError: .*name=value"),
         ({"more": ("--val-data", "colour_network:pictures")}, "BottleneckRunError: .*--exit or --refine"),
         ({"more": ("--exit", "--target", "nucleo-f446re")}, "BottleneckRunError: .*microcontroller"),
