@@ -15,6 +15,7 @@ Labels = npt.NDArray[np.integer]
 
 _COLDEST, _HOTTEST = 0.05, 20.0
 _SEARCH_STEPS = 60
+_DRAWS = 500
 
 
 class ExitError(EdgeError):
@@ -90,20 +91,28 @@ def confidence(logits: Logits, temperature: float) -> F64:
     return largest
 
 
-def choose_policy(exit_logits: Logits, tail_logits: Logits, labels: Labels, *, max_loss: float = 0.005) -> ExitPolicy:
+def choose_policy(
+    exit_logits: Logits, tail_logits: Logits, labels: Labels, *, max_loss: float = 0.005, sureness: float = 0.9
+) -> ExitPolicy:
     """Temperature and threshold with which most pictures leave at an accuracy loss of at most `max_loss`.
+
+    The threshold that just holds on a few hundred pictures is the luckiest one, and loses more on others. So it has to hold, as
+    has every higher one, when the pictures are drawn again as well.
 
     Args:
         exit_logits: Of the exit, validation pictures, (n, classes).
         tail_logits: Of the tail for the same pictures.
         labels: (n,).
         max_loss: Of accuracy against the tail alone, as a share.
+        sureness: In how many of the draws, as a share, in [0, 1); 0 for these pictures alone.
 
     Returns:
         The policy; its threshold is above 1 where no picture may leave.
 
     Raises:
         ExitError: No pictures, or logits that do not belong together.
+
+    Source: bootstrap, Efron and Tibshirani 1993, chapter 13.
     """
     _check(exit_logits, labels)
     _check(tail_logits, labels)
@@ -111,12 +120,20 @@ def choose_policy(exit_logits: Logits, tail_logits: Logits, labels: Labels, *, m
     sure = confidence(exit_logits, temperature)
     order = np.argsort(-sure, kind="stable")
     gain = (exit_logits.argmax(1) == labels).astype(np.int64) - (tail_logits.argmax(1) == labels)
-    total = np.cumsum(gain[order])  # change of right answers when the surest 1, 2, ... pictures leave
     ends = np.append(sure[order][1:] < sure[order][:-1], [True])  # equal confidences leave together
-    allowed = np.flatnonzero((total >= -max_loss * len(labels)) & ends)
-    if not len(allowed):
-        return ExitPolicy(temperature, 2.0)
-    return ExitPolicy(temperature, float(sure[order][allowed[-1]]))
+    count = len(labels)
+    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), _DRAWS)  # how often each picture
+    leaving = np.sort([_leaving(row * gain[order], ends, max_loss) for row in drawn])
+    most = min(_leaving(gain[order], ends, max_loss), leaving[int((1 - sureness) * (_DRAWS - 1))])
+    return ExitPolicy(temperature, float(sure[order][most - 1]) if most else 2.0)
+
+
+def _leaving(gain: npt.NDArray[np.int64], ends: npt.NDArray[np.bool_], max_loss: float) -> int:
+    """How many of the surest may leave before the loss is ever larger than allowed; between `ends` none can stop."""
+    total = np.cumsum(gain)  # change of right answers when the surest 1, 2, ... pictures leave
+    wrong = np.flatnonzero((total < -max_loss * len(gain)) & ends)
+    before = np.flatnonzero(ends[: wrong[0]] if len(wrong) else ends)
+    return int(before[-1]) + 1 if len(before) else 0
 
 
 def measure_policy(policy: ExitPolicy, exit_logits: Logits, tail_logits: Logits, labels: Labels) -> ExitReport:

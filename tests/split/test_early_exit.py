@@ -28,20 +28,54 @@ def test_temperature_undoes_an_overconfident_scale():
     assert report.calibration_error < 0.02 < 0.1 < report.uncalibrated_error
 
 
-@given(seed=st.integers(0, 10_000), max_loss=st.sampled_from([0.0, 0.005, 0.1]))
-def test_policy_never_loses_more_than_allowed_where_it_was_chosen(seed, max_loss):
+def _few(seed):
+    """60 pictures of which an exit knows less than a tail, with ties."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, 60)
     early, late = rng.normal(0, 1, (60, 3)).round(1), rng.normal(0, 1, (60, 3))
     early[np.arange(60), labels] += 1
     late[np.arange(60), labels] += 2
-    policy = choose_policy(early, late, labels, max_loss=max_loss)
-    report = measure_policy(policy, early, late, labels)
-    assert report.tail_accuracy - report.accuracy <= max_loss + 1e-12
-    sure = confidence(early, policy.temperature)
-    for lower in np.unique(sure[sure < policy.threshold]):  # the largest share: every lower threshold loses too much
-        other = measure_policy(ExitPolicy(policy.temperature, float(lower)), early, late, labels)
-        assert other.tail_accuracy - other.accuracy > max_loss
+    return early, late, labels
+
+
+@given(seed=st.integers(0, 10_000), max_loss=st.sampled_from([0.0, 0.005, 0.1]), sureness=st.sampled_from([0.0, 0.9]))
+def test_policy_never_loses_more_than_allowed_where_it_was_chosen(seed, max_loss, sureness):
+    few = _few(seed)
+    policy = choose_policy(*few, max_loss=max_loss, sureness=sureness)
+    sure = np.unique(confidence(few[0], policy.temperature))
+
+    def loss(threshold):
+        report = measure_policy(ExitPolicy(policy.temperature, float(threshold)), *few)
+        return report.tail_accuracy - report.accuracy
+
+    assert all(
+        loss(one) <= max_loss + 1e-12 for one in sure[sure >= policy.threshold]
+    )  # nor would any higher threshold
+    lower = sure[sure < policy.threshold]
+    if not sureness and len(lower):  # the largest share: the next threshold loses too much
+        assert loss(lower[-1]) > max_loss
+
+
+@given(seed=st.integers(0, 10_000))
+def test_surer_policies_let_fewer_pictures_leave(seed):
+    early, late, labels = _few(seed)
+    thresholds = [choose_policy(early, late, labels, sureness=one).threshold for one in (0.0, 0.5, 0.9)]
+    assert thresholds == sorted(thresholds)
+
+
+def test_policy_holds_in_truth_more_often_than_the_threshold_that_just_holds():
+    rng = np.random.default_rng(4)
+    broken = {0.0: 0, 0.9: 0}
+    for _ in range(60):
+        chance = rng.uniform(0.5, 1, 300)  # that the exit is right, as it says itself; the tail always is
+        labels = np.zeros(300, np.int64)
+        odds = np.log(chance / (1 - chance)) * np.where(rng.random(300) < chance, 1, -1)
+        early, late = np.stack([odds, 0 * odds], 1), np.tile([1.0, 0.0], (300, 1))
+        for sureness in broken:
+            policy = choose_policy(early, late, labels, max_loss=0.02, sureness=sureness)
+            leaves = confidence(early, policy.temperature) >= policy.threshold
+            broken[sureness] += ((1 - chance) * leaves).mean() > 0.02
+    assert broken[0.9] <= 12 < 24 <= broken[0.0]
 
 
 def test_hand_computed_policy():
@@ -51,7 +85,10 @@ def test_hand_computed_policy():
     policy = choose_policy(early, late, labels, max_loss=0.0)
     report = measure_policy(policy, early, late, labels)
     assert (report.share, report.accuracy, report.tail_accuracy) == (0.5, 1.0, 1.0)
-    assert measure_policy(choose_policy(early, late, labels, max_loss=0.25), early, late, labels).share == 1.0
+    every = choose_policy(early, late, labels, max_loss=0.25, sureness=0.0)
+    assert measure_policy(every, early, late, labels).share == 1.0
+    cautious = choose_policy(early, late, labels, max_loss=0.25)  # a quarter of the draws have the wrong one twice
+    assert measure_policy(cautious, early, late, labels).share == 0.5
     with pytest.raises(ExitError, match="labels"):
         fit_temperature(np.zeros((0, 3)), np.zeros(0, np.int64))
 
