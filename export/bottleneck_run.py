@@ -258,6 +258,7 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
     example = torch.zeros(1, *network.example[0].shape[1:])
     if options.size:
         example = torch.zeros(1, 3, options.size, options.size)
+        network = replace(network, example=(example,))
     trace = trace_network(network.module, example)
     find_layer(trace, options.layer)
     front = getattr(settings, "front", "")  # pictures are read after it is known

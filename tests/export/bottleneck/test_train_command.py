@@ -76,12 +76,14 @@ def test_a_training_that_a_budget_ended_says_that_accuracy_is_not_the_aim():
     assert re.search(r"8 of 96 steps of 'joint'.* Accuracy is not the aim", remark_of([joint, fixed]))
 
 
-def test_a_second_start_continues_and_gives_the_same_head(here, capsys):
-    assert _split("--no-codecs", "--json") == 0
+def test_a_second_start_continues_and_gives_the_same_head_at_another_size(here, capsys):
+    words = ("--no-codecs", "--size", "48")
+    assert _split(*words, "--json") == 0
     first = json.loads(capsys.readouterr().out)
-    assert _split("--no-codecs", "--json") == 0
+    assert {open_artefact(f"pair/{one}").manifest.inputs[0].shape for one in ("head", "whole")} == {(1, 3, 48, 48)}
+    assert _split(*words, "--json") == 0
     assert json.loads(capsys.readouterr().out)["cut_id"] == first["cut_id"]
-    assert _split("--no-codecs", "--seed", "1") == 1
+    assert _split(*words, "--seed", "1") == 1
     assert "CheckpointError" in capsys.readouterr().err
 
 
