@@ -31,7 +31,7 @@ class LateTraining:
         refine: Of the tail's last layers; null to leave the tail as it is.
         exit: Of the exit; null for none.
         max_loss: Of accuracy on the validation pictures, as a share, which an exit may cost.
-        augmentation: How training pictures are varied while the tail's last layers learn.
+        augmentation: How training pictures are varied while the tail's last layers and the exit learn.
         say: Told what was reached.
     """
 
@@ -97,7 +97,7 @@ def exit_late(halves: Sequence[Runner], view: Augmentation, late: LateTraining) 
         return None
     head, tail = (RunOneByOne(run) for run in halves)
     plain = without_chance(view)
-    classifier = train_exit(head, tail, late.train, late.exit, plain)
+    classifier = train_exit(head, tail, late.train, late.exit, late.augmentation)
     early, answers = exit_and_tail_logits(head, tail, classifier, late.validation, plain)
     labels = late.validation.labels.numpy()
     policy = choose_policy(early.numpy(), answers.numpy(), labels, max_loss=late.max_loss)

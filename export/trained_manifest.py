@@ -231,7 +231,7 @@ def _tolerance(
 def _exit_specs(parts: Parts) -> tuple[TensorSpec, ...]:
     if parts.leaving is None:
         return ()
-    shape = (1, parts.leaving.classifier.last.out_features)
+    shape = (1, parts.leaving.classifier.classes)
     return (TensorSpec(name=EXIT, engine_name=EXIT, dtype="float32", shape=shape, semantic="logits"),)
 
 

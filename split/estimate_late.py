@@ -19,7 +19,6 @@ from split.training_data import PictureSet
 _PICTURES = 64  # that are measured on, at most
 _EPOCHS = 2
 _HALF = 2  # bytes of a number
-_VIEWS = 2  # of each picture that an exit sees
 _COPIES = 2  # in parts, and put together
 
 
@@ -86,7 +85,7 @@ def estimate_late(
 
         made, epoch = _measured(leave)
         seconds["exit"] = share * (made + epoch * leaving.epochs)
-        kept.append(_COPIES * latent.numel() * _VIEWS * len(material.train))
+        kept.append(_COPIES * latent.numel() * leaving.views * len(material.train))
     return LateEstimate(seconds, (resident_bytes() or 0) + max(kept))
 
 

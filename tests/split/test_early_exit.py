@@ -119,3 +119,29 @@ def test_exit_learns_and_leaves_the_latents_alone(tiny, pictures):
         latent, logits = both(batch)
         assert torch.equal(latent, head(batch))
         assert torch.allclose(logits, early, atol=1e-4)
+
+
+class _Notes(torch.nn.Module):
+    """A head that notes what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return (10 * x).to(torch.int8)
+
+
+def test_exit_learns_from_every_view_and_averages_its_members(pictures):
+    head = _Notes()
+    tail = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    options = ExitOptions(width=4, depth=1, members=2, views=3, epochs=1, batch=16)
+    leaving = train_exit(head, lambda latent: tail(latent.float()), pictures, options, Augmentation(32, "crop", 4))
+    centre, mirror, other = head.seen
+    assert torch.equal(mirror, centre.flip(3))
+    assert not torch.equal(other, centre)
+    latent = head(centre)
+    first, second = (member(latent.float()) for member in leaving.members)
+    assert not torch.equal(first, second)
+    assert torch.allclose(leaving(latent), (first + second) / 2)
