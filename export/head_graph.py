@@ -151,7 +151,9 @@ def _without_lone_norms(front: fx.GraphModule) -> fx.GraphModule:
     modules = dict(front.named_modules())
     for node in front.graph.nodes:
         norm = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(norm, nn.BatchNorm2d) and norm.affine and not _is_convolution(node.all_input_nodes[0], modules):
+        if not isinstance(norm, nn.BatchNorm2d) or not (norm.affine and norm.track_running_stats):
+            continue
+        if not _is_convolution(node.all_input_nodes[0], modules):
             front.set_submodule(str(node.target), _channelwise(*_of_norm(norm)))
     return front
 
