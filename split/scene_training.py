@@ -115,7 +115,10 @@ def train_coded(
     training, rate = options
     both = nn.ModuleList([trunk, *heads.values()]).to(inputs.device)
     teacher.to(inputs.device)
-    new = [*network.bottleneck.parameters(), *(one for head in heads.values() for one in head.parameters())]
+    kept = list(network.bottleneck.pretrained())
+    trained = {id(one) for one in kept}
+    new = [one for one in network.bottleneck.parameters() if id(one) not in trained]
+    new += [one for head in heads.values() for one in head.parameters()]
     network.tail.requires_grad_(requires_grad=True)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
@@ -132,7 +135,12 @@ def train_coded(
             network.bottleneck.quantise_encoder()
 
     _descend(
-        both, (new, list(network.tail.parameters())), loss_of, (len(scenes), inputs.device), training, at_epoch=at_epoch
+        both,
+        (new, [*kept, *network.tail.parameters()]),
+        loss_of,
+        (len(scenes), inputs.device),
+        training,
+        at_epoch=at_epoch,
     )
     network.bottleneck.fix_encoder()
 

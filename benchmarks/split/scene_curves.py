@@ -70,6 +70,7 @@ class ScenePlan:
         test: Test scenes, from test photos.
         size: In pixels.
         layer: The cut.
+        front: The last of the network's own first layers that slim's head keeps.
         shrink: Places of the cut's layer for one of the latent, both directions.
         channels: Of the latent.
         betas: One head each.
@@ -84,9 +85,10 @@ class ScenePlan:
     test: int = 1000
     size: int = 128
     layer: str = "_blocks.2"
-    shrink: int = 2
+    front: str = "_blocks.2"
+    shrink: int = 1
     channels: int = 16
-    betas: tuple[float, ...] = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
+    betas: tuple[float, ...] = (3e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3)
     qualities: tuple[int, ...] = (1, 5, 15, 40, 70, 90)
     epochs: int = 20
     tail_epochs: int = 8
@@ -94,6 +96,7 @@ class ScenePlan:
     calibrated: int = 1000
 
 
+_SLIM_ONLY = ("layer", "front", "shrink", "channels", "calibrated")
 QUICK = ScenePlan(train=48, test=24, size=64, betas=(1e-4,), qualities=(30,), epochs=1, tail_epochs=1, calibrated=48)
 
 
@@ -114,7 +117,7 @@ def run_point(name: str, plan: ScenePlan, folder: Path, seed: int) -> Path:
     path = point_path(folder, name, seed)
     if (
         path.is_file()
-        and read_point(path).note["plan"] == _plain(plan)
+        and read_point(path).note["plan"].items() >= _plain(plan, kind).items()
         and read_point(path).note["data"] == data_kind()
     ):
         return path
@@ -128,7 +131,7 @@ def run_point(name: str, plan: ScenePlan, folder: Path, seed: int) -> Path:
     data = _Data(train, test, train.to(device), device)
     digests, answers, sizes = (_slim_point if kind == "slim" else _webp_point)(float(value), data, plan, seed)
     note = {
-        "point": name, "seed": seed, "data": data_kind(), "plan": _plain(plan), "sent": digests,
+        "point": name, "seed": seed, "data": data_kind(), "plan": _plain(plan, kind), "sent": digests,
         "scenes": hashlib.sha256(test.images.numpy().tobytes()).hexdigest()[:16], "pillow": PIL.__version__,
         "torch": torch.__version__, "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "seconds": round(time.monotonic() - began),
@@ -172,9 +175,10 @@ def _pair(plan: ScenePlan) -> tuple[SplitNetwork, Teacher, Augmentation]:
     module = efficientnet_lite0().module
     assert module is not None
     method = find_method("slim")
-    options = method.options(latent_channels=plan.channels, shrink=plan.shrink)
-    trace = trace_network(module.eval(), torch.zeros(1, 3, plan.size, plan.size))
-    student, teacher = inject(trace, plan.layer, lambda one: method.make(one, options), size=(plan.size, plan.size))
+    options = method.options(latent_channels=plan.channels, shrink=plan.shrink, front=plan.front)
+    size = (plan.size, plan.size)
+    trace = trace_network(module.eval(), torch.zeros(1, 3, *size))
+    student, teacher = inject(trace, plan.layer, lambda one: method.make(one, options), size=size, front=plan.front)
     return student, teacher, Augmentation(plan.size, "none", 0, (127 / 255,) * 3, (128 / 255,) * 3)
 
 
@@ -187,7 +191,9 @@ def _slim_point(beta: float, data: _Data, plan: ScenePlan, seed: int) -> _Found:
     trunk = CodedTrunk(student, view).to(data.device)
     heads = _heads(trunk, data)
     options = TailOptions(epochs=plan.epochs, seed=seed)
-    train_coded(teacher, trunk, heads, (data.there.images, data.there), (options, RateOptions(beta=beta)))
+    train_coded(
+        teacher, trunk, heads, (data.there.images, data.there), (options, RateOptions(beta=beta, int8=not plan.front))
+    )
     student.eval()
     grid = fit_grid(student, ())
     sender = _Sender(IntegerHead(student.bottleneck, grid), view)
@@ -270,10 +276,11 @@ def through_webp(images: torch.Tensor, quality: int) -> tuple[torch.Tensor, list
     return torch.from_numpy(np.stack(decoded)), files
 
 
-def _plain(plan: ScenePlan) -> dict[str, Any]:
-    """What of a plan changes a point, as JSON gives it back."""
+def _plain(plan: ScenePlan, kind: str) -> dict[str, Any]:
+    """What of a plan changes a point of slim or WebP, as JSON gives it back."""
     found: dict[str, Any] = json.loads(json.dumps(asdict(plan)))
-    return {key: value for key, value in found.items() if key not in ("betas", "qualities")}
+    without = ("betas", "qualities", *(_SLIM_ONLY if kind == "webp" else ()))
+    return {key: value for key, value in found.items() if key not in without}
 
 
 def points(plan: ScenePlan) -> list[str]:

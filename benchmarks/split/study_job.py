@@ -31,6 +31,8 @@ COUNTED_TABLES = "counted tables"
 COUNTED = 2000  # training pictures that entropy tables are counted on
 CUT = bytes(8)
 
+Point = tuple[str, np.ndarray, np.ndarray]  # setting, bytes of each picture's frame, whether its class is right
+
 
 def main() -> None:
     """Do one job, unless its points are there."""
@@ -68,17 +70,27 @@ def run(job: Job, work: Path, device: str, target: Path) -> None:
     train(student, teacher, first(data["train"], protocol.pictures), stages, options)
     trained = time.monotonic()
     found = evaluate(job, student, data, protocol, device)
+    if job.keeps:
+        torch.save({key: value.cpu() for key, value in student.state_dict().items()}, target.with_suffix(".pt"))
+    note = {"train_s": round(trained - start, 1), **_surroundings(device, start)}
+    _write_points(target, found, note)
+    if job.tunes:
+        tuned = tuned_points(job, student, data, work, device)
+        note = {"tuned": "tail", "train_s": note["train_s"], **_surroundings(device, start)}
+        _write_points(target.with_name(f"{job.tuned_name}.npz"), tuned, note)
+
+
+def _write_points(target: Path, found: dict[str, list[Point]], note: dict[str, Any]) -> None:
+    """Those of the test pictures; of the validation pictures the means."""
     points = found["test"]
-    note = {"train_s": round(trained - start, 1), "settings": [point[0] for point in points]}
+    note = {"settings": [point[0] for point in points], **note}
     note["val"] = [[round(float(sizes.mean()), 1), round(float(right.mean()), 4)] for _, sizes, right in found["val"]]
     arrays = {}
     for number, (_, sizes, right) in enumerate(points):
         arrays |= {f"size{number}": sizes.astype(np.uint16), f"right{number}": np.packbits(right)}
-    if job.keeps:
-        torch.save({key: value.cpu() for key, value in student.state_dict().items()}, target.with_suffix(".pt"))
-    _write(target, arrays, note | _surroundings(device, start))
+    _write(target, arrays, note)
     for setting, sizes, right in points:
-        print(f"{job.name} {setting}: {sizes.mean():.1f} B, {right.mean():.4f} {note}", flush=True)
+        print(f"{target.stem} {setting}: {sizes.mean():.1f} B, {right.mean():.4f} {note}", flush=True)
 
 
 def _surroundings(device: str, start: float) -> dict[str, Any]:
@@ -114,16 +126,13 @@ def build(job: Job, protocol: Protocol, work: Path) -> tuple[SplitNetwork, Teach
     return student, teacher, method.stages(settings)
 
 
-Point = tuple[str, np.ndarray, np.ndarray]  # setting, bytes of each picture's frame, whether its class is right
-
-
 def evaluate(
     job: Job, student: SplitNetwork, data: dict[str, PictureSet], protocol: Protocol, device: str
 ) -> dict[str, list[Point]]:
     """Frames with header of all validation and test pictures, and the tail's answers from what the frames hold."""
     plain = without_chance(protocol.augmentation)
     counted = first(data["train"], COUNTED)
-    if job.method == "bottlefit":
+    if job.method == "bottlefit" and not job.options.get("rounds"):
         found: dict[str, list[Point]] = {name: [] for name in PARTS}
         for bits in BOTTLEFIT_BITS:
             student.bottleneck.bits = bits
@@ -131,26 +140,57 @@ def evaluate(
             for name, ((_, sizes, right),) in coded.items():
                 found[name].append((f"{job.options['channels']} channels of {bits} bits", sizes, right))
         return found
+    if job.method == "bottlefit":
+        return _own_points(job, student, data, plain, device, setting=bottlefit_setting(job))
     if job.method.startswith("peer_"):
         known = counted if job.method == "peer_fp" and job.label else None
         return {name: _peer_points(student.cpu().eval(), data[name], plain, known) for name in PARTS}
     return _own_points(job, student, data, plain, device)
 
 
-def _own_points(
-    job: Job, student: SplitNetwork, data: dict[str, PictureSet], plain: Augmentation, device: str
+def bottlefit_setting(job: Job) -> str:
+    """What its points are called: channels, bits, and the side of a latent that is not the cut's."""
+    half = ", half the side" if job.options.get("version") == 3 else ""
+    return f"{job.options['channels']} channels of {job.options['bits']} bits{half}"
+
+
+def tuned_points(
+    job: Job, student: SplitNetwork, data: dict[str, PictureSet], work: Path, device: str
 ) -> dict[str, list[Point]]:
-    """Integers in counted tables."""
+    """The same head and frames before a tail that was fine-tuned as long and as the codecs' network is."""
+    from benchmarks.split.study_nets import tune_tail
+
+    plain = without_chance(PROTOCOLS[job.protocol].augmentation)
+    student = student.to(device).eval()
+    grid = fit_grid(student, (one.to(device) for one in input_batches(first(data["train"], COUNTED), plain)))
+    tail = IntegerTail(student, grid).to(device)
+    tune_tail(IntegerHead(student.bottleneck, grid).to(device), tail, data, work, device)
+    setting = bottlefit_setting(job) if job.method == "bottlefit" else ""
+    return _own_points(job, student, data, plain, device, setting=setting, tail=tail)
+
+
+def _own_points(
+    job: Job,
+    student: SplitNetwork,
+    data: dict[str, PictureSet],
+    plain: Augmentation,
+    device: str,
+    *,
+    setting: str = "",
+    tail: IntegerTail | None = None,
+) -> dict[str, list[Point]]:
+    """Integers in counted tables; behind the student's own tail, or another one."""
     counted = first(data["train"], COUNTED)
     student = student.to(device).eval()
     grid = fit_grid(student, (one.to(device) for one in input_batches(counted, plain)))
-    tail = IntegerTail(student, grid).to(device)
+    tail = tail or IntegerTail(student, grid).to(device)
     known, *latents = integers(job, student, grid, (counted, *(data[name] for name in PARTS)), plain, device)
     codec = EntropyCodec(fit_tables(known, student.bottleneck.stream))
-    return {
+    found = {
         name: _points(codec, student.bottleneck.stream, some, tail, data[name].labels.numpy())
         for name, some in zip(PARTS, latents, strict=True)
     }
+    return {name: [(own or setting, *rest) for own, *rest in points] for name, points in found.items()}
 
 
 def _points(

@@ -12,6 +12,7 @@ from benchmarks.split.study_plan import B_CHANNELS, PROTOCOLS, Job, load_teacher
 from export.codec_points import FRAME_BYTES, code_picture
 from export.evaluate import pictures_of
 from split.augment import Augmentation, augment, centre, draw, without_chance
+from split.latents import IntegerHead, IntegerTail
 from split.losses import TaskLoss, task_loss
 from split.slim import slim_encoder
 from split.slim_stages import SlimOptions
@@ -48,6 +49,31 @@ def codec_job(job: Job, work: Path, data: Parts, device: str) -> Result:
     }  # fmt: skip
     arrays = {"sizes": sizes.astype(np.uint32), "plain": np.packbits(plain), "tuned": np.packbits(tuned)}
     return arrays, note
+
+
+class _Received(nn.Module):
+    """A finished head before a tail that learns; the head is no part of what is trained."""
+
+    def __init__(self, head: IntegerHead, tail: IntegerTail) -> None:
+        super().__init__()
+        self._head = (head.eval(),)
+        self.tail = tail
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            latent = self._head[0](x.float())
+        found: torch.Tensor = self.tail(latent)
+        return found
+
+
+def tune_tail(head: IntegerHead, tail: IntegerTail, data: Parts, work: Path, device: str) -> None:
+    """Fine-tune a tail in place, on what its head sends: pictures, loss, epochs and learning rate of `codec_job`."""
+    protocol = PROTOCOLS["b"]
+    tail.requires_grad_(requires_grad=True)
+    view = Augmentation(protocol.size, "crop", 16, protocol.augmentation.mean, protocol.augmentation.std)
+    recipe = (view, CODEC_LOSS, CODEC_EPOCHS, CODEC_LR)
+    teacher = load_teacher(protocol, work).to(device)
+    learn(_Received(head, tail).to(device), teacher, (data["train"], data["train"]), data["val"], recipe, device)
 
 
 def small_job(job: Job, work: Path, data: Parts, device: str) -> Result:

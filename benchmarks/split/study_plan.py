@@ -87,7 +87,10 @@ class Job:
         seed: Of everything that is random.
         int8: Evaluated with the int8 head on onnxruntime; otherwise with the float head, as the peer's is.
         keeps: Its weights stay beside its points.
-        label: Its name, where it belongs to no curve of its method.
+        tunes: Afterwards its tail is fine-tuned as the codecs' network is; points of their own (`tuned_name`).
+        curve: The curve that it belongs to, where that is not its method's.
+        layer: Where it cuts; "" for where its method does.
+        label: Its name, where it belongs to no curve.
     """
 
     protocol: str
@@ -96,7 +99,15 @@ class Job:
     seed: int = 0
     int8: bool = False
     keeps: bool = False
+    tunes: bool = False
+    curve: str = ""
+    layer: str = ""
     label: str = ""
+
+    @property
+    def series(self) -> str:
+        """The curve that it belongs to."""
+        return self.curve or self.method
 
     @property
     def name(self) -> str:
@@ -105,10 +116,15 @@ class Job:
             return f"{self.protocol}-{self.label}"
         shown = {"beta": "beta", "channels": "c"}
         parts = [f"{shown[key]}{value:g}" for key, value in self.options.items() if key in shown]
-        return "-".join([self.protocol, self.method, *parts, f"s{self.seed}"])
+        return "-".join([self.protocol, self.series, *parts, f"s{self.seed}"])
+
+    @property
+    def tuned_name(self) -> str:
+        """Of its points with a fine-tuned tail."""
+        return f"{self.name}-tuned"
 
 
-# protocol -> method -> what sets its rate
+# protocol -> curve -> what sets its rate
 RATES: dict[str, dict[str, tuple[float, ...]]] = {
     "a": {
         "peer_fp": (0.08, 0.32, 1.28, 5.12),
@@ -123,18 +139,33 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "peer_fp": (16, 64, 256, 1024),
         "bottlefit": (4, 8),
         "progressive": (3e-5,),
+        "front_progressive": (3e-5,),
+        "front": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "front_bottlefit": (0, 1, 2),
+        "deep": (1e-5, 3e-5, 1e-4, 3e-4),
+        "peer_mshp": (4, 16, 64, 256, 1024),
         "entropic": (16, 64, 256, 1024),
     },
 }
+# Curves whose head keeps the network's own first layers: slim up to its cut, the same up to a deeper cut
+FRONTS = {"front": "_blocks.4", "front_progressive": "_blocks.4", "front_bottlefit": "_blocks.4", "deep": "_blocks.10"}
+# BottleFit behind kept first layers; version 3 has a latent of half the cut's sides
+FRONT_BOTTLEFIT: tuple[dict[str, Any], ...] = (
+    {"channels": 8, "bits": 6, "version": 3},
+    {"channels": 16, "bits": 5, "version": 3},
+    {"channels": 9, "bits": 4, "version": 2},
+)
 BOTTLEFIT_BITS = (8, 6, 5, 4)  # of one trained network
 EPOCHS = {"a": (10, 10), "b": (45, 55)}
 JOINT_EPOCHS = {"a": (16, 4), "b": (70, 30)}
 PROGRESSIVE_B = {"price_step": 3.0, "whole": 0.5}
+FRONT_PROGRESSIVE_EPOCHS = (140, 60)  # twice a single rate's: one training stands for four rates
 CODEC_QUALITIES = {"webp": (1, 30, 60, 85), "jpeg": (5, 12, 25, 50, 75)}
 # Of protocol b, for every method alike: the teacher alone says what is right, also of mixed pictures
 MATCH = TaskLoss("kd", alpha=0.0)
 B_CHANNELS = 16
 _ONE_SEED = ("peer_mshp", "bottlefit")
+_ONE_SEED_B = ("peer_mshp", "entropic")
 _B_BATCH = {"batch": 128}
 _B_FAST = {"task": MATCH, "task_lr": 2e-2, **_B_BATCH}
 _STRIDE_4 = ("entropic", "peer_fp", "peer_mshp")
@@ -168,7 +199,7 @@ def plan() -> list[Job]:
     for seed in SEEDS:
         for protocol, methods in RATES.items():
             for method, rates in methods.items():
-                if not (seed and protocol == "a" and method in _ONE_SEED):
+                if not (seed and method in {"a": _ONE_SEED, "b": _ONE_SEED_B}[protocol]):
                     jobs += [_job(protocol, method, rate, seed) for rate in rates]
     jobs.sort(key=lambda job: job.protocol == "a" and job.method in _ONE_SEED)
     small = Job("b", "small", {"epochs": sum(EPOCHS["b"])}, label="small")
@@ -209,6 +240,8 @@ def codec_jobs() -> list[Job]:
 def _job(protocol: str, method: str, rate: float, seed: int) -> Job:
     match = {"task": MATCH, **_B_BATCH} if protocol == "b" else {}
     fast = _B_FAST if protocol == "b" else {}
+    if method in FRONTS:
+        return _front_job(method, rate, seed)
     if method == "bottlefit":
         wide = {"width": 256, "fix_encoder": False} if protocol == "b" else {}
         return Job(protocol, method, {"channels": int(rate), "epochs": EPOCHS[protocol], **fast, **wide}, seed)
@@ -220,9 +253,33 @@ def _job(protocol: str, method: str, rate: float, seed: int) -> Job:
     return Job(protocol, method, {"beta": rate, "epochs": EPOCHS[protocol], **fast}, seed)
 
 
+def _front_job(curve: str, rate: float, seed: int) -> Job:
+    """Protocol b, behind the network's own first layers; calibration pictures make these heads int8."""
+    front = {"front": FRONTS[curve]}
+    if curve == "front_bottlefit":
+        wide = {"width": 256, "fix_encoder": False, "rounds": True, "epochs": EPOCHS["b"]}
+        options = {**FRONT_BOTTLEFIT[int(rate)], **wide, **_B_FAST, **front}
+        return Job("b", "bottlefit", options, seed, int8=True, keeps=True, tunes=True, curve=curve)
+    options = {
+        "beta": rate,
+        "epochs": JOINT_EPOCHS["b"],
+        "task": MATCH,
+        **_B_BATCH,
+        "latent_channels": B_CHANNELS,
+        **front,
+    }
+    if curve == "front_progressive":
+        options |= {**PROGRESSIVE_B, "epochs": FRONT_PROGRESSIVE_EPOCHS}
+        return Job("b", "progressive", options, seed, int8=True, keeps=True, curve=curve)
+    layer = FRONTS[curve] if curve == "deep" else ""
+    return Job("b", "slim", options, seed, int8=True, keeps=True, tunes=True, curve=curve, layer=layer)
+
+
 def layer_of(job: Job) -> str:
     """Where it cuts: as deep as the method's geometry goes."""
     protocol = PROTOCOLS[job.protocol]
+    if job.layer:
+        return job.layer
     return protocol.layer if job.method in _STRIDE_4 else protocol.coarse_layer
 
 

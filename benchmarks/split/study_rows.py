@@ -93,13 +93,19 @@ def rows() -> Iterator[dict[str, Any]]:
     yield from point_rows(curves)
 
 
-def read_curves(folder: Path, protocol: str, method: str, *, rates: Sequence[float] = ()) -> Curves:
-    """The points of a method by seed; of some rates, or of all. A seed that lacks one has no curve."""
+def read_curves(
+    folder: Path, protocol: str, method: str, *, rates: Sequence[float] = (), tuned: bool = False
+) -> Curves:
+    """The points of a curve by seed; of some rates, or of all; with its own tails, or fine-tuned ones.
+
+    A seed that lacks one has no curve.
+    """
     curves: Curves = {}
     lacking: set[int] = set()
     for job in JOBS.values():
         path = folder / f"{job.name}.npz"
-        own = (job.protocol, job.method, job.label) == (protocol, method, "")
+        own = (job.protocol, job.series, job.label) == (protocol, method, "")
+        path = path.with_name(f"{job.tuned_name}.npz") if tuned else path
         wanted = own and (not rates or job.options.get("beta") in rates)
         if wanted and path.is_file():
             curves.setdefault(job.seed, []).extend(read_points(path))
