@@ -4,6 +4,7 @@ Every row comes from points in results/split_points, all behind one teacher; the
 is chosen (the rate of BottleFit that loses least) is chosen on validation pictures.
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,10 +18,11 @@ from benchmarks.data import data_folder
 from benchmarks.rows import RESULTS
 from benchmarks.split.grocery_codecs import CLASSES, CodecPoint, points
 from benchmarks.split.study_nets import head_macs
-from benchmarks.split.study_plan import JOBS, SEEDS, Job
+from benchmarks.split.study_plan import JOBS, SEEDS
 from benchmarks.split.study_rows import (
     MIN_SEEDS,
     POINTS,
+    SAID,
     SHARED,
     WHERE,
     Curves,
@@ -53,21 +55,41 @@ def rows() -> Iterator[dict[str, Any]]:
     raw = next(one for one in codecs if one.codec == "raw")
     codecs = [one for one in codecs if one.codec != "raw"]
     jobs = [job for job in JOBS.values() if (job.protocol, job.method, job.label) == ("b", "bottlefit", "")]
-    bottlefit = [one for job in jobs if (POINTS / f"{job.name}.npz").is_file() for one in _read(job)]
+    named = [pair for job in jobs for pair in ((job.name, job.series), (job.tuned_name, f"{job.series}_tuned"))]
+    bottlefit = [
+        one for name, series in named if (POINTS / f"{name}.npz").is_file() for one in _read(name, _KINDS[series])
+    ]
     ours, leaving = _shipped()
-    slim = read_curves(POINTS, "b", "slim")
     yield from bottlefit_rows(bottlefit, codecs, raw.plain)
-    yield codec_row(slim, codecs)
+    yield codec_row(read_curves(POINTS, "b", "front", tuned=True), codecs, SAID["front"] + ", tail fine-tuned alike")
+    for series in ("front", "slim"):
+        row = codec_row(read_curves(POINTS, "b", series), codecs, f"{SAID[series]}, as it was trained")
+        yield row | {"id": f"ours_codec_bd.{series}", "direction": "info", "bar": None}
     yield from shipped_rows(ours, codecs)
     yield from _point_rows(codecs, raw, ours, leaving)
     yield from _small_row()
     curves = {name: read_curves(POINTS, "b", method).get(0, []) for name, method in _CHARTED.items()}
+    curves[f"{_KEPT}, tail fine-tuned"] = read_curves(POINTS, "b", "front", tuned=True).get(0, [])
     pairs = {name: [(one.sizes, one.right) for one in some] for name, some in curves.items()}
     chart({**pairs, "slim, shipped": [ours]}, codecs, raw, CHART)
 
 
+_KINDS = {
+    "bottlefit": "",
+    "front_bottlefit": " behind kept layers",
+    "front_bottlefit_tuned": " behind kept layers, tail fine-tuned",
+}
+_SLUGS = {
+    " channels of ": "c",
+    " bits": "b",
+    ", half the side": ".half",
+    " behind kept layers": ".front",
+    ", tail fine-tuned": ".tuned",
+}
+_KEPT = "slim, kept layers"
 _CHARTED = {
     "slim": "slim",
+    _KEPT: "front",
     "progressive": "progressive",
     "BottleFit": "bottlefit",
     "Entropic Student": "entropic",
@@ -80,12 +102,12 @@ Rate = tuple[
 ]  # channels and bits, test sizes and answers, bytes and accuracy on validation pictures
 
 
-def _read(job: Job) -> list[Rate]:
-    path = POINTS / f"{job.name}.npz"
+def _read(name: str, kind: str) -> list[Rate]:
+    path = POINTS / f"{name}.npz"
     with np.load(path, allow_pickle=False) as file:
         validation = json.loads(str(file["note"]))["val"]
     points = zip(read_points(path), validation, strict=True)
-    return [(point.setting, (point.sizes, point.right.astype(bool)), tuple(found)) for point, found in points]
+    return [(point.setting + kind, (point.sizes, point.right.astype(bool)), tuple(found)) for point, found in points]
 
 
 def bottlefit_rows(found: Sequence[Rate], codecs: Sequence[CodecPoint], whole: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -129,31 +151,32 @@ def _share_rows(of: Mapping[str, Sequence[Rate]], codecs: Sequence[CodecPoint]) 
         cheapest = bytes_at(float(right.mean()), codecs, tuned=False)
         value = None if cheapest is None else 100 * float(sizes.mean()) / cheapest
         what = f"the same of {name}: {sizes.mean():.0f} B at {100 * right.mean():.1f} %, {len(some)} seeds"
-        yield {"id": f"bottlefit.{name.replace(' channels of ', 'c').replace(' bits', 'b')}", "what": what, "value": value, "unit": "%", "direction": "info"}  # fmt: skip
+        slug = functools.reduce(lambda text, pair: text.replace(*pair), _SLUGS.items(), name)
+        yield {"id": f"bottlefit.{slug}", "what": what, "value": value, "unit": "%", "direction": "info"}
 
 
-def codec_row(slim: Curves, codecs: Sequence[CodecPoint]) -> dict[str, Any]:
+def codec_row(ours: Curves, codecs: Sequence[CodecPoint], said: str) -> dict[str, Any]:
     """The BD-rate against the codec that is harder to beat, at the far end of its interval."""
-    found = [_against(slim, [one for one in codecs if one.codec == codec]) for codec in _CODECS]
+    found = [_against(ours, [one for one in codecs if one.codec == codec]) for codec in _CODECS]
     known = [one for one in found if one.high is not None]
     worst = max(known, key=lambda one: one.high or 0.0, default=Interval(None, None, None, 0, "no curve overlaps"))
     texts = "; ".join(f"{codec} {one}" for codec, one in zip(_CODECS, found, strict=True))
     return {
-        "id": "ours_codec_bd", "what": f"far end of BD-rate, slim with its int8 head against WebP and JPEG {_TUNED}, {WHERE['b']}: {texts}",
+        "id": "ours_codec_bd", "what": f"far end of BD-rate, {said}, with its int8 head against WebP and JPEG {_TUNED}, {WHERE['b']}: {texts}",
         "value": worst.high if worst.seeds >= MIN_SEEDS and len(known) == len(found) else None, "unit": "%", "direction": "<=", "bar": RATE_BAR, "peer": "WebP and JPEG without tables",
     }  # fmt: skip
 
 
-def _against(slim: Curves, codecs: Sequence[CodecPoint]) -> Interval:
+def _against(ours: Curves, codecs: Sequence[CodecPoint]) -> Interval:
     """With the codec's one curve beside each seed's."""
     curve = [Point(f"{one.codec} {one.quality}", one.sizes, one.tuned.astype(np.float64)) for one in codecs]
     curve.sort(key=lambda one: -float(one.sizes.mean()))
-    whole = dict.fromkeys(slim, curve)
-    *few, _ = comparable(whole, slim)
+    whole = dict.fromkeys(ours, curve)
+    *few, _ = comparable(whole, ours)
     found = compare(*(pictures(one, choosing=False) for one in few))
     if found.value is not None:
         return found
-    shared = compare(whole, slim, min_overlap=SHARED)
+    shared = compare(whole, ours, min_overlap=SHARED)
     return replace(found, reason=f"{found.reason} Over the accuracies that both reach: {shared}")
 
 

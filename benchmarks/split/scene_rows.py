@@ -24,7 +24,7 @@ TASKS = {"masks": "mean IoU", "boxes": "AP at an overlap of 0.5", "classes": "ac
 # Scenes that choose which of slim's rates are compared, one of so many; the others measure
 CHOOSING = 5
 MIN_RATES = 3
-MIN_POINTS = 4
+MIN_POINTS = 3
 ROUNDS = 500
 _SHARES = (2.5, 97.5)
 

@@ -140,7 +140,8 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "bottlefit": (4, 8),
         "progressive": (3e-5,),
         "front_progressive": (3e-5,),
-        "front": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "front": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
+        "front_low": (3e-3,),
         "front_bottlefit": (0, 1, 2),
         "deep": (1e-5, 3e-5, 1e-4, 3e-4),
         "peer_mshp": (4, 16, 64, 256, 1024),
@@ -148,7 +149,14 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
     },
 }
 # Curves whose head keeps the network's own first layers: slim up to its cut, the same up to a deeper cut
-FRONTS = {"front": "_blocks.4", "front_progressive": "_blocks.4", "front_bottlefit": "_blocks.4", "deep": "_blocks.10"}
+OURS = {"a": "slim", "b": "front"}  # what `ours_bd` compares
+FRONTS = {
+    "front": "_blocks.4",
+    "front_low": "_blocks.4",
+    "front_progressive": "_blocks.4",
+    "front_bottlefit": "_blocks.4",
+    "deep": "_blocks.10",
+}
 # BottleFit behind kept first layers; version 3 has a latent of half the cut's sides
 FRONT_BOTTLEFIT: tuple[dict[str, Any], ...] = (
     {"channels": 8, "bits": 6, "version": 3},

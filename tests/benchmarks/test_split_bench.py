@@ -162,6 +162,6 @@ def test_the_far_end_against_the_harder_codec_is_what_counts():
         for name, factor in (("webp", 2.0), ("jpeg", 4.0))
         for q, one in enumerate(curve(rng, 1.0, right))
     ]
-    row = codec_row(slim, codecs)
+    row = codec_row(slim, codecs, "slim")
     assert row["value"] == pytest.approx(-50, abs=2)
-    assert codec_row({0: slim[0]}, codecs)["value"] is None
+    assert codec_row({0: slim[0]}, codecs, "slim")["value"] is None
