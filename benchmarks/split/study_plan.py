@@ -167,7 +167,6 @@ BOTTLEFIT_BITS = (8, 6, 5, 4)  # of one trained network
 EPOCHS = {"a": (10, 10), "b": (45, 55)}
 JOINT_EPOCHS = {"a": (16, 4), "b": (70, 30)}
 PROGRESSIVE_B = {"price_step": 3.0, "whole": 0.5}
-FRONT_PROGRESSIVE_EPOCHS = (140, 60)  # twice a single rate's: one training stands for four rates
 CODEC_QUALITIES = {"webp": (1, 30, 60, 85), "jpeg": (5, 12, 25, 50, 75)}
 # Of protocol b, for every method alike: the teacher alone says what is right, also of mixed pictures
 MATCH = TaskLoss("kd", alpha=0.0)
@@ -197,6 +196,17 @@ ABLATIONS_B: dict[str, tuple[str, dict[str, Any]]] = {
     "gdn": ("slim", {"activation": "gdn", "int8": False}),
     "deep": ("slim", {"targets": "deep"}),
     "deep_saliency": ("slim", {"targets": "deep", "saliency": True}),
+}
+# The same behind kept first layers, beside the curve "front" at the same beta and seed; each with where it cuts
+ABLATIONS_FRONT: dict[str, tuple[str, dict[str, Any]]] = {
+    "blocks2": ("", {"front": "_blocks.2"}),
+    "shrink2": ("", {"shrink": 2}),
+    "depth0": ("", {"depth": 0}),
+    "features1": ("", {"features": 1.0}),
+    "lr": ("", {"lr": 1e-3}),
+    "lr_tail": ("", {"lr": 1e-3, "tail_lr": 0.1}),
+    "long": ("", {"epochs": (140, 60)}),
+    "deeper": ("_blocks.10", {"front": "_blocks.7"}),
 }
 ABLATED_BETA = {"a": 6e-4, "b": 3e-5}
 
@@ -233,6 +243,10 @@ def ablation_jobs() -> list[Job]:
         for name, (method, changed) in ablations.items():
             options = {**slim.options, **changed}
             jobs.append(Job(protocol, method, options, int8=options["int8"], label=f"ablation-{name}"))
+    front = _job("b", "front", ABLATED_BETA["b"], 0)
+    for name, (layer, changed) in ABLATIONS_FRONT.items():
+        options = {**front.options, **changed}
+        jobs.append(Job("b", "slim", options, int8=True, layer=layer, label=f"ablation-front-{name}"))
     return jobs
 
 
@@ -277,7 +291,7 @@ def _front_job(curve: str, rate: float, seed: int) -> Job:
         **front,
     }
     if curve == "front_progressive":
-        options |= {**PROGRESSIVE_B, "epochs": FRONT_PROGRESSIVE_EPOCHS}
+        options |= PROGRESSIVE_B
         return Job("b", "progressive", options, seed, int8=True, keeps=True, curve=curve)
     layer = FRONTS[curve] if curve == "deep" else ""
     return Job("b", "slim", options, seed, int8=True, keeps=True, tunes=True, curve=curve, layer=layer)

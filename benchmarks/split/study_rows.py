@@ -12,6 +12,7 @@ from benchmarks.rows import RESULTS
 from benchmarks.split.study_plan import (
     ABLATIONS,
     ABLATIONS_B,
+    ABLATIONS_FRONT,
     JOBS,
     OURS,
     RATES,
@@ -86,6 +87,9 @@ def rows() -> Iterator[dict[str, Any]]:
         worst, seen = progressive_excess(curves[protocol, "progressive"], curves[protocol, "slim"])
         what = f"bytes of one progressive stream over models of one rate at equal accuracy, worst of {seen} rates and seeds, {WHERE[protocol]}"
         yield {"id": name, "what": what, "value": worst, "unit": "%", "direction": "<=", "bar": 10}
+    worst, seen = progressive_excess(curves["b", "front_progressive"], curves["b", "front"])
+    what = f"the same, both behind the network's own first layers, worst of {seen} rates and seeds, {WHERE['b']}"
+    yield {"id": "progressive.b.front", "what": what, "value": worst, "unit": "%", "direction": "info"}
     yield from coder_rows(POINTS)
     yield from ablation_rows(POINTS)
     yield from point_rows(curves)
@@ -161,13 +165,15 @@ def coder_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 def ablation_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Slim with one option changed at a time: accuracy, with its bytes."""
-    changes = [("", one) for one in ABLATIONS.items()] + [("b.", one) for one in ABLATIONS_B.items()]
+    groups = {"": ABLATIONS, "b.": ABLATIONS_B, "front.": ABLATIONS_FRONT}
+    changes = [(prefix, one) for prefix, group in groups.items() for one in group.items()]
     for (prefix, (name, (_, changes_of))), job in zip(changes, ablation_jobs(), strict=True):
         path = folder / f"{job.name}.npz"
         if path.is_file():
             (point,) = read_points(path)
             changed = ", ".join(f"{key} {value}" for key, value in changes_of.items()) or "int8 True"
-            what = f"{job.method}, beta {job.options['beta']:g}, {changed}, {WHERE[job.protocol]}, 1 seed: accuracy at {point.sizes.mean():.1f} B a frame"
+            cut = f", cut at {job.layer}" if job.layer else ""
+            what = f"{job.method}, beta {job.options['beta']:g}, {changed}{cut}, {WHERE[job.protocol]}, 1 seed: accuracy at {point.sizes.mean():.1f} B a frame"
             yield {"id": f"ablation.{prefix}{name}", "what": what, "value": round(100 * float(point.right.mean()), 2), "unit": "%", "direction": "info"}  # fmt: skip
 
 
