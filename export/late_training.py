@@ -11,15 +11,13 @@ import torch
 from torch import nn
 
 from export.cut_check import Runner
-from split.augment import Augmentation
+from split.augment import Augmentation, without_chance
 from split.bottleneck import LatentGrid
 from split.early_exit import ExitClassifier, ExitOptions, exit_and_tail_logits, train_exit
 from split.exit_policy import ExitPolicy, choose_policy
 from split.inject import SplitNetwork, Teacher
 from split.refine import Material, Refined, RefineOptions, refine_tail
 from split.training_data import PictureSet
-
-_VIEWS = 4  # of each validation picture, for an exit's threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +82,12 @@ def refine_late(network: SplitNetwork, run_head: Runner, grid: LatentGrid, late:
     return found
 
 
-def exit_late(halves: Sequence[Runner], late: LateTraining) -> TrainedExit | None:
+def exit_late(halves: Sequence[Runner], view: Augmentation, late: LateTraining) -> TrainedExit | None:
     """Train an exit on the integers of the deployed head, with the deployed tail as its teacher, where that is asked for.
 
     Args:
         halves: The quantised head and its tail.
+        view: Size and normalisation of the pictures.
         late: What to train.
 
     Raises:
@@ -97,8 +96,9 @@ def exit_late(halves: Sequence[Runner], late: LateTraining) -> TrainedExit | Non
     if late.exit is None:
         return None
     head, tail = (RunOneByOne(run) for run in halves)
+    plain = without_chance(view)
     classifier = train_exit(head, tail, late.train, late.exit, late.augmentation)
-    early, answers = exit_and_tail_logits(head, tail, classifier, late.validation, late.augmentation, views=_VIEWS)
+    early, answers = exit_and_tail_logits(head, tail, classifier, late.validation, plain)
     labels = late.validation.labels.numpy()
     policy = choose_policy(early.numpy(), answers.numpy(), labels, max_loss=late.max_loss)
     late.say(f"Exit: temperature {policy.temperature:.2f}, threshold {policy.threshold:.3f}")

@@ -93,7 +93,7 @@ def write_litert_pair(
         def run_tail(arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
             return tail.run_real([np.ascontiguousarray(arrays[0].transpose(0, 2, 3, 1))])
 
-        leaving = exit_late((made.run_real, run_tail), late)
+        leaving = exit_late((made.run_real, run_tail), augmentation, late)
     if leaving is not None:
         data = tails.add_litert_exit(data, leaving.classifier, latents[0])
     parts = Parts(data, tail.data, tables.data, stored, latents, leaving)

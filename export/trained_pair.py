@@ -97,7 +97,7 @@ def write_trained_pair(
     tail = make_tail(IntegerTail(network, head.grid), head.latents, options)
     leaving, head_bytes = None, head.data
     if late is not None:
-        leaving = exit_late((head.run, tail.run_real), late)
+        leaving = exit_late((head.run, tail.run_real), augmentation_of(options.preprocessing), late)
     if leaving is not None:
         head_bytes = add_exit(head_bytes, leaving.classifier)
     parts = Parts(head_bytes, tail.data, head.tables.data, head.pictures, head.latents, leaving)

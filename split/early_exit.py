@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from split.augment import Augmentation, augment, draw, mirrored, without_chance
+from split.augment import Augmentation, augment, centre, draw, mirrored, without_chance
 from split.fold import fold
 from split.latents import IntegerHead
 from split.losses import TASK, TaskLoss, task_loss
@@ -109,7 +109,7 @@ def train_exit(
     Returns:
         The exit in evaluation mode, on the head's device.
     """
-    latents, answers = _views(head, tail, data, view, options.views, options.seed)
+    latents, answers = _views(head, tail, data, view, options)
     labels = data.labels.to(latents.device)
     torch.manual_seed(options.seed)
     leaving = ExitClassifier(latents.shape[2], answers.shape[2], options)
@@ -144,37 +144,39 @@ def _train_member(
 
 
 def _views(
-    head: nn.Module, tail: nn.Module, data: PictureSet, view: Augmentation, count: int, seed: int = 0
+    head: nn.Module, tail: nn.Module, data: PictureSet, view: Augmentation, options: ExitOptions
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents and the tail's logits of each view of all pictures, (views, n, ...)."""
     device = _device(head)
     latents, answers = [], []
     mirror = replace(without_chance(view), kind="flip")
     with torch.no_grad():
-        for number in range(count):
+        for number in range(options.views):
             for chunk, images in enumerate(data.images.split(_BATCH_OF_LATENTS)):
+                count = len(images)
                 if number < _PLAIN_VIEWS:
-                    x = augment(images.to(device), mirror, mirrored(len(images), flip=number == 1))
+                    x = augment(images.to(device), mirror, mirrored(count, flip=number == 1))
                 else:
-                    x = augment(images.to(device), view, draw(len(images), seed + 1_000_000 * number + chunk))
+                    x = augment(images.to(device), view, draw(count, options.seed + 1_000_000 * number + chunk))
                 latents.append(head(x))
                 answers.append(tail(latents[-1]))
     found = (torch.cat(one) for one in (latents, answers))
-    first, second = (one.view(count, len(data), *one.shape[1:]) for one in found)
+    first, second = (one.view(options.views, len(data), *one.shape[1:]) for one in found)
     return first, second
 
 
 def exit_and_tail_logits(
-    head: nn.Module, tail: nn.Module, leaving: ExitClassifier, data: PictureSet, view: Augmentation, *, views: int = 1
+    head: nn.Module, tail: nn.Module, leaving: ExitClassifier, data: PictureSet, view: Augmentation
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of both for all pictures, (views, n, classes) each, in the main memory: for `split.exit_policy`.
-
-    Views are those of `train_exit`; the first one is the centre.
-    """
-    latents, late = _views(head, tail, data, view, views)
+    """Logits of both for all pictures, (n, classes) each, in the main memory: for `split.exit_policy`."""
+    device = _device(head)
+    early, late = [], []
     with torch.no_grad():
-        early = [leaving(some).float().cpu() for some in latents.flatten(0, 1).split(_BATCH_OF_LATENTS)]
-    return torch.cat(early).view(*late.shape), late.float().cpu()
+        for images in data.images.split(_BATCH_OF_LATENTS):
+            latent = head(centre(images.to(device), view))
+            early.append(leaving(latent).float().cpu())
+            late.append(tail(latent).float().cpu())
+    return torch.cat(early), torch.cat(late)
 
 
 def _device(head: nn.Module) -> torch.device:

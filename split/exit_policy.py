@@ -97,11 +97,11 @@ def choose_policy(
     """Temperature and threshold with which most pictures leave at an accuracy loss of at most `max_loss`.
 
     The threshold that just holds on a few hundred pictures is the luckiest one, and loses more on others. So it has to hold, as
-    has every higher one, when the pictures are drawn again as well; and several views of each picture keep one picture from deciding.
+    has every higher one, when the pictures are drawn again as well.
 
     Args:
-        exit_logits: Of the exit, validation pictures, (n, classes), or (views, n, classes): the temperature is that of the first view.
-        tail_logits: Of the tail for the same pictures and views.
+        exit_logits: Of the exit, validation pictures, (n, classes).
+        tail_logits: Of the tail for the same pictures.
         labels: (n,).
         max_loss: Of accuracy against the tail alone, as a share.
         sureness: In how many of the draws, as a share, in [0, 1); 0 for these pictures alone.
@@ -114,24 +114,22 @@ def choose_policy(
 
     Source: bootstrap, Efron and Tibshirani 1993, chapter 13.
     """
-    early, late = (one.reshape(-1, *one.shape[-2:]) for one in (exit_logits, tail_logits))
-    for one in (*early, *late):
-        _check(one, labels)
-    temperature = fit_temperature(early[0], labels)
-    sure = np.concatenate([confidence(one, temperature) for one in early])
-    gain = ((early.argmax(2) == labels).astype(np.int64) - (late.argmax(2) == labels)).reshape(-1)
+    _check(exit_logits, labels)
+    _check(tail_logits, labels)
+    temperature = fit_temperature(exit_logits, labels)
+    sure = confidence(exit_logits, temperature)
     order = np.argsort(-sure, kind="stable")
+    gain = (exit_logits.argmax(1) == labels).astype(np.int64) - (tail_logits.argmax(1) == labels)
     ends = np.append(sure[order][1:] < sure[order][:-1], [True])  # equal confidences leave together
     count = len(labels)
-    picture = order % count
     drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), _DRAWS)  # how often each picture
-    leaving = np.sort([_leaving(row[picture] * gain[order], ends, max_loss) for row in drawn])
+    leaving = np.sort([_leaving(row * gain[order], ends, max_loss) for row in drawn])
     most = min(_leaving(gain[order], ends, max_loss), leaving[int((1 - sureness) * (_DRAWS - 1))])
     return ExitPolicy(temperature, float(sure[order][most - 1]) if most else 2.0)
 
 
 def _leaving(gain: npt.NDArray[np.int64], ends: npt.NDArray[np.bool_], max_loss: float) -> int:
-    """How many of the surest views may leave before the loss is ever larger than allowed; between `ends` none can stop."""
+    """How many of the surest may leave before the loss is ever larger than allowed; between `ends` none can stop."""
     total = np.cumsum(gain)  # change of right answers when the surest 1, 2, ... pictures leave
     wrong = np.flatnonzero((total < -max_loss * len(gain)) & ends)
     before = np.flatnonzero(ends[: wrong[0]] if len(wrong) else ends)
