@@ -106,11 +106,12 @@ def _ours_rows(protocol: str, reference: Curves, tested: Curves, low: Curves) ->
         f"{WHERE[protocol]}, {kept}, in a row, chosen for overlap on every {CHOOSING}th picture, measured on the others"
     )
     what = f"far end of BD-rate, {said} with its int8 head against sc2bench's Entropic Student, {where}: {ours}; over all rates: {every}"
-    good = ours.seeds >= MIN_SEEDS
     yield {
-        "id": f"ours_bd.{protocol}", "what": what, "value": ours.high if good else None, "unit": "%", "direction": "<=", "bar": -30, **peer,
+        "id": f"ours_bd.{protocol}", "what": what, "value": ours.high, "unit": "%", "direction": "<=", "bar": -30, **peer,
     }  # fmt: skip
-    if ours.value is None or not good:
+    what = f"seeds behind ours_bd.{protocol}, whose rates are compared, {WHERE[protocol]}"
+    yield {"id": f"ours_bd.{protocol}.seeds", "what": what, "value": ours.seeds, "unit": "seeds", "direction": ">=", "bar": MIN_SEEDS}  # fmt: skip
+    if ours.seeds < MIN_SEEDS or ours.value is None:
         shared = compare(reference, tested, min_overlap=SHARED)
         what = f"far end of the same over those accuracies alone that both curves reach, the rates that all seeds have, all pictures: {shared}"
         yield {"id": f"ours_bd.{protocol}.shared", "what": what, "value": shared.high, "unit": "%", "direction": "info", **peer}  # fmt: skip
