@@ -47,14 +47,14 @@ def main() -> int:
         prepare(PROTOCOLS[protocol], options.work, options.data, options.devices.split(",")[0])
     slots = options.devices.split(",") * options.each
     queue(names, options.work, slots, end)
-    done = sum((options.work / "points" / f"{name}.npz").is_file() for name in names)
+    done = sum(JOBS[name].done(options.work) for name in names)
     print(f"{done} of {len(names)} jobs are done")
     return 0
 
 
 def queue(names: list[str], work: Path, slots: list[str], end: float) -> None:
     """Keep every slot busy with the next job; at the end, stop what still runs (its checkpoint stays)."""
-    waiting = [name for name in names if not (work / "points" / f"{name}.npz").is_file()]
+    waiting = [name for name in names if not JOBS[name].done(work)]
     running: dict[int, tuple[subprocess.Popen[bytes], str]] = {}
     while (waiting or running) and time.monotonic() < end:
         for slot, (process, name) in list(running.items()):

@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     target = options.work / "points" / f"{options.job}.npz"
-    if target.is_file():
+    if JOBS[options.job].done(options.work):
         return
     torch.set_num_threads(2 if options.device != "cpu" else 1)
     torch.set_float32_matmul_precision("high")

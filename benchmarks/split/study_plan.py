@@ -118,6 +118,11 @@ class Job:
         parts = [f"{shown[key]}{value:g}" for key, value in self.options.items() if key in shown]
         return "-".join([self.protocol, self.series, *parts, f"s{self.seed}"])
 
+    def done(self, work: Path) -> bool:
+        """Whether all of its points are there."""
+        names = (self.name, *((self.tuned_name,) if self.tunes else ()))
+        return all((work / "points" / f"{name}.npz").is_file() for name in names)
+
     @property
     def tuned_name(self) -> str:
         """Of its points with a fine-tuned tail."""

@@ -115,6 +115,15 @@ def test_every_job_of_the_study_has_a_name_of_its_own_and_options_that_its_metho
         method.stages(method.options(**job.options))
 
 
+def test_a_job_with_two_kinds_of_points_is_done_when_both_are_there(tmp_path):
+    job = next(one for one in JOBS.values() if one.tunes)
+    (tmp_path / "points").mkdir()
+    for name in (job.name, job.tuned_name):
+        assert not job.done(tmp_path)
+        (tmp_path / "points" / f"{name}.npz").touch()
+    assert job.done(tmp_path)
+
+
 def test_the_small_network_does_the_work_of_the_head_that_it_stands_beside():
     protocol = PROTOCOLS["b"]
     job = next(one for one in JOBS.values() if (one.protocol, one.method, one.label) == ("b", "slim", ""))
