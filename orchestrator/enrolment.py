@@ -53,7 +53,7 @@ def make_token(store: Store, authority: Authority, *, tenant: str, device: str |
         device: Null lets the device choose a name that nobody has.
         valid_s: Seconds from now.
     """
-    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    secret = secrets.token_hex(_SECRET_BYTES)  # no "-" in front, which a command line would take for an option
     now = now_ms()
     name = None if device is None else f"{tenant}/{Topics(tenant, device).device}"
     row = Enrolment(

@@ -87,6 +87,7 @@ class Listener:
 
 def test_a_token_is_good_once_for_its_name_and_its_authority(fleet, tmp_path):
     token = fleet.token("once")
+    assert len(bytes.fromhex(token.split(".")[0])) >= 16  # hexadecimal: a command line never takes it for an option
     with pytest.raises(EnrolError, match="403"):
         enrol(fleet.url, token, device="other", tenant="default", state=tmp_path)
     identity = enrol(fleet.url, token, device="once", tenant="default", state=tmp_path)
