@@ -26,7 +26,7 @@ from split.augment import IMAGENET_MEAN, IMAGENET_STD, Augmentation
 from split.checkpoint import make_folder, replace_file
 from split.distill import Progress, TrainOptions, train
 from split.early_exit import ExitOptions
-from split.inject import SplitNetwork, Teacher, find_layer, first_layers, inject, trace_network
+from split.inject import SplitNetwork, Teacher, inject, trace_network
 from split.methods import find_method, options_from
 from split.refine import RefineOptions
 from split.stages import Stage
@@ -260,10 +260,14 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
         example = torch.zeros(1, 3, options.size, options.size)
         network = replace(network, example=(example,))
     trace = trace_network(network.module, example)
-    find_layer(trace, options.layer)
-    front = getattr(settings, "front", "")  # pictures are read after it is known
-    if front:
-        first_layers(trace, front, before=options.layer)
+    torch.manual_seed(options.seed)
+    student, teacher = inject(  # before pictures are read, which may take long
+        trace,
+        options.layer,
+        lambda at: method.make(at, settings),
+        size=preprocessing.crop,
+        front=getattr(settings, "front", ""),
+    )
     with torch.no_grad():
         classes = network.module(example).shape[1]
     stages = _recipe(method.stages(settings), options)
@@ -279,14 +283,6 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
     else:
         test = open_labelled(options.test_data, data_options, network.labels)
     data, val = _validation(data, data_options, network.labels, options)
-    torch.manual_seed(options.seed)
-    student, teacher = inject(
-        trace,
-        options.layer,
-        lambda at: method.make(at, settings),
-        size=preprocessing.crop,
-        front=front,
-    )
     plain = augmentation_of(preprocessing)
     training = TrainOptions(
         folder=options.out / _RUN,

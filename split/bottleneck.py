@@ -88,6 +88,11 @@ class Bottleneck(nn.Module):
         """Those that start trained: of the network's own first layers, where the encoder keeps them."""
         return (one for part in self.encoder if isinstance(part, fx.GraphModule) for one in part.parameters())
 
+    def untrained(self) -> Iterable[nn.Parameter]:
+        """All others."""
+        known = {id(one) for one in self.pretrained()}
+        return (one for one in self.parameters() if id(one) not in known)
+
     def code(self, latent: torch.Tensor) -> Coded:
         """The latent as the decoder will see it."""
         zero = latent.new_zeros((), dtype=torch.float32)

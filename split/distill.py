@@ -184,9 +184,8 @@ class _Run:
         self.student.tail.requires_grad_(stage.task is not None)
         self.student.train()
         tail = [one for one in self.student.tail.parameters() if one.requires_grad]
-        trained = {id(one) for one in self.student.bottleneck.pretrained()}
-        new = [one for one in self.student.bottleneck.parameters() if one.requires_grad and id(one) not in trained]
-        kept = [one for one in self.student.bottleneck.pretrained() if one.requires_grad]
+        block = self.student.bottleneck
+        new, kept = ([one for one in some if one.requires_grad] for some in (block.untrained(), block.pretrained()))
         parts = ((new, 1.0), (kept, stage.tail_lr), (tail, stage.tail_lr))
         groups = [{"params": part, "factor": factor} for part, factor in parts if part]
         fused = self.place.device.type == "cuda" or None

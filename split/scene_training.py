@@ -115,10 +115,8 @@ def train_coded(
     training, rate = options
     both = nn.ModuleList([trunk, *heads.values()]).to(inputs.device)
     teacher.to(inputs.device)
-    kept = list(network.bottleneck.pretrained())
-    trained = {id(one) for one in kept}
-    new = [one for one in network.bottleneck.parameters() if id(one) not in trained]
-    new += [one for head in heads.values() for one in head.parameters()]
+    new = [*network.bottleneck.untrained(), *(one for head in heads.values() for one in head.parameters())]
+    trained = [*network.bottleneck.pretrained(), *network.tail.parameters()]
     network.tail.requires_grad_(requires_grad=True)
 
     def loss_of(rows: torch.Tensor) -> torch.Tensor:
@@ -136,7 +134,7 @@ def train_coded(
 
     _descend(
         both,
-        (new, [*kept, *network.tail.parameters()]),
+        (new, trained),
         loss_of,
         (len(scenes), inputs.device),
         training,

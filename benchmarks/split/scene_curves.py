@@ -7,8 +7,8 @@
 Scenes are composed from the groceries' photos (HEADTAIL_DATA or --data), training scenes from training photos, or from drawn
 shapes. Both sides get the same network (EfficientNet-Lite0, ImageNet weights), scenes, labels, epochs and learning rates, and every
 layer learns on both: first all three tasks behind one trunk, then each tail alone from there. Only what stands in front differs.
-For slim that is an int8 head, which learns in the first part what the tasks need of its bits and is fixed in the second; for WebP
-the codec and the network's own first layers, on decoded pictures. Bytes are those of whole frames.
+For slim that is a head, which learns in the first part what the tasks need of its bits and is fixed in the second (with kept first
+layers it computes in real numbers here, up to its integers; without, as int8); for WebP the codec and the network's own first layers, on decoded pictures. Bytes are those of whole frames.
 """
 
 import argparse
@@ -177,7 +177,7 @@ def _pair(plan: ScenePlan) -> tuple[SplitNetwork, Teacher, Augmentation]:
     method = find_method("slim")
     options = method.options(latent_channels=plan.channels, shrink=plan.shrink, front=plan.front)
     size = (plan.size, plan.size)
-    trace = trace_network(module.eval(), torch.zeros(1, 3, *size))
+    trace = trace_network(module, torch.zeros(1, 3, *size))
     student, teacher = inject(trace, plan.layer, lambda one: method.make(one, options), size=size, front=plan.front)
     return student, teacher, Augmentation(plan.size, "none", 0, (127 / 255,) * 3, (128 / 255,) * 3)
 

@@ -61,7 +61,7 @@ def rows(folder: Path = POINTS) -> Iterator[dict[str, Any]]:
         "peer_version": f"Pillow {webp[seeds[0]][0].note['pillow']}",
     }
     yield {
-        "id": "three_tails", "what": f"the worse BD-rate of masks and boxes over one head's bytes, {where}", "value": worse, "unit": "%",
+        "id": "three_tails", "what": f"the worse BD-rate of masks and boxes over one head's bytes, the head in real numbers up to its integers, {where}", "value": worse, "unit": "%",
         "direction": "<=", "bar": BAR, **peer,
     }  # fmt: skip
     for task, rate in rates.items():

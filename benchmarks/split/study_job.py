@@ -9,6 +9,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +70,13 @@ def run(job: Job, work: Path, device: str, target: Path) -> None:
     )
     train(student, teacher, first(data["train"], protocol.pictures), stages, options)
     trained = time.monotonic()
-    found = evaluate(job, student, data, protocol, device)
+    found, coded = evaluate(job, student, data, protocol, device)
     if job.keeps:
         torch.save({key: value.cpu() for key, value in student.state_dict().items()}, target.with_suffix(".pt"))
     note = {"train_s": round(trained - start, 1), **_surroundings(device, start)}
     _write_points(target, found, note)
-    if job.tunes:
-        tuned = tuned_points(job, student, data, work, device)
+    if job.tunes and coded:
+        tuned = tuned_points(coded, data, work, device)
         note = {"tuned": "tail", "train_s": note["train_s"], **_surroundings(device, start)}
         _write_points(target.with_name(f"{job.tuned_name}.npz"), tuned, note)
 
@@ -126,26 +127,48 @@ def build(job: Job, protocol: Protocol, work: Path) -> tuple[SplitNetwork, Teach
     return student, teacher, method.stages(settings)
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What a head sent of each part's pictures, and the tail that it was trained with.
+
+    Attributes:
+        head: Pictures to integers, real numbers up to there.
+        tail: Integers to logits.
+        codec: With tables counted on training pictures.
+        stream: How the integers are coded.
+        latents: One for each picture of a part.
+        setting: What the points are called.
+    """
+
+    head: IntegerHead
+    tail: IntegerTail
+    codec: EntropyCodec
+    stream: StreamPlan
+    latents: dict[str, list[np.ndarray]]
+    setting: str
+
+
 def evaluate(
     job: Job, student: SplitNetwork, data: dict[str, PictureSet], protocol: Protocol, device: str
-) -> dict[str, list[Point]]:
-    """Frames with header of all validation and test pictures, and the tail's answers from what the frames hold."""
+) -> tuple[dict[str, list[Point]], Sent | None]:
+    """Frames with header of all validation and test pictures, and the tail's answers from what the frames hold.
+
+    Also what was sent, where one head did.
+    """
     plain = without_chance(protocol.augmentation)
-    counted = first(data["train"], COUNTED)
+    if job.method.startswith("peer_"):
+        known = first(data["train"], COUNTED) if job.method == "peer_fp" and job.label else None
+        return {name: _peer_points(student.cpu().eval(), data[name], plain, known) for name in PARTS}, None
     if job.method == "bottlefit" and not job.options.get("rounds"):
         found: dict[str, list[Point]] = {name: [] for name in PARTS}
         for bits in BOTTLEFIT_BITS:
             student.bottleneck.bits = bits
-            coded = _own_points(job, student, data, plain, device)
-            for name, ((_, sizes, right),) in coded.items():
-                found[name].append((f"{job.options['channels']} channels of {bits} bits", sizes, right))
-        return found
-    if job.method == "bottlefit":
-        return _own_points(job, student, data, plain, device, setting=bottlefit_setting(job))
-    if job.method.startswith("peer_"):
-        known = counted if job.method == "peer_fp" and job.label else None
-        return {name: _peer_points(student.cpu().eval(), data[name], plain, known) for name in PARTS}
-    return _own_points(job, student, data, plain, device)
+            named = replace(job, options={**job.options, "bits": bits})
+            for name, points in _own_points(send(named, student, data, plain, device), data).items():
+                found[name] += points
+        return found, None
+    sent = send(job, student, data, plain, device)
+    return _own_points(sent, data), sent
 
 
 def bottlefit_setting(job: Job) -> str:
@@ -154,43 +177,34 @@ def bottlefit_setting(job: Job) -> str:
     return f"{job.options['channels']} channels of {job.options['bits']} bits{half}"
 
 
-def tuned_points(
-    job: Job, student: SplitNetwork, data: dict[str, PictureSet], work: Path, device: str
-) -> dict[str, list[Point]]:
-    """The same head and frames before a tail that was fine-tuned as long and as the codecs' network is."""
+def tuned_points(sent: Sent, data: dict[str, PictureSet], work: Path, device: str) -> dict[str, list[Point]]:
+    """The same frames before a tail that was fine-tuned as long and as the codecs' network is."""
     from benchmarks.split.study_nets import tune_tail
 
-    plain = without_chance(PROTOCOLS[job.protocol].augmentation)
-    student = student.to(device).eval()
-    grid = fit_grid(student, (one.to(device) for one in input_batches(first(data["train"], COUNTED), plain)))
-    tail = IntegerTail(student, grid).to(device)
-    tune_tail(IntegerHead(student.bottleneck, grid).to(device), tail, data, work, device)
-    setting = bottlefit_setting(job) if job.method == "bottlefit" else ""
-    return _own_points(job, student, data, plain, device, setting=setting, tail=tail)
+    tune_tail(sent.head.to(device), sent.tail, data, work, device)
+    return _own_points(sent, data)
 
 
-def _own_points(
-    job: Job,
-    student: SplitNetwork,
-    data: dict[str, PictureSet],
-    plain: Augmentation,
-    device: str,
-    *,
-    setting: str = "",
-    tail: IntegerTail | None = None,
-) -> dict[str, list[Point]]:
-    """Integers in counted tables; behind the student's own tail, or another one."""
+def send(job: Job, student: SplitNetwork, data: dict[str, PictureSet], plain: Augmentation, device: str) -> Sent:
+    """Integers of all pictures, in counted tables."""
     counted = first(data["train"], COUNTED)
     student = student.to(device).eval()
     grid = fit_grid(student, (one.to(device) for one in input_batches(counted, plain)))
-    tail = tail or IntegerTail(student, grid).to(device)
-    known, *latents = integers(job, student, grid, (counted, *(data[name] for name in PARTS)), plain, device)
-    codec = EntropyCodec(fit_tables(known, student.bottleneck.stream))
+    head, tail = IntegerHead(student.bottleneck, grid), IntegerTail(student, grid).to(device)
+    known, *latents = integers(job, head, (counted, *(data[name] for name in PARTS)), plain, device)
+    stream = student.bottleneck.stream
+    setting = bottlefit_setting(job) if job.method == "bottlefit" else ""
+    codec = EntropyCodec(fit_tables(known, stream))
+    return Sent(head, tail, codec, stream, dict(zip(PARTS, latents, strict=True)), setting)
+
+
+def _own_points(sent: Sent, data: dict[str, PictureSet]) -> dict[str, list[Point]]:
+    """Behind the tail as it now is."""
     found = {
-        name: _points(codec, student.bottleneck.stream, some, tail, data[name].labels.numpy())
-        for name, some in zip(PARTS, latents, strict=True)
+        name: _points(sent.codec, sent.stream, some, sent.tail, data[name].labels.numpy())
+        for name, some in sent.latents.items()
     }
-    return {name: [(own or setting, *rest) for own, *rest in points] for name, points in found.items()}
+    return {name: [(own or sent.setting, *rest) for own, *rest in points] for name, points in found.items()}
 
 
 def _points(
@@ -213,10 +227,9 @@ def _points(
 
 
 def integers(
-    job: Job, student: SplitNetwork, grid: Any, sets: Sequence[PictureSet], plain: Augmentation, device: str
+    job: Job, head: IntegerHead, sets: Sequence[PictureSet], plain: Augmentation, device: str
 ) -> list[list[np.ndarray]]:
     """int8 latents of each set: from the int8 head on onnxruntime where the job wants it, else from the float one."""
-    head = IntegerHead(student.bottleneck, grid)
     if not job.int8:
         head = head.to(device)
         return [integer_latents(head, (one.to(device) for one in input_batches(data, plain))) for data in sets]

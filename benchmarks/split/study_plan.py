@@ -153,8 +153,8 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "entropic": (16, 64, 256, 1024),
     },
 }
-# Curves whose head keeps the network's own first layers: slim up to its cut, the same up to a deeper cut
 OURS = {"a": "slim", "b": "front"}  # what `ours_bd` compares
+# Curves whose head keeps the network's own first layers: slim up to its cut, the same up to a deeper cut
 FRONTS = {
     "front": "_blocks.4",
     "front_low": "_blocks.4",

@@ -1,3 +1,5 @@
+"""Training on blended pictures from a command's options."""
+
 from pathlib import Path
 
 import pytest
