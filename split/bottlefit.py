@@ -65,7 +65,8 @@ class BottleFit(Bottleneck):
         last = 2 if options.decoder == "densenet" else 1
         stride = options.stride or 8 * last
         inner = stride // last
-        if options.version not in _HEAD_MODULES or inner not in _STRIDES or stride % last or options.channels < 1:
+        reached = inner in _STRIDES or (front and front.layer.stride == inner)
+        if options.version not in _HEAD_MODULES or not reached or stride % last or options.channels < 1:
             raise BottleneckError(
                 f"Wanted version 1, 2 or 3, a stride of {[last * one for one in _STRIDES]} and at least one channel, found version "
                 f"{options.version}, stride {stride} and {options.channels} channels. Choose another layer."

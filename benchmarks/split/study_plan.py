@@ -149,6 +149,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "front_low": (3e-3,),
         "front_bottlefit": (0, 1, 2),
         "deep": (1e-5, 3e-5, 1e-4, 3e-4),
+        "deep_bottlefit": (0, 1),
         "peer_mshp": (4, 16, 64, 256, 1024),
         "entropic": (16, 64, 256, 1024),
     },
@@ -161,17 +162,24 @@ FRONTS = {
     "front_progressive": "_blocks.4",
     "front_bottlefit": "_blocks.4",
     "deep": "_blocks.10",
+    "deep_bottlefit": "_blocks.10",
 }
+DEEP = ("deep", "deep_bottlefit")  # these cut where what they keep ends
 # BottleFit behind kept first layers; version 3 has a latent of half the cut's sides
-FRONT_BOTTLEFIT: tuple[dict[str, Any], ...] = (
-    {"channels": 8, "bits": 6, "version": 3},
-    {"channels": 16, "bits": 5, "version": 3},
-    {"channels": 9, "bits": 4, "version": 2},
-)
+FRONT_BOTTLEFIT: dict[str, tuple[dict[str, Any], ...]] = {
+    "front_bottlefit": (
+        {"channels": 8, "bits": 6, "version": 3},
+        {"channels": 16, "bits": 5, "version": 3},
+        {"channels": 9, "bits": 4, "version": 2},
+    ),
+    "deep_bottlefit": ({"channels": 12, "bits": 5, "version": 2}, {"channels": 20, "bits": 5, "version": 2}),
+}
 BOTTLEFIT_BITS = (8, 6, 5, 4)  # of one trained network
 EPOCHS = {"a": (10, 10), "b": (45, 55)}
 JOINT_EPOCHS = {"a": (16, 4), "b": (70, 30)}
 PROGRESSIVE_B = {"price_step": 3.0, "whole": 0.5}
+# One training for four rates takes half as long as four trainings of one rate
+FRONT_PROGRESSIVE = {"price_step": 3.0, "whole": 0.25, "epochs": (140, 60)}
 CODEC_QUALITIES = {"webp": (1, 30, 60, 85), "jpeg": (5, 12, 25, 50, 75)}
 # Of protocol b, for every method alike: the teacher alone says what is right, also of mixed pictures
 MATCH = TaskLoss("kd", alpha=0.0)
@@ -283,10 +291,11 @@ def _job(protocol: str, method: str, rate: float, seed: int) -> Job:
 def _front_job(curve: str, rate: float, seed: int) -> Job:
     """Protocol b, behind the network's own first layers; calibration pictures make these heads int8."""
     front = {"front": FRONTS[curve]}
-    if curve == "front_bottlefit":
+    layer = FRONTS[curve] if curve in DEEP else ""
+    if curve in FRONT_BOTTLEFIT:
         wide = {"width": 256, "fix_encoder": False, "rounds": True, "epochs": EPOCHS["b"]}
-        options = {**FRONT_BOTTLEFIT[int(rate)], **wide, **_B_FAST, **front}
-        return Job("b", "bottlefit", options, seed, int8=True, keeps=True, tunes=True, curve=curve)
+        options = {**FRONT_BOTTLEFIT[curve][int(rate)], **wide, **_B_FAST, **front}
+        return Job("b", "bottlefit", options, seed, int8=True, keeps=True, tunes=True, curve=curve, layer=layer)
     options = {
         "beta": rate,
         "epochs": JOINT_EPOCHS["b"],
@@ -296,9 +305,8 @@ def _front_job(curve: str, rate: float, seed: int) -> Job:
         **front,
     }
     if curve == "front_progressive":
-        options |= PROGRESSIVE_B
+        options |= FRONT_PROGRESSIVE
         return Job("b", "progressive", options, seed, int8=True, keeps=True, curve=curve)
-    layer = FRONTS[curve] if curve == "deep" else ""
     return Job("b", "slim", options, seed, int8=True, keeps=True, tunes=True, curve=curve, layer=layer)
 
 

@@ -104,6 +104,19 @@ def test_bottlefit_behind_kept_layers_sends_its_published_latents(version, front
     assert (latent.shape, target.shape) == ((1, 12, side, side), (1, 512, 28, 28))
 
 
+def test_bottlefit_reaches_the_stride_of_the_layers_that_it_keeps(resnet):
+    with torch.device("meta"), torch.no_grad():
+        network, settings = resnet((3, 4, 6, 1)), {"size": (224, 224), "version": 2, "channels": 20}
+        (student, _), _ = _inject(network, "bottlefit", "layer3", "layer3", **settings)
+        latent = student.bottleneck.encoder(torch.empty(1, 3, 224, 224))
+        target = student.bottleneck.decoder(latent)
+        assert (latent.shape, target.shape) == ((1, 20, 15, 15), (1, 1024, 14, 14))
+        with pytest.raises(BottleneckError, match=r"a stride of \[1, 2, 4, 8\] .*found version 2, stride 16"):
+            _inject(network, "bottlefit", "layer3", "", **settings)
+        with pytest.raises(BottleneckError, match="Wanted stride 8 for version 3, found 16"):
+            _inject(network, "bottlefit", "layer3", "layer3", size=(224, 224), version=3)
+
+
 def _train(pair, stages, pictures, folder):
     train(*pair, pictures, stages, TrainOptions(folder=folder, augmentation=OPTIONS, device="cpu"))
 
