@@ -1,52 +1,80 @@
-"""Protocol B: bottlenecks on the grocery pictures against WebP and table-less JPEG before the same network, plain and tuned.
+"""Protocol B: our variants on the grocery pictures against WebP and table-less JPEG before the same network, plain and tuned.
 
-Every row comes from points in results/split_points, all behind one teacher; the shipped pair is run on all test pictures. What
-is chosen (the rate of BottleFit that loses least) is chosen on validation pictures.
+Every row comes from points in results/split_points, all behind one teacher; the shipped pair is run on all test pictures. Which
+variant counts is chosen on validation pictures.
 """
 
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks.data import data_folder
 from benchmarks.rows import RESULTS
+from benchmarks.split.bottlefit_rows import CODECS, bottlefit_rows, bytes_at, codec_point, read_forms
 from benchmarks.split.grocery_codecs import CLASSES, CodecPoint, points
-from benchmarks.split.study_nets import head_macs
-from benchmarks.split.study_plan import JOBS, SEEDS
-from benchmarks.split.study_rows import (
+from benchmarks.split.study_curves import (
     MIN_SEEDS,
     POINTS,
-    SAID,
     SHARED,
-    WHERE,
     Curves,
     Interval,
-    Point,
+    best_on_validation,
     comparable,
     compare,
-    interpolate,
     pictures,
     read_curves,
-    read_points,
+    read_note,
 )
+from benchmarks.split.study_job import build
+from benchmarks.split.study_nets import head_macs, macs
+from benchmarks.split.study_plan import JOBS, PROTOCOLS
+from benchmarks.split.study_rows import WHERE, said
 from edge_runtime.artefact import open_artefact
 from export.evaluate import evaluate_exit, picture_size
 from orchestrator.demo.pair import ZOO
-from split.intervals import paired_difference
 from split.training_data import DataOptions, open_pictures
 
 CHART = RESULTS / "charts" / "curves_b"
-SHARE_BAR, LOSS_BAR, UPPER_BAR, RATE_BAR = 23, 1.0, 2.5, -50
-_AS_GOOD = 0.005  # accuracies that are alike
-_CODECS = ("webp", "jpeg")
+RATE_BAR = -50
+_PROTOCOL = PROTOCOLS["b"]
 _TUNED = "with the whole network fine-tuned on compressed pictures"
+# Label in the chart -> curve, with fine-tuned tails or not
+_CHARTED = {
+    "slim": ("slim", False),
+    "slim, kept layers": ("front", False),
+    "slim, kept layers, tail fine-tuned": ("front", True),
+    "slim, deep, tail fine-tuned": ("deep", True),
+    "progressive, kept layers": ("front_progressive", False),
+    "BottleFit": ("bottlefit", False),
+    "Entropic Student": ("entropic", False),
+    "sc2bench's Entropic Student": ("peer_fp", False),
+}
 Pair = tuple[np.ndarray, np.ndarray]  # bytes of each picture's frame, whether its class is right
+
+
+class Variant(NamedTuple):
+    """One of our curves that may stand against the codecs."""
+
+    curve: str
+    tuned: bool
+
+    def __str__(self) -> str:
+        tail = "tail fine-tuned alike" if self.tuned else "as it was trained"
+        head, whole = head_work(self.curve), _whole_work()
+        work = f"{head / 1e6:.0f} M multiply-accumulates in the head ({100 * head / whole:.0f} % of the whole network's {whole / 1e6:.0f} M)"
+        return f"{said(self.curve)}, {tail}, {work}"
+
+
+# The first is what the others are compared with when one is chosen
+VARIANTS = [
+    Variant(curve, tuned)
+    for curve, tuned in (("front", True), ("front", False), ("deep", True), ("deep", False), ("slim", False))
+]
 
 
 def rows() -> Iterator[dict[str, Any]]:
@@ -54,122 +82,64 @@ def rows() -> Iterator[dict[str, Any]]:
     codecs = list(points())
     raw = next(one for one in codecs if one.codec == "raw")
     codecs = [one for one in codecs if one.codec != "raw"]
-    jobs = [job for job in JOBS.values() if (job.protocol, job.method, job.label) == ("b", "bottlefit", "")]
-    named = [pair for job in jobs for pair in ((job.name, job.series), (job.tuned_name, f"{job.series}_tuned"))]
-    bottlefit = [
-        one for name, series in named if (POINTS / f"{name}.npz").is_file() for one in _read(name, _KINDS[series])
-    ]
     ours, leaving = _shipped()
-    yield from bottlefit_rows(bottlefit, codecs, raw.plain)
-    yield codec_row(read_curves(POINTS, "b", "front", tuned=True), codecs, SAID["front"] + ", tail fine-tuned alike")
-    for series in ("front", "slim"):
-        row = codec_row(read_curves(POINTS, "b", series), codecs, f"{SAID[series]}, as it was trained")
-        yield row | {"id": f"ours_codec_bd.{series}", "direction": "info", "bar": None}
+    yield from bottlefit_rows(read_forms(POINTS), codecs, raw.plain)
+    found = {one: read_curves(POINTS, "b", one.curve, tuned=one.tuned) for one in VARIANTS}
+    yield from codec_rows({one: curves for one, curves in found.items() if curves}, codecs)
     yield from shipped_rows(ours, codecs)
     yield from _point_rows(codecs, raw, ours, leaving)
     yield from _small_row()
-    curves = {name: read_curves(POINTS, "b", method).get(0, []) for name, method in _CHARTED.items()}
-    curves[f"{_KEPT}, tail fine-tuned"] = read_curves(POINTS, "b", "front", tuned=True).get(0, [])
-    pairs = {name: [(one.sizes, one.right) for one in some] for name, some in curves.items()}
+    seen = {name: read_curves(POINTS, "b", curve, tuned=tuned) for name, (curve, tuned) in _CHARTED.items()}
+    pairs = {name: [(one.sizes, one.right) for one in curves[min(curves)]] for name, curves in seen.items() if curves}
     chart({**pairs, "slim, shipped": [ours]}, codecs, raw, CHART)
 
 
-_KINDS = {
-    "bottlefit": "",
-    "front_bottlefit": " behind kept layers",
-    "front_bottlefit_tuned": " behind kept layers, tail fine-tuned",
-}
-_SLUGS = {
-    " channels of ": "c",
-    " bits": "b",
-    ", half the side": ".half",
-    " behind kept layers": ".front",
-    ", tail fine-tuned": ".tuned",
-}
-_KEPT = "slim, kept layers"
-_CHARTED = {
-    "slim": "slim",
-    _KEPT: "front",
-    "progressive": "progressive",
-    "BottleFit": "bottlefit",
-    "Entropic Student": "entropic",
-    "sc2bench's Entropic Student": "peer_fp",
-}
+def codec_rows(found: Mapping[Variant, Curves], codecs: Sequence[CodecPoint]) -> Iterator[dict[str, Any]]:
+    """The BD-rate of the variant that is best on validation pictures, then that of each, against both codecs."""
+    best = best_on_validation(found)
+    against = {
+        one: {codec: _against(curves, [p for p in codecs if p.codec == codec]) for codec in CODECS}
+        for one, curves in found.items()
+    }
+    peer = {"unit": "%", "peer": "WebP and JPEG without tables"}
+    where = f"with its int8 head against WebP and JPEG {_TUNED}, {WHERE['b']}"
+    what = f"far end of BD-rate, {best}, of {len(found)} variants the one chosen on validation pictures, {where}: {_both(against[best])}"
+    harder = _harder(against[best])
+    value = None if harder is None or harder.seeds < MIN_SEEDS else harder.high
+    yield {"id": "ours_codec_bd", "what": what, "value": value, "direction": "<=", "bar": RATE_BAR, **peer}
+    for one, intervals in against.items():
+        harder = _harder(intervals)
+        what = f"BD-rate against the codec that is harder to beat, {one}, {where}: {_both(intervals)}"
+        name = f"ours_codec_bd.{one.curve}{'.tuned' * one.tuned}"
+        yield {"id": name, "what": what, "value": None if harder is None else harder.value, "direction": "info", **peer}
 
 
-Rate = tuple[
-    str, Pair, tuple[float, float]
-]  # channels and bits, test sizes and answers, bytes and accuracy on validation pictures
+def _harder(intervals: Mapping[str, Interval]) -> Interval | None:
+    """The one with the worse far end; none where a codec cannot be compared."""
+    known = [(one.high, one) for one in intervals.values() if one.high is not None]
+    return max(known, key=lambda pair: pair[0])[1] if len(known) == len(intervals) else None
 
 
-def _read(name: str, kind: str) -> list[Rate]:
-    path = POINTS / f"{name}.npz"
-    with np.load(path, allow_pickle=False) as file:
-        validation = json.loads(str(file["note"]))["val"]
-    points = zip(read_points(path), validation, strict=True)
-    return [(point.setting + kind, (point.sizes, point.right.astype(bool)), tuple(found)) for point, found in points]
+def _both(intervals: Mapping[str, Interval]) -> str:
+    return "; ".join(f"{codec} {one}" for codec, one in intervals.items())
 
 
-def bottlefit_rows(found: Sequence[Rate], codecs: Sequence[CodecPoint], whole: np.ndarray) -> Iterator[dict[str, Any]]:
-    """BottleFit against the cheaper codec before the plain network, and its paired loss.
-
-    Of the rate with the fewest bytes within half a point of the best accuracy, both on validation pictures.
-
-    With several seeds, the mean over them: of bytes, of each picture's answers.
-    """
-    share, said, loss = None, "not measured", None
-    if found:
-        of = {rate: [one for one in found if one[0] == rate] for rate, *_ in found}
-        seen = {rate: np.mean([validation for *_, validation in some], 0) for rate, some in of.items()}
-        good = max(right for _, right in seen.values()) - _AS_GOOD
-        best = min((rate for rate in seen if seen[rate][1] >= good), key=lambda rate: seen[rate][0])
-        sizes, right = (np.mean([pair[part] for _, pair, _ in of[best]], 0) for part in (0, 1))
-        loss = paired_difference(100.0 * whole, 100.0 * right)
-        cheapest = bytes_at(float(right.mean()), codecs, tuned=False)
-        said = (
-            f"{best}, {sizes.mean():.0f} B at {100 * right.mean():.1f} %, of {len(of)} rates the one chosen on validation pictures, "
-            f"{len(of[best])} of {len(SEEDS)} seeds"
-        )
-        share = None if cheapest is None else 100 * float(sizes.mean()) / cheapest
-        yield from _share_rows(of, codecs)
-    yield {
-        "id": "bottlefit", "what": f"bytes of BottleFit's frames against the cheaper of WebP and JPEG at equal accuracy of the unsplit network, {WHERE['b']}: {said}",
-        "value": share, "unit": "%", "direction": "<=", "bar": SHARE_BAR, "peer": "WebP and JPEG without tables",
-    }  # fmt: skip
-    mean, high = (None, None) if loss is None else (loss.value, loss.high)
-    for name, what, value, bar in (
-        ("bottlefit.loss", "accuracy of BottleFit below that of its teacher, the unsplit network, same pictures", mean, LOSS_BAR),
-        ("bottlefit.loss_upper", "upper end of that loss's 95 % interval", high, UPPER_BAR),
-    ):  # fmt: skip
-        yield {"id": name, "what": f"{what}, {WHERE['b']}", "value": value, "unit": "points", "direction": "<=", "bar": bar}  # fmt: skip
+@functools.cache
+def head_work(curve: str) -> int:
+    """Multiply-accumulates of a curve's head for one picture, protocol B."""
+    job = next(one for one in JOBS.values() if (one.protocol, one.series, one.label) == ("b", curve, ""))
+    student, *_ = build(job, _PROTOCOL.network().eval())
+    return macs(student.bottleneck.encoder, _PROTOCOL.size)
 
 
-def _share_rows(of: Mapping[str, Sequence[Rate]], codecs: Sequence[CodecPoint]) -> Iterator[dict[str, Any]]:
-    """Of every rate: its bytes over those of the cheaper codec at its accuracy."""
-    for name, some in of.items():
-        sizes, right = (np.mean([pair[part] for _, pair, _ in some], 0) for part in (0, 1))
-        cheapest = bytes_at(float(right.mean()), codecs, tuned=False)
-        value = None if cheapest is None else 100 * float(sizes.mean()) / cheapest
-        what = f"the same of {name}: {sizes.mean():.0f} B at {100 * right.mean():.1f} %, {len(some)} seeds"
-        slug = functools.reduce(lambda text, pair: text.replace(*pair), _SLUGS.items(), name)
-        yield {"id": f"bottlefit.{slug}", "what": what, "value": value, "unit": "%", "direction": "info"}
-
-
-def codec_row(ours: Curves, codecs: Sequence[CodecPoint], said: str) -> dict[str, Any]:
-    """The BD-rate against the codec that is harder to beat, at the far end of its interval."""
-    found = [_against(ours, [one for one in codecs if one.codec == codec]) for codec in _CODECS]
-    known = [one for one in found if one.high is not None]
-    worst = max(known, key=lambda one: one.high or 0.0, default=Interval(None, None, None, 0, "no curve overlaps"))
-    texts = "; ".join(f"{codec} {one}" for codec, one in zip(_CODECS, found, strict=True))
-    return {
-        "id": "ours_codec_bd", "what": f"far end of BD-rate, {said}, with its int8 head against WebP and JPEG {_TUNED}, {WHERE['b']}: {texts}",
-        "value": worst.high if worst.seeds >= MIN_SEEDS and len(known) == len(found) else None, "unit": "%", "direction": "<=", "bar": RATE_BAR, "peer": "WebP and JPEG without tables",
-    }  # fmt: skip
+@functools.cache
+def _whole_work() -> int:
+    return macs(_PROTOCOL.network(), _PROTOCOL.size)
 
 
 def _against(ours: Curves, codecs: Sequence[CodecPoint]) -> Interval:
     """With the codec's one curve beside each seed's."""
-    curve = [Point(f"{one.codec} {one.quality}", one.sizes, one.tuned.astype(np.float64)) for one in codecs]
+    curve = [codec_point(one, tuned=True) for one in codecs]
     curve.sort(key=lambda one: -float(one.sizes.mean()))
     whole = dict.fromkeys(ours, curve)
     *few, _ = comparable(whole, ours)
@@ -183,36 +153,19 @@ def _against(ours: Curves, codecs: Sequence[CodecPoint]) -> Interval:
 def shipped_rows(ours: Pair, codecs: Sequence[CodecPoint]) -> Iterator[dict[str, Any]]:
     """What the one rate of the shipped pair saves at its own accuracy, as information."""
     sizes, right = ours
-    for tuned, name, said in ((False, "plain", "before the plain network"), (True, "tuned", _TUNED)):
+    for tuned, name, before in ((False, "plain", "before the plain network"), (True, "tuned", _TUNED)):
         cheapest = bytes_at(float(right.mean()), codecs, tuned=tuned)
         value = None if cheapest is None else 100 * (float(sizes.mean()) / cheapest - 1)
-        what = f"bytes of the shipped pair ({sizes.mean():.0f} B, {100 * right.mean():.1f} %) over the cheaper of WebP and JPEG {said} at equal accuracy, {WHERE['b']}"
+        what = f"bytes of the shipped pair ({sizes.mean():.0f} B, {100 * right.mean():.1f} %) over the cheaper of WebP and JPEG {before} at equal accuracy, {WHERE['b']}"
         yield {"id": f"ours_codec.{name}", "what": what, "value": value, "unit": "%", "direction": "info"}
 
 
 def _small_row() -> Iterator[dict[str, Any]]:
     path = POINTS / "b-small.npz"
     if path.is_file():
-        with np.load(path, allow_pickle=False) as file:
-            note = json.loads(str(file["note"]))
+        note = read_note(path)
         what = f"a small network on the device alone, {note['macs'] / 1e6:.2f} M multiply-accumulates (slim's head: {head_macs() / 1e6:.2f} M), {note['parameters']} parameters, same teacher and pictures, {WHERE['b']}: accuracy"
         yield {"id": "local_small", "what": what, "value": round(100 * note["test"], 2), "unit": "%", "direction": "info"}  # fmt: skip
-
-
-def bytes_at(accuracy: float, codecs: Sequence[CodecPoint], *, tuned: bool) -> float | None:
-    """Mean bytes of the cheaper codec at an accuracy, on the curve through its points; null where no curve reaches it."""
-    found = []
-    for codec in _CODECS:
-        some = [one for one in codecs if one.codec == codec]
-        curve = sorted((float(one.sizes.mean()), float((one.tuned if tuned else one.plain).mean())) for one in some)
-        x, y = [], []
-        for size, right in curve:  # a larger file that is not better is no point of the curve
-            if not x or right > x[-1]:
-                x.append(right)
-                y.append(float(np.log(size)))
-        if len(x) > 1 and x[0] <= accuracy <= x[-1]:
-            found.append(float(np.exp(interpolate(np.array(x), np.array(y), accuracy))))
-    return min(found, default=None)
 
 
 def _shipped() -> tuple[Pair, Pair | None]:
@@ -256,7 +209,7 @@ def chart(pairs: dict[str, Sequence[Pair]], codecs: Sequence[CodecPoint], raw: C
     """Accuracy over bytes as PNG and SVG."""
     figure = Figure(figsize=(7.5, 4.2))
     axes = figure.subplots()
-    for codec in _CODECS:
+    for codec in CODECS:
         some = [one for one in codecs if one.codec == codec]
         for name, rights in (("plain", [one.plain for one in some]), ("tuned", [one.tuned for one in some])):
             style = "-" if name == "plain" else "--"

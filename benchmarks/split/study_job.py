@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.split.study_plan import BOTTLEFIT_BITS, JOBS, PROTOCOLS, Job, Protocol, layer_of, load_teacher
 from edge_runtime.entropy import EntropyCodec
@@ -64,7 +65,7 @@ def run(job: Job, work: Path, device: str, target: Path) -> None:
         )
         _write(target, arrays, note | _surroundings(device, start))
         return
-    student, teacher, stages = build(job, protocol, work)
+    student, teacher, stages = build(job, load_teacher(protocol, work))
     options = TrainOptions(
         folder=work / "runs" / job.name, augmentation=protocol.augmentation, seed=job.seed, device=device, log_every=200
     )
@@ -105,9 +106,9 @@ def _write(target: Path, arrays: dict[str, np.ndarray], note: dict[str, Any]) ->
     partial.replace(target)
 
 
-def build(job: Job, protocol: Protocol, work: Path) -> tuple[SplitNetwork, Teacher, Sequence[Any]]:
-    """Student, teacher and recipe of a job."""
-    network = load_teacher(protocol, work)
+def build(job: Job, network: nn.Module) -> tuple[SplitNetwork, Teacher, Sequence[Any]]:
+    """Student, teacher and recipe of a job, around a trained network."""
+    protocol = PROTOCOLS[job.protocol]
     torch.manual_seed(1000 + job.seed)
     trace = trace_network(network, torch.zeros(1, 3, protocol.size, protocol.size))
     peer = job.method.startswith("peer_")

@@ -7,6 +7,7 @@ import numpy as np
 import PIL
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.split.study_plan import B_CHANNELS, PROTOCOLS, Job, load_teacher
 from export.codec_points import FRAME_BYTES, code_picture
@@ -115,19 +116,10 @@ def head_macs() -> int:
 
 
 def macs(network: nn.Module, size: int) -> int:
-    """Multiply-accumulates of convolutions and linear layers for one picture."""
-    found = []
-
-    def note(module: nn.Module, _: Any, output: torch.Tensor) -> None:
-        weight: torch.Tensor = module.weight
-        found.append(weight.numel() * output[0, 0].numel() if weight.ndim == 4 else weight.numel())
-
-    hooks = [one.register_forward_hook(note) for one in network.modules() if isinstance(one, nn.Conv2d | nn.Linear)]
-    with torch.no_grad():
+    """Multiply-accumulates of convolutions and linear layers for one picture, however the network calls them."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network.eval()(torch.zeros(1, 3, size, size))
-    for one in hooks:
-        one.remove()
-    return sum(found)
+    return int(counter.get_total_flops()) // 2
 
 
 def learn(

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.data import data_folder
 from benchmarks.rows import ROOT, RowError
 from benchmarks.split import study_rows
+from benchmarks.split.study_curves import POINTS
 
 WORK = ROOT / "build" / "split-study"
 _SECONDS = 7 * 3600
@@ -28,7 +29,7 @@ def rows() -> Iterator[dict[str, Any]]:
     ]
     if subprocess.run(command, cwd=ROOT, check=False).returncode:
         raise RowError("Wanted the study to run to its end or its deadline, found that it failed. Its output is above.")
-    study_rows.POINTS.mkdir(exist_ok=True)
+    POINTS.mkdir(exist_ok=True)
     for path in (WORK / "points").glob("*.npz"):
-        shutil.copy(path, study_rows.POINTS / path.name)
+        shutil.copy(path, POINTS / path.name)
     yield from study_rows.rows()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks.rows import parse_measurement
-from benchmarks.split import codec, fuzz, study_rows
-from benchmarks.split.curves_b import bottlefit_rows, bytes_at, codec_row
+from benchmarks.split import codec, fuzz, study_curves
+from benchmarks.split.bottlefit_rows import Form, bottlefit_rows, bytes_at, read_forms
+from benchmarks.split.curves_b import Variant, codec_rows, head_work
 from benchmarks.split.grocery_codecs import CodecPoint
 from benchmarks.split.study_nets import SmallNetwork, head_macs, macs
 from benchmarks.split.study_plan import JOBS, PROTOCOLS, plan
@@ -46,16 +47,16 @@ def test_a_planted_bug_is_a_finding(tmp_path, monkeypatch):
 
 def curve(rng, factor, right):
     sizes = [np.round(rng.uniform(90, 110, 400) * factor * scale) for scale in (1, 2, 4, 8)]
-    return [study_rows.Point("", one, good) for one, good in zip(sizes, right, strict=True)]
+    return [study_curves.Point("", one, good) for one, good in zip(sizes, right, strict=True)]
 
 
 def test_the_interval_of_equal_curves_holds_zero_and_that_of_half_the_bytes_does_not():
     rng = np.random.default_rng(0)
     right = [rng.random(400) < share for share in (0.5, 0.6, 0.7, 0.8)]
     reference, half = ({seed: curve(rng, factor, right) for seed in range(3)} for factor in (1.0, 0.5))
-    equal = study_rows.compare(reference, {seed: curve(rng, 1.0, right) for seed in range(3)})
+    equal = study_curves.compare(reference, {seed: curve(rng, 1.0, right) for seed in range(3)})
     assert equal.low < 0 < equal.high
-    less = study_rows.compare(reference, half)
+    less = study_curves.compare(reference, half)
     assert less.high < -45
     assert less.value == pytest.approx(-50, abs=2)
 
@@ -63,33 +64,33 @@ def test_the_interval_of_equal_curves_holds_zero_and_that_of_half_the_bytes_does
 def test_curves_that_do_not_overlap_are_not_compared():
     rng = np.random.default_rng(0)
     low, high = ([rng.random(400) < share for share in shares] for shares in ((0.2, 0.3), (0.7, 0.8)))
-    points = [[study_rows.Point("", rng.uniform(90, 110, 400), one) for one in side] for side in (low, high)]
-    assert study_rows.compare({0: points[0]}, {0: points[1]}).value is None
+    points = [[study_curves.Point("", rng.uniform(90, 110, 400), one) for one in side] for side in (low, high)]
+    assert study_curves.compare({0: points[0]}, {0: points[1]}).value is None
 
 
 def test_neighbouring_rates_that_overlap_are_chosen_on_pictures_that_measure_nothing():
     rng = np.random.default_rng(0)
     low, wide = ([rng.random(4000) < share for share in shares] for shares in ((0.3, 0.5), (0.1, 0.31, 0.49, 0.9)))
     reference, tested = (
-        {0: [study_rows.Point(str(n), rng.uniform(90, 110, 4000) * 2**n, one) for n, one in enumerate(side)]}
+        {0: [study_curves.Point(str(n), rng.uniform(90, 110, 4000) * 2**n, one) for n, one in enumerate(side)]}
         for side in (low, wide)
     )
-    _, chosen, kept = study_rows.comparable(reference, tested)
+    _, chosen, kept = study_curves.comparable(reference, tested)
     assert [one.setting for one in chosen[0]] == ["1", "2"]
     assert kept == "2 of 2 rates of the reference and 2 of 4 of ours"
     for one in tested[0]:
-        one.right[np.arange(4000) % study_rows.CHOOSING != 0] = False
-    assert [one.setting for one in study_rows.comparable(reference, tested)[1][0]] == ["1", "2"]
+        one.right[np.arange(4000) % study_curves.CHOOSING != 0] = False
+    assert [one.setting for one in study_curves.comparable(reference, tested)[1][0]] == ["1", "2"]
 
 
 def test_a_reference_gives_up_the_rates_that_nothing_compares_with():
     rng = np.random.default_rng(0)
     wide, high = ([rng.random(4000) < share for share in shares] for shares in ((0.1, 0.6, 0.7, 0.8), (0.6, 0.7, 0.81)))
     reference, tested = (
-        {0: [study_rows.Point(str(n), rng.uniform(90, 110, 4000) * 2**n, one) for n, one in enumerate(side)]}
+        {0: [study_curves.Point(str(n), rng.uniform(90, 110, 4000) * 2**n, one) for n, one in enumerate(side)]}
         for side in (wide, high)
     )
-    kept, chosen, _ = study_rows.comparable(reference, tested)
+    kept, chosen, _ = study_curves.comparable(reference, tested)
     assert [one.setting for one in kept[0]] == ["1", "2", "3"]
     assert len(chosen[0]) == 3
 
@@ -98,12 +99,13 @@ def test_a_progressive_stream_with_a_tenth_more_bytes_has_that_excess():
     rng = np.random.default_rng(0)
     right = [rng.random(400) < share for share in (0.5, 0.6, 0.7, 0.8)]
     single = {0: curve(rng, 1.0, right)}
-    more = {0: [study_rows.Point("", one.sizes * 1.1, one.right) for one in single[0]]}
-    worst, count = study_rows.progressive_excess(more, single)
-    assert count == 4
-    assert worst == pytest.approx(10, abs=1e-6)
-    below = {0: [study_rows.Point("", single[0][0].sizes * 1.5, rng.random(400) < 0.3)]}
-    assert study_rows.progressive_excess(below, single)[0] == pytest.approx(50)  # at least
+    more = {0: [study_curves.Point("", one.sizes * 1.1, one.right) for one in single[0]]}
+    worst = study_curves.progressive_excess(more, single)
+    assert worst.value == pytest.approx(10, abs=1e-6)
+    assert worst.low <= 10 <= worst.high
+    assert study_curves.progressive_excess({}, single).value is None
+    below = {0: [study_curves.Point("", single[0][0].sizes * 1.5, rng.random(400) < 0.3)]}
+    assert study_curves.progressive_excess(below, single).value == pytest.approx(50)  # at least
 
 
 def test_every_job_of_the_study_has_a_name_of_its_own_and_options_that_its_method_knows():
@@ -138,7 +140,7 @@ def _codec(name, quality, size, plain, tuned):
     return CodecPoint(name, quality, np.full(100, float(size)), *rights)
 
 
-def test_bytes_at_an_accuracy_are_those_of_the_cheaper_codec_and_none_outside_its_curve():
+def test_bytes_at_an_accuracy_are_those_of_the_cheaper_codec_that_reaches_it():
     codecs = [
         _codec("webp", 1, 1000, 50, 60), _codec("webp", 10, 2000, 70, 80),
         _codec("jpeg", 5, 500, 40, 45), _codec("jpeg", 12, 1200, 60, 70),
@@ -146,20 +148,67 @@ def test_bytes_at_an_accuracy_are_those_of_the_cheaper_codec_and_none_outside_it
     assert bytes_at(0.6, codecs, tuned=False) == pytest.approx(1200)
     assert bytes_at(0.7, codecs, tuned=False) == pytest.approx(2000)
     assert bytes_at(0.7, codecs, tuned=True) == pytest.approx(1200)
-    assert bytes_at(0.9, codecs, tuned=True) is None
+    assert bytes_at(0.9, codecs, tuned=True) == pytest.approx(1200)  # of the best points, as neither reaches it
+    assert bytes_at(0.3, codecs, tuned=True) is None
 
 
-def test_bottlefit_is_compared_at_its_accuracy_and_its_loss_is_paired():
+def _form(name, size, right, validation, seeds=3):
+    point = study_curves.Point("", np.full(100, float(size)), np.arange(100) < right, validation)
+    return Form(name, name, [point] * seeds)
+
+
+def test_bottlefit_is_chosen_on_validation_pictures_among_forms_with_three_seeds_and_its_loss_is_paired():
     codecs = [_codec("webp", 1, 1000, 50, 50), _codec("webp", 10, 4000, 90, 90)]
     found = [
-        ("3 channels of 8 bits", (np.full(100, 600.0), np.arange(100) < 91), (600, 0.904)),
-        ("3 channels of 6 bits", (np.full(100, 500.0), np.arange(100) < 90), (500, 0.9)),
-        ("1 channels of 8 bits", (np.full(100, 100.0), np.arange(100) < 20), (100, 0.2)),
+        _form("wide", 600, 91, (600, 0.904)),
+        _form("middle", 500, 90, (500, 0.9)),
+        _form("narrow", 100, 20, (100, 0.2)),
+        _form("one_seed", 100, 92, (100, 0.92), seeds=1),
     ]
-    rows = {row["id"]: row["value"] for row in bottlefit_rows(found, codecs, np.arange(100) < 92)}
-    assert rows["bottlefit"] == pytest.approx(12.5)
-    assert rows["bottlefit.loss"] == pytest.approx(2.0)
-    assert rows["bottlefit.loss_upper"] >= 2.0
+    rows = {row["id"]: row for row in bottlefit_rows(found, codecs, np.arange(100) < 92)}
+    assert rows["bottlefit.middle"]["value"] == pytest.approx(12.5)
+    assert "middle, 500 B at 90.0 %" in rows["bottlefit"]["what"]
+    assert rows["bottlefit"]["value"] >= 12.5
+    assert rows["bottlefit.loss"]["value"] == pytest.approx(2.0)
+    assert 2.0 <= rows["bottlefit.loss_upper"]["value"] <= 6.0
+    assert rows["bottlefit.seeds"]["value"] == 3
+    assert {row["id"]: row["value"] for row in bottlefit_rows([], codecs, np.ones(100))}["bottlefit"] is None
+
+
+def test_forms_of_bottlefit_say_channels_bits_kept_layers_and_tail():
+    slugs = {form.slug for form in read_forms(study_curves.POINTS)}
+    assert {"4c8b", "16c5b.half.front", "16c5b.half.front.tuned"} <= slugs
+
+
+def test_a_curve_is_its_largest_complete_part():
+    def rates(*seeds):
+        return {f"rate {n}": {seed: [f"{n} {seed}"] for seed in some} for n, some in enumerate(seeds)}
+
+    assert study_curves.complete(rates((0, 1, 2), (0, 1), (0, 1), (0, 1), (0,))) == {
+        seed: [f"{n} {seed}" for n in range(4)] for seed in (0, 1)
+    }
+    assert len(study_curves.complete(rates((0, 1, 2), (0, 1, 2), (0,)))[0]) == 3
+    assert list(study_curves.complete(rates((0, 1, 2), ()))) == [0, 1, 2]
+    assert study_curves.complete(rates((), ())) == study_curves.complete({}) == {}
+
+
+def test_what_is_compared_with_codecs_is_chosen_on_validation_pictures_among_curves_with_three_seeds():
+    def curves(factor, seeds=3):
+        nothing = np.zeros(1)
+        points = [study_curves.Point("", nothing, nothing, (factor * 2**n, n / 10)) for n in range(1, 5)]
+        return {seed: points for seed in range(seeds)}
+
+    found = {"first": curves(1.0), "best": curves(0.8), "one seed": curves(0.1, seeds=1)}
+    assert study_curves.best_on_validation(found) == "best"
+    beyond = [study_curves.Point("", np.zeros(1), np.zeros(1), (n, 0.9 + n / 100)) for n in (1, 2)]
+    assert study_curves.best_on_validation(found | {"apart": dict.fromkeys(range(3), beyond)}) == "best"
+    assert study_curves.best_on_validation({"one seed": curves(0.1, seeds=1)}) == "one seed"
+
+
+def test_the_work_of_a_head_counts_the_layers_that_it_keeps():
+    whole = macs(PROTOCOLS["b"].network(), 160)
+    slim, front, deep = (head_work(curve) for curve in ("slim", "front", "deep"))
+    assert slim == head_macs() < front < deep < whole
 
 
 def test_the_far_end_against_the_harder_codec_is_what_counts():
@@ -171,6 +220,9 @@ def test_the_far_end_against_the_harder_codec_is_what_counts():
         for name, factor in (("webp", 2.0), ("jpeg", 4.0))
         for q, one in enumerate(curve(rng, 1.0, right))
     ]
-    row = codec_row(slim, codecs, "slim")
-    assert row["value"] == pytest.approx(-50, abs=2)
-    assert codec_row({0: slim[0]}, codecs, "slim")["value"] is None
+    variant = Variant("slim", tuned=False)
+    rows = {row["id"]: row for row in codec_rows({variant: slim}, codecs)}
+    assert rows["ours_codec_bd"]["value"] == pytest.approx(-50, abs=2)
+    assert rows["ours_codec_bd.slim"]["value"] <= rows["ours_codec_bd"]["value"]
+    assert "M multiply-accumulates in the head" in rows["ours_codec_bd.slim"]["what"]
+    assert next(codec_rows({variant: {0: slim[0]}}, codecs))["value"] is None
