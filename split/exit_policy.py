@@ -16,6 +16,10 @@ Labels = npt.NDArray[np.integer]
 _COLDEST, _HOTTEST = 0.05, 20.0
 _SEARCH_STEPS = 60
 _DRAWS = 500
+_DRAWS_AT_ONCE = 50  # bounds the memory
+_NEWTON_STEPS = 8
+_LEAST_DOUBT = 1e-6
+_ROUNDING = 1e-9  # of sums of expected answers
 
 
 class ExitError(EdgeError):
@@ -97,7 +101,8 @@ def choose_policy(
     """Temperature and threshold with which most pictures leave at an accuracy loss of at most `max_loss`.
 
     The threshold that just holds on a few hundred pictures is the luckiest one, and loses more on others. So it has to hold, as
-    has every higher one, when the pictures are drawn again as well.
+    has every higher one, when the pictures are drawn again as well. What is lost in a draw is not counted, as an error or two
+    decide there, but expected: two logistic curves over the confidence say how often exit and tail are right.
 
     Args:
         exit_logits: Of the exit, validation pictures, (n, classes).
@@ -112,26 +117,58 @@ def choose_policy(
     Raises:
         ExitError: No pictures, or logits that do not belong together.
 
-    Source: bootstrap, Efron and Tibshirani 1993, chapter 13.
+    Source: bootstrap, Efron and Tibshirani 1993, chapter 13; a logistic curve over the logit of a confidence, Platt 1999.
     """
     _check(exit_logits, labels)
     _check(tail_logits, labels)
     temperature = fit_temperature(exit_logits, labels)
     sure = confidence(exit_logits, temperature)
     order = np.argsort(-sure, kind="stable")
-    gain = (exit_logits.argmax(1) == labels).astype(np.int64) - (tail_logits.argmax(1) == labels)
-    ends = np.append(sure[order][1:] < sure[order][:-1], [True])  # equal confidences leave together
-    count = len(labels)
-    drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), _DRAWS)  # how often each picture
-    leaving = np.sort([_leaving(row * gain[order], ends, max_loss) for row in drawn])
-    most = min(_leaving(gain[order], ends, max_loss), leaving[int((1 - sureness) * (_DRAWS - 1))])
-    return ExitPolicy(temperature, float(sure[order][most - 1]) if most else 2.0)
+    sure = sure[order]
+    ends = np.append(sure[1:] < sure[:-1], [True])  # equal confidences leave together
+    early, late = ((one.argmax(1) == labels)[order].astype(np.float64) for one in (exit_logits, tail_logits))
+    most = _leaving(early - late, ends, max_loss)
+    if sureness:
+        count = len(labels)
+        drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), _DRAWS)  # how often each picture
+        evidence = _log_odds(sure)
+        gains = [
+            some * (_expected(evidence, early, some) - _expected(evidence, late, some))
+            for some in np.array_split(drawn, _DRAWS // _DRAWS_AT_ONCE)
+        ]
+        leaving = np.sort([_leaving(row, ends, max_loss) for some in gains for row in some])
+        most = min(most, leaving[int((1 - sureness) * (_DRAWS - 1))])
+    return ExitPolicy(temperature, float(sure[most - 1]) if most else 2.0)
 
 
-def _leaving(gain: npt.NDArray[np.int64], ends: npt.NDArray[np.bool_], max_loss: float) -> int:
+def _log_odds(sure: F64) -> F64:
+    """Confidences, (n,), to (n, 2): 1, and the logarithm of their odds."""
+    kept = sure.clip(_LEAST_DOUBT, 1 - _LEAST_DOUBT)
+    return np.stack([np.ones_like(kept), np.log(kept / (1 - kept))], 1)
+
+
+def _expected(evidence: F64, right: F64, times: npt.NDArray[np.int64]) -> F64:
+    """Probability of a right answer, (draws, n): logistic regression on pictures that occur so many `times` in each draw.
+
+    A normal prior of deviation 1 around the confidence itself keeps it finite where all answers are right.
+    """
+    prior = np.array([0.0, 1.0])
+    weights = np.tile(prior, (len(times), 1))  # (draws, 2)
+    products = (evidence[:, :, None] * evidence[:, None, :]).reshape(-1, 4)
+    for _ in range(_NEWTON_STEPS):
+        chance = 1 / (1 + np.exp(-weights @ evidence.T))  # (draws, n)
+        slope = (times * (right - chance)) @ evidence - (weights - prior)
+        bend = ((times * chance * (1 - chance)) @ products).reshape(-1, 2, 2) + np.eye(2)
+        step = np.linalg.solve(bend, slope[:, :, None])[:, :, 0]
+        weights = weights + step / np.abs(step).max(1, keepdims=True).clip(min=1)
+    found: F64 = 1 / (1 + np.exp(-weights @ evidence.T))
+    return found
+
+
+def _leaving(gain: F64, ends: npt.NDArray[np.bool_], max_loss: float) -> int:
     """How many of the surest may leave before the loss is ever larger than allowed; between `ends` none can stop."""
     total = np.cumsum(gain)  # change of right answers when the surest 1, 2, ... pictures leave
-    wrong = np.flatnonzero((total < -max_loss * len(gain)) & ends)
+    wrong = np.flatnonzero((total < -max_loss * len(gain) - _ROUNDING) & ends)
     before = np.flatnonzero(ends[: wrong[0]] if len(wrong) else ends)
     return int(before[-1]) + 1 if len(before) else 0
 
