@@ -6,7 +6,6 @@ variant counts is chosen on validation pictures.
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,22 +94,25 @@ def rows() -> Iterator[dict[str, Any]]:
 
 
 def codec_rows(found: Mapping[Variant, Curves], codecs: Sequence[CodecPoint]) -> Iterator[dict[str, Any]]:
-    """The BD-rate of the variant that is best on validation pictures, then that of each, against both codecs."""
-    best = best_on_validation(found)
-    against = {
-        one: {codec: _against(curves, [p for p in codecs if p.codec == codec]) for codec in CODECS}
-        for one, curves in found.items()
-    }
+    """The BD-rate of the variant that is best on validation pictures, then that of each, against both codecs.
+
+    What reaches too few of the codecs' accuracies does not compete; its row is over those that both reach.
+    """
+    against = {one: _against(curves, codecs) for one, curves in found.items()}
+    known = {one: found[one] for one, intervals in against.items() if _harder(intervals)}
+    best = best_on_validation(known or found)
     peer = {"unit": "%", "peer": "WebP and JPEG without tables"}
     where = f"with its int8 head against WebP and JPEG {_TUNED}, {WHERE['b']}"
-    what = f"far end of BD-rate, {best}, of {len(found)} variants the one chosen on validation pictures, {where}: {_both(against[best])}"
+    what = f"far end of BD-rate, {best}, of {len(known)} comparable variants the one chosen on validation pictures, {where}: {_both(against[best])}"
     harder = _harder(against[best])
     value = None if harder is None or harder.seeds < MIN_SEEDS else harder.high
     yield {"id": "ours_codec_bd", "what": what, "value": value, "direction": "<=", "bar": RATE_BAR, **peer}
     for one, intervals in against.items():
+        name = f"ours_codec_bd.{one.curve}{'.tuned' * one.tuned}{'' if one in known else '.shared'}"
+        partly = "" if one in known else ", over the accuracies alone that both reach"
+        intervals = intervals if one in known else _against(found[one], codecs, shared=True)
         harder = _harder(intervals)
-        what = f"BD-rate against the codec that is harder to beat, {one}, {where}: {_both(intervals)}"
-        name = f"ours_codec_bd.{one.curve}{'.tuned' * one.tuned}"
+        what = f"BD-rate against the codec that is harder to beat{partly}, {one}, {where}: {_both(intervals)}"
         yield {"id": name, "what": what, "value": None if harder is None else harder.value, "direction": "info", **peer}
 
 
@@ -137,17 +139,20 @@ def _whole_work() -> int:
     return macs(_PROTOCOL.network(), _PROTOCOL.size)
 
 
-def _against(ours: Curves, codecs: Sequence[CodecPoint]) -> Interval:
-    """With the codec's one curve beside each seed's."""
-    curve = [codec_point(one, tuned=True) for one in codecs]
-    curve.sort(key=lambda one: -float(one.sizes.mean()))
-    whole = dict.fromkeys(ours, curve)
-    *few, _ = comparable(whole, ours)
-    found = compare(*(pictures(one, choosing=False) for one in few))
-    if found.value is not None:
-        return found
-    shared = compare(whole, ours, min_overlap=SHARED)
-    return replace(found, reason=f"{found.reason} Over the accuracies that both reach: {shared}")
+def _against(ours: Curves, codecs: Sequence[CodecPoint], *, shared: bool = False) -> dict[str, Interval]:
+    """With a codec's one curve beside each seed's: neighbouring rates that overlap enough, or what all rates share."""
+    found = {}
+    for codec in CODECS:
+        curve = [codec_point(one, tuned=True) for one in codecs if one.codec == codec]
+        curve.sort(key=lambda one: -float(one.sizes.mean()))
+        whole = dict.fromkeys(ours, curve)
+        *few, _ = comparable(whole, ours)
+        found[codec] = (
+            compare(whole, ours, min_overlap=SHARED)
+            if shared
+            else compare(*(pictures(one, choosing=False) for one in few))
+        )
+    return found
 
 
 def shipped_rows(ours: Pair, codecs: Sequence[CodecPoint]) -> Iterator[dict[str, Any]]:

@@ -148,7 +148,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "front": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3),
         "front_low": (3e-3,),
         "front_bottlefit": (0, 1, 2),
-        "deep": (1e-5, 3e-5, 1e-4, 3e-4),
+        "deep": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "deep_bottlefit": (0, 1),
         "peer_mshp": (4, 16, 64, 256, 1024),
         "entropic": (16, 64, 256, 1024),

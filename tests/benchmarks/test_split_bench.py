@@ -157,21 +157,21 @@ def _form(name, size, right, validation, seeds=3):
     return Form(name, name, [point] * seeds)
 
 
-def test_bottlefit_is_chosen_on_validation_pictures_among_forms_with_three_seeds_and_its_loss_is_paired():
+def test_bottlefit_is_chosen_on_validation_pictures_and_its_loss_is_paired():
     codecs = [_codec("webp", 1, 1000, 50, 50), _codec("webp", 10, 4000, 90, 90)]
     found = [
         _form("wide", 600, 91, (600, 0.904)),
-        _form("middle", 500, 90, (500, 0.9)),
-        _form("narrow", 100, 20, (100, 0.2)),
-        _form("one_seed", 100, 92, (100, 0.92), seeds=1),
+        _form("middle", 500, 90, (500, 0.9), seeds=2),
+        _form("narrow", 100, 92, (100, 0.2)),
     ]
     rows = {row["id"]: row for row in bottlefit_rows(found, codecs, np.arange(100) < 92)}
     assert rows["bottlefit.middle"]["value"] == pytest.approx(12.5)
     assert "middle, 500 B at 90.0 %" in rows["bottlefit"]["what"]
-    assert rows["bottlefit"]["value"] >= 12.5
+    assert rows["bottlefit"]["value"] == pytest.approx(12.5)
+    assert rows["bottlefit.upper"]["value"] >= 12.5
     assert rows["bottlefit.loss"]["value"] == pytest.approx(2.0)
     assert 2.0 <= rows["bottlefit.loss_upper"]["value"] <= 6.0
-    assert rows["bottlefit.seeds"]["value"] == 3
+    assert rows["bottlefit.seeds"]["value"] == 2
     assert {row["id"]: row["value"] for row in bottlefit_rows([], codecs, np.ones(100))}["bottlefit"] is None
 
 
@@ -226,3 +226,10 @@ def test_the_far_end_against_the_harder_codec_is_what_counts():
     assert rows["ours_codec_bd.slim"]["value"] <= rows["ours_codec_bd"]["value"]
     assert "M multiply-accumulates in the head" in rows["ours_codec_bd.slim"]["what"]
     assert next(codec_rows({variant: {0: slim[0]}}, codecs))["value"] is None
+
+    high = [np.arange(400) % 100 < share for share in (77, 79, 82, 85)]  # too few of the codecs' accuracies
+    better = Variant("deep", tuned=False)
+    found = {variant: slim, better: {seed: curve(rng, 0.5, high) for seed in range(3)}}
+    rows = {row["id"]: row for row in codec_rows(found, codecs)}
+    assert rows["ours_codec_bd"]["value"] == pytest.approx(-50, abs=2)
+    assert rows["ours_codec_bd.deep.shared"]["value"] < rows["ours_codec_bd.slim"]["value"]
