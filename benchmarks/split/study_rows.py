@@ -111,8 +111,11 @@ def _progressive_rows(curves: dict[tuple[str, str], Curves]) -> Iterator[dict[st
         what = f"bytes of one progressive stream over models of one rate ({said(single)}) at equal accuracy, at the worst number of layers, {WHERE[protocol]}: {found}"
         if name.endswith("new_layers"):
             yield {"id": name, "what": what, "value": found.value, "unit": "%", "direction": "info"}
-        else:
-            yield {"id": name, "what": f"far end of the {what}", "value": found.high, "unit": "%", "direction": "<=", "bar": 10}  # fmt: skip
+            continue
+        for ending, end, value in (("", "", found.value), (".upper", "far end of the ", found.high)):
+            yield {"id": f"{name}{ending}", "what": f"{end}{what}", "value": value, "unit": "%", "direction": "<=", "bar": 10}  # fmt: skip
+        what = f"seeds behind {name}, {WHERE[protocol]}"
+        yield {"id": f"{name}.seeds", "what": what, "value": found.seeds, "unit": "seeds", "direction": ">=", "bar": MIN_SEEDS}  # fmt: skip
 
 
 def coder_rows(folder: Path) -> Iterator[dict[str, Any]]:
