@@ -3,7 +3,7 @@
     python -m benchmarks.split.study WORK --data FOLDER [--devices cuda:0,cuda:1] [--each 6] [--deadline 540] [--only a]
 
 FOLDER holds the data sets (benchmarks/data.toml). Protocol b takes the weights that GROCERY_WEIGHTS names as its teacher, or
-fine-tunes one. A job that was cut off continues from its checkpoint in WORK/runs.
+fine-tunes one; MobileNetV2's starts with what MOBILENET_V2_WEIGHTS names (mobilenet_weights.py). A job that was cut off continues from its checkpoint in WORK/runs.
 """
 
 import argparse
@@ -15,19 +15,18 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import torch
 from torch.nn import functional
 
 from benchmarks.rows import ROOT
 from benchmarks.split.study_job import read_set
-from benchmarks.split.study_plan import JOBS, PROTOCOLS, Protocol
+from benchmarks.split.study_plan import JOBS, PROTOCOLS, Protocol, TeacherNote
 from split.augment import augment, centre, draw
 from split.training_data import DataOptions, PictureSet, open_pictures
 
-VALIDATION = 2000  # of protocol a's training pictures
 _PEER = ROOT / ".sc2bench" / "bin" / "python"
-SETS = {"a": "cifar10-jpeg", "b": "grocery"}
 
 
 def main() -> int:
@@ -39,11 +38,18 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=2, help="jobs at a time on each device")
     parser.add_argument("--deadline", type=float, default=12 * 3600, help="seconds")
     parser.add_argument("--only", default="", help="jobs whose names start so")
+    parser.add_argument(
+        "--teachers", default="", help="protocols whose teachers are prepared, and no jobs: m,m224,b224"
+    )
     options = parser.parse_args()
     end = time.monotonic() + options.deadline
     options.work.mkdir(parents=True, exist_ok=True)
     names = [name for name in JOBS if name.startswith(options.only)]
-    for protocol in sorted({JOBS[name].protocol for name in names}):
+    if options.teachers:
+        names = []
+    for protocol in (
+        options.teachers.split(",") if options.teachers else sorted({JOBS[name].protocol for name in names})
+    ):
         prepare(PROTOCOLS[protocol], options.work, options.data, options.devices.split(",")[0])
     slots = options.devices.split(",") * options.each
     queue(names, options.work, slots, end)
@@ -85,29 +91,34 @@ def prepare(protocol: Protocol, work: Path, data: Path, device: str) -> None:
     """Decode once, and train the teacher on everything but validation and test pictures."""
     paths = {name: work / f"{protocol.name}-{name}.npz" for name in ("train", "val", "test")}
     if not all(path.is_file() for path in paths.values()):
-        for name, one in decoded(protocol, data / SETS[protocol.name], work).items():
+        for name, one in decoded(protocol, data / protocol.data, work).items():
             np.savez(paths[name], images=one.images.numpy(), labels=one.labels.numpy(), classes=np.array(one.classes))
     weights = work / f"{protocol.name}-teacher.pt"
-    given = os.environ.get("GROCERY_WEIGHTS", "")
-    if protocol.name == "b" and given and not weights.is_file():
+    given = os.environ.get(protocol.weights, "") if protocol.weights else ""
+    if given and not weights.is_file():
         shutil.copy(given, weights)
     if not weights.is_file():
         sets = {name: read_set(path) for name, path in paths.items()}
-        state = teach(protocol, sets, device)
-        torch.save(state, weights)
+        network = teach(protocol, sets, device)
+        found = {name: round(score(network, sets[name], protocol, device), 4) for name in ("val", "test")}
+        where = device if device == "cpu" else torch.cuda.get_device_name(device)
+        note = TeacherNote(**found, epochs=protocol.teacher_epochs, device=where, torch=str(torch.__version__))
+        (work / "points").mkdir(exist_ok=True)
+        (work / "points" / f"{protocol.name}-teacher.json").write_bytes(msgspec.json.encode(note) + b"\n")
+        print(f"teacher {protocol.name}: {note}", flush=True)
+        torch.save({key: value.cpu() for key, value in network.state_dict().items()}, weights)
 
 
 def decoded(protocol: Protocol, folder: Path, work: Path) -> dict[str, PictureSet]:
     """Train, val and test pictures, the training ones in a fixed random order."""
-    key = "coarse_label" if protocol.name == "b" else "label"
-    options = DataOptions(protocol.size, label_key=key, classes=protocol.classes)
-    names = ("train", "val", "test") if protocol.name == "b" else ("train", "test")
+    options = DataOptions(protocol.size, label_key=protocol.label, classes=protocol.classes)
+    names = ("train", "test") if protocol.validation else ("train", "val", "test")
     sets = {name: open_pictures(unpacked(folder / f"{name}.npz", work), options) for name in names}
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(sets["train"])))
     train = sets["train"]
     train = PictureSet(train.images[order], train.labels[order], train.classes)
-    if protocol.name == "a":
-        cut = len(train) - VALIDATION
+    if protocol.validation:
+        cut = len(train) - protocol.validation
         sets["val"] = PictureSet(train.images[cut:].clone(), train.labels[cut:].clone(), train.classes)
         train = PictureSet(train.images[:cut].clone(), train.labels[:cut].clone(), train.classes)
     return {**sets, "train": train}
@@ -123,13 +134,13 @@ def unpacked(path: Path, work: Path) -> Path:
     return target
 
 
-def teach(protocol: Protocol, sets: dict[str, PictureSet], device: str) -> dict[str, torch.Tensor]:
-    """Train (a) or fine-tune (b) the network; AdamW, one cycle; the last epoch's weights."""
+def teach(protocol: Protocol, sets: dict[str, PictureSet], device: str) -> torch.nn.Module:
+    """Train (a) or fine-tune the network; AdamW, one cycle; the last epoch's weights."""
     torch.manual_seed(0)
     network = protocol.network()
     protocol.pretrain(network)
     network = network.to(device).train()
-    train, batch = sets["train"], 128 if protocol.name == "a" else 64
+    train, batch = sets["train"], protocol.teacher_batch
     images, labels = train.images.to(device), train.labels.to(device)
     steps = len(train) // batch * protocol.teacher_epochs
     optimiser = torch.optim.AdamW(network.parameters(), lr=protocol.teacher_lr, weight_decay=0.02)
@@ -145,10 +156,7 @@ def teach(protocol: Protocol, sets: dict[str, PictureSet], device: str) -> dict[
         loss.backward()
         optimiser.step()
         schedule.step()
-    network.eval()
-    for name in ("val", "test"):
-        print(f"teacher {protocol.name}: {name} {score(network, sets[name], protocol, device):.4f}", flush=True)
-    return {key: value.cpu() for key, value in network.state_dict().items()}
+    return network.eval()
 
 
 def score(network: torch.nn.Module, data: PictureSet, protocol: Protocol, device: str) -> float:

@@ -77,7 +77,7 @@ def run(job: Job, work: Path, device: str, target: Path) -> None:
     note = {"train_s": round(trained - start, 1), **_surroundings(device, start)}
     _write_points(target, found, note)
     if job.tunes and coded:
-        tuned = tuned_points(coded, data, work, device)
+        tuned = tuned_points(protocol, coded, data, work, device)
         note = {"tuned": "tail", "train_s": note["train_s"], **_surroundings(device, start)}
         _write_points(target.with_name(f"{job.tuned_name}.npz"), tuned, note)
 
@@ -178,11 +178,13 @@ def bottlefit_setting(job: Job) -> str:
     return f"{job.options['channels']} channels of {job.options['bits']} bits{half}"
 
 
-def tuned_points(sent: Sent, data: dict[str, PictureSet], work: Path, device: str) -> dict[str, list[Point]]:
+def tuned_points(
+    protocol: Protocol, sent: Sent, data: dict[str, PictureSet], work: Path, device: str
+) -> dict[str, list[Point]]:
     """The same frames before a tail that was fine-tuned as long and as the codecs' network is."""
     from benchmarks.split.study_nets import tune_tail
 
-    tune_tail(sent.head.to(device), sent.tail, data, work, device)
+    tune_tail(protocol, (sent.head.to(device), sent.tail), data, work, device)
     return _own_points(sent, data)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.split.study_plan import B_CHANNELS, PROTOCOLS, Job, load_teacher
+from benchmarks.split.study_plan import B_CHANNELS, PROTOCOLS, Job, Protocol, load_teacher
 from export.codec_points import FRAME_BYTES, code_picture
 from export.evaluate import pictures_of
 from split.augment import Augmentation, augment, centre, draw, without_chance
@@ -67,9 +67,9 @@ class _Received(nn.Module):
         return found
 
 
-def tune_tail(head: IntegerHead, tail: IntegerTail, data: Parts, work: Path, device: str) -> None:
+def tune_tail(protocol: Protocol, sent: tuple[IntegerHead, IntegerTail], data: Parts, work: Path, device: str) -> None:
     """Fine-tune a tail in place, on what its head sends: pictures, loss, epochs and learning rate of `codec_job`."""
-    protocol = PROTOCOLS["b"]
+    head, tail = sent
     tail.requires_grad_(requires_grad=True)
     view = Augmentation(protocol.size, "crop", 16, protocol.augmentation.mean, protocol.augmentation.std)
     recipe = (view, CODEC_LOSS, CODEC_EPOCHS, CODEC_LR)

@@ -30,6 +30,6 @@ def rows() -> Iterator[dict[str, Any]]:
     if subprocess.run(command, cwd=ROOT, check=False).returncode:
         raise RowError("Wanted the study to run to its end or its deadline, found that it failed. Its output is above.")
     POINTS.mkdir(exist_ok=True)
-    for path in (WORK / "points").glob("*.npz"):
+    for path in (*(WORK / "points").glob("*.npz"), *(WORK / "points").glob("*-teacher.json")):
         shutil.copy(path, POINTS / path.name)
     yield from study_rows.rows()

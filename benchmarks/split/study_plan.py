@@ -1,15 +1,17 @@
-"""What the rate-accuracy study runs: two protocols, their teachers, and the jobs in the order of their importance."""
+"""What the rate-accuracy study runs: protocols, their teachers, and the jobs in the order of their importance."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
-from benchmarks.split.nets import CifarResNet18
-from split.augment import Augmentation
+from benchmarks.split.nets import CifarResNet18, MobileNetV2
+from split.augment import IMAGENET_MEAN, IMAGENET_STD, Augmentation
 from split.losses import TaskLoss
 
 CIFAR_MEAN, CIFAR_STD = (0.491, 0.482, 0.447), (0.245, 0.243, 0.261)
@@ -22,7 +24,10 @@ class Protocol:
     """Data, teacher and cut.
 
     Attributes:
-        name: a: CIFAR-10 copies; b: grocery.
+        name: a: CIFAR-10 copies; b and m: grocery, with EfficientNet-Lite0 and MobileNetV2; b224 and m224: their teachers alone, on
+            the same pictures, whose short side of 160 pixels is enlarged.
+        data: Folder of its pictures.
+        label: Array of their class ids.
         size: Pixels.
         classes: Of the data.
         pictures: Training pictures of the bottlenecks; 0 for all.
@@ -32,10 +37,16 @@ class Protocol:
         network: The teacher without trained weights.
         teacher_epochs: Of its training, or fine-tuning.
         teacher_lr: The largest of its learning rates.
+        teacher_batch: Pictures of a step.
         pretrain: Puts the weights in place that its training starts with.
+        validation: Training pictures that are held out, where the data has no validation part of its own.
+        weights: Environment variable that may name a trained teacher.
+        row: Ending of the row of its teacher's accuracy, where it has one.
     """
 
     name: str
+    data: str
+    label: str
     size: int
     classes: int
     pictures: int
@@ -45,7 +56,21 @@ class Protocol:
     network: Callable[[], nn.Module]
     teacher_epochs: int
     teacher_lr: float
+    teacher_batch: int
     pretrain: Callable[[nn.Module], None] = lambda _: None
+    validation: int = 0
+    weights: str = ""
+    row: str = ""
+
+
+class TeacherNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a teacher's training leaves beside the points: shares of right classes, and where it ran."""
+
+    val: float
+    test: float
+    epochs: int
+    device: str
+    torch: str
 
 
 def _lite0() -> nn.Module:
@@ -65,14 +90,48 @@ def _imagenet(module: nn.Module) -> None:
     module.load_state_dict({name: one for name, one in state.items() if not name.startswith("_fc.")}, strict=False)
 
 
+def _mobilenet() -> nn.Module:
+    return MobileNetV2(43)
+
+
+def _mobilenet_imagenet(module: nn.Module) -> None:
+    """The same, from the file that MOBILENET_V2_WEIGHTS names, else out of the .tflite below HEADTAIL_DATA."""
+    path = os.environ.get("MOBILENET_V2_WEIGHTS", "")
+    if path:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        from benchmarks.split.mobilenet_weights import imagenet_state
+
+        state = imagenet_state()
+    module.load_state_dict({**module.state_dict(), **state})
+
+
+_CIFAR = Protocol(
+    "a", "cifar10-jpeg", "label", 32, 10, 10_000, "layer3", "layer3", Augmentation(32, "crop", 4, CIFAR_MEAN, CIFAR_STD),
+    CifarResNet18, 20, 2e-3, 128, validation=2000,
+)  # fmt: skip
+_LITE0 = Protocol(
+    "b", "grocery", "coarse_label", 160, 43, 0, "_blocks.2", "_blocks.4",
+    Augmentation(160, "resized", 0, LITE_MEAN, LITE_STD, colour=0.3, mixes=True), _lite0, 30, 5e-4, 64, _imagenet,
+    weights="GROCERY_WEIGHTS",
+)  # fmt: skip
+_MOBILENET = replace(
+    _LITE0, name="m", layer="features.3", coarse_layer="features.6",
+    augmentation=replace(_LITE0.augmentation, mean=IMAGENET_MEAN, std=IMAGENET_STD), network=_mobilenet,
+    pretrain=_mobilenet_imagenet, weights="", row="mobilenet_v2.160",
+)  # fmt: skip
+
+
+def _enlarged(protocol: Protocol, row: str) -> Protocol:
+    view = replace(protocol.augmentation, size=224)
+    return replace(protocol, name=f"{protocol.name}224", size=224, augmentation=view, weights="", row=row)
+
+
 PROTOCOLS = {
-    "a": Protocol(
-        "a", 32, 10, 10_000, "layer3", "layer3", Augmentation(32, "crop", 4, CIFAR_MEAN, CIFAR_STD), CifarResNet18, 20, 2e-3
-    ),
-    "b": Protocol(
-        "b", 160, 43, 0, "_blocks.2", "_blocks.4",
-        Augmentation(160, "resized", 0, LITE_MEAN, LITE_STD, colour=0.3, mixes=True), _lite0, 30, 5e-4, _imagenet,
-    ),
+    one.name: one
+    for one in (
+        _CIFAR, _LITE0, _MOBILENET, _enlarged(_LITE0, "lite0.224"), _enlarged(_MOBILENET, "mobilenet_v2.224"),
+    )
 }  # fmt: skip
 
 
@@ -81,7 +140,7 @@ class Job:
     """One training.
 
     Attributes:
-        protocol: a or b.
+        protocol: a, b or m.
         method: Of `split.methods`, or peer_fp, peer_mshp.
         options: Of the method.
         seed: Of everything that is random.
@@ -153,9 +212,10 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "peer_mshp": (4, 16, 64, 256, 1024),
         "entropic": (16, 64, 256, 1024),
     },
+    "m": {"front": (1e-5, 1e-4, 1e-3)},
 }
 OURS = {"a": "slim", "b": "front"}  # what `ours_bd` compares
-# Curves whose head keeps the network's own first layers: slim up to its cut, the same up to a deeper cut
+# Curves whose head keeps the network's own first layers, in protocol b: slim up to its cut, the same up to a deeper cut
 FRONTS = {
     "front": "_blocks.4",
     "front_low": "_blocks.4",
@@ -184,8 +244,7 @@ CODEC_QUALITIES = {"webp": (1, 30, 60, 85), "jpeg": (5, 12, 25, 50, 75)}
 # Of protocol b, for every method alike: the teacher alone says what is right, also of mixed pictures
 MATCH = TaskLoss("kd", alpha=0.0)
 B_CHANNELS = 16
-_ONE_SEED = ("peer_mshp", "bottlefit")
-_ONE_SEED_B = ("peer_mshp", "entropic")
+_ONE_SEED = {"a": ("peer_mshp", "bottlefit"), "b": ("peer_mshp", "entropic"), "m": ("front",)}
 _B_BATCH = {"batch": 128}
 _B_FAST = {"task": MATCH, "task_lr": 2e-2, **_B_BATCH}
 _STRIDE_4 = ("entropic", "peer_fp", "peer_mshp")
@@ -230,9 +289,9 @@ def plan() -> list[Job]:
     for seed in SEEDS:
         for protocol, methods in RATES.items():
             for method, rates in methods.items():
-                if not (seed and method in {"a": _ONE_SEED, "b": _ONE_SEED_B}[protocol]):
+                if not (seed and method in _ONE_SEED[protocol]):
                     jobs += [_job(protocol, method, rate, seed) for rate in rates]
-    jobs.sort(key=lambda job: job.protocol == "a" and job.method in _ONE_SEED)
+    jobs.sort(key=lambda job: job.protocol == "a" and job.method in _ONE_SEED["a"])
     small = Job("b", "small", {"epochs": sum(EPOCHS["b"])}, label="small")
     return [*jobs, *coder_jobs(), *ablation_jobs(), *codec_jobs(), small]
 
@@ -276,7 +335,7 @@ def _job(protocol: str, method: str, rate: float, seed: int) -> Job:
     match = {"task": MATCH, **_B_BATCH} if protocol == "b" else {}
     fast = _B_FAST if protocol == "b" else {}
     if method in FRONTS:
-        return _front_job(method, rate, seed)
+        return _front_job(protocol, method, rate, seed)
     if method == "bottlefit":
         wide = {"width": 256, "fix_encoder": False} if protocol == "b" else {}
         return Job(protocol, method, {"channels": int(rate), "epochs": EPOCHS[protocol], **fast, **wide}, seed)
@@ -288,14 +347,14 @@ def _job(protocol: str, method: str, rate: float, seed: int) -> Job:
     return Job(protocol, method, {"beta": rate, "epochs": EPOCHS[protocol], **fast}, seed)
 
 
-def _front_job(curve: str, rate: float, seed: int) -> Job:
-    """Protocol b, behind the network's own first layers; calibration pictures make these heads int8."""
-    front = {"front": FRONTS[curve]}
+def _front_job(protocol: str, curve: str, rate: float, seed: int) -> Job:
+    """Grocery, behind the network's own first layers; calibration pictures make these heads int8."""
+    front = {"front": FRONTS[curve] if curve in DEEP else PROTOCOLS[protocol].coarse_layer}
     layer = FRONTS[curve] if curve in DEEP else ""
     if curve in FRONT_BOTTLEFIT:
         wide = {"width": 256, "fix_encoder": False, "rounds": True, "epochs": EPOCHS["b"]}
         options = {**FRONT_BOTTLEFIT[curve][int(rate)], **wide, **_B_FAST, **front}
-        return Job("b", "bottlefit", options, seed, int8=True, keeps=True, tunes=True, curve=curve, layer=layer)
+        return Job(protocol, "bottlefit", options, seed, int8=True, keeps=True, tunes=True, curve=curve, layer=layer)
     options = {
         "beta": rate,
         "epochs": JOINT_EPOCHS["b"],
@@ -306,8 +365,8 @@ def _front_job(curve: str, rate: float, seed: int) -> Job:
     }
     if curve == "front_progressive":
         options |= FRONT_PROGRESSIVE
-        return Job("b", "progressive", options, seed, int8=True, keeps=True, curve=curve)
-    return Job("b", "slim", options, seed, int8=True, keeps=True, tunes=True, curve=curve, layer=layer)
+        return Job(protocol, "progressive", options, seed, int8=True, keeps=True, curve=curve)
+    return Job(protocol, "slim", options, seed, int8=True, keeps=True, tunes=True, curve=curve, layer=layer)
 
 
 def layer_of(job: Job) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from benchmarks.split.study_curves import (
@@ -28,13 +29,19 @@ from benchmarks.split.study_plan import (
     FRONTS,
     JOBS,
     OURS,
+    PROTOCOLS,
     RATES,
     SEEDS,
+    TeacherNote,
     ablation_jobs,
     coder_jobs,
 )
 
-WHERE = {"a": "CIFAR-10 copies, ResNet-18", "b": "grocery 160 px, EfficientNet-Lite0"}
+WHERE = {
+    "a": "CIFAR-10 copies, ResNet-18",
+    "b": "grocery 160 px, EfficientNet-Lite0",
+    "m": "grocery 160 px, MobileNetV2",
+}
 PEERS = {
     name: {"peer": f"sc2bench {kind}BasedResNetBottleneck", "peer_version": "0.1.1"}
     for name, kind in (("peer_fp", "FP"), ("peer_mshp", "MSHP"))
@@ -64,6 +71,7 @@ def rows() -> Iterator[dict[str, Any]]:
     yield from coder_rows(POINTS)
     yield from ablation_rows(POINTS)
     yield from point_rows(POINTS)
+    yield from teacher_rows(POINTS)
 
 
 def _ours_rows(protocol: str, reference: Curves, wide: Curves, tested: Curves) -> Iterator[dict[str, Any]]:
@@ -156,6 +164,17 @@ def ablation_rows(folder: Path) -> Iterator[dict[str, Any]]:
             cut = f", cut at {job.layer}" if job.layer else ""
             what = f"{job.method}, beta {job.options['beta']:g}, {changed}{cut}, {WHERE[job.protocol]}, 1 seed: accuracy at {point.sizes.mean():.1f} B a frame"
             yield {"id": f"ablation.{prefix}{name}", "what": what, "value": round(100 * float(point.right.mean()), 2), "unit": "%", "direction": "info"}  # fmt: skip
+
+
+def teacher_rows(folder: Path) -> Iterator[dict[str, Any]]:
+    """Test accuracy of the whole networks that `study.prepare` fine-tuned."""
+    for protocol in PROTOCOLS.values():
+        path = folder / f"{protocol.name}-teacher.json"
+        if protocol.row and path.is_file():
+            note = msgspec.json.decode(path.read_bytes(), type=TeacherNote)
+            enlarged = ", enlarged from a short side of 160" if protocol.size > 160 else ""
+            what = f"accuracy of the whole fine-tuned network, test pictures of {protocol.size} px{enlarged}, 1 seed, the last of {note.epochs} epochs (validation {100 * note.val:.2f} %)"
+            yield {"id": f"teacher.{protocol.row}", "what": what, "value": round(100 * note.test, 2), "unit": "%", "direction": "info"}  # fmt: skip
 
 
 def point_rows(folder: Path) -> Iterator[dict[str, Any]]:
