@@ -21,7 +21,6 @@ SHARE_BAR, LOSS_BAR, UPPER_BAR = 23, 1.0, 2.5
 CODECS = ("webp", "jpeg")
 _AS_GOOD = 0.005  # accuracies that are alike
 _ENDINGS = {"bottlefit": "", "front_bottlefit": ".front", "deep_bottlefit": ".deep"}
-_SETTING = re.compile(r"(\d+) channels of (\d+) bits(, half the side)?")
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,7 @@ def read_forms(folder: Path) -> list[Form]:
 
 
 def _slug(setting: str) -> str:
-    channels, bits, half = _SETTING.fullmatch(setting).groups()  # type: ignore[union-attr]
-    return f"{channels}c{bits}b{'.half' if half else ''}"
+    return re.sub(r"(\d+) channels of (\d+) bits", r"\1c\2b", setting).replace(", half the side", ".half")
 
 
 def bottlefit_rows(forms: Sequence[Form], codecs: Sequence[CodecPoint], whole: np.ndarray) -> Iterator[dict[str, Any]]:

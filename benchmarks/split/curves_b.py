@@ -146,12 +146,11 @@ def _against(ours: Curves, codecs: Sequence[CodecPoint], *, shared: bool = False
         curve = [codec_point(one, tuned=True) for one in codecs if one.codec == codec]
         curve.sort(key=lambda one: -float(one.sizes.mean()))
         whole = dict.fromkeys(ours, curve)
-        *few, _ = comparable(whole, ours)
-        found[codec] = (
-            compare(whole, ours, min_overlap=SHARED)
-            if shared
-            else compare(*(pictures(one, choosing=False) for one in few))
-        )
+        if shared:
+            found[codec] = compare(whole, ours, min_overlap=SHARED)
+        else:
+            *few, _ = comparable(whole, ours)
+            found[codec] = compare(*(pictures(one, choosing=False) for one in few))
     return found
 
 

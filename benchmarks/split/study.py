@@ -3,7 +3,8 @@
     python -m benchmarks.split.study WORK --data FOLDER [--devices cuda:0,cuda:1] [--each 6] [--deadline 540] [--only a]
 
 FOLDER holds the data sets (benchmarks/data.toml). Protocol b takes the weights that GROCERY_WEIGHTS names as its teacher, or
-fine-tunes one; MobileNetV2's starts with what MOBILENET_V2_WEIGHTS names (mobilenet_weights.py). A job that was cut off continues from its checkpoint in WORK/runs.
+fine-tunes one; MobileNetV2's starts with what MOBILENET_V2_WEIGHTS names (mobilenet_weights.py). A job that was cut off continues
+from its checkpoint in WORK/runs.
 """
 
 import argparse
@@ -37,19 +38,18 @@ def main() -> int:
     parser.add_argument("--devices", default="cpu")
     parser.add_argument("--each", type=int, default=2, help="jobs at a time on each device")
     parser.add_argument("--deadline", type=float, default=12 * 3600, help="seconds")
-    parser.add_argument("--only", default="", help="jobs whose names start so")
+    parser.add_argument("--only", default="", help="jobs whose names start so; several with commas")
     parser.add_argument(
         "--teachers", default="", help="protocols whose teachers are prepared, and no jobs: m,m224,b224"
     )
     options = parser.parse_args()
+    teachers = [name for name in options.teachers.split(",") if name]
+    if unknown := set(teachers) - set(PROTOCOLS):
+        parser.error(f"wanted protocols of {', '.join(PROTOCOLS)}, found {', '.join(sorted(unknown))}")
     end = time.monotonic() + options.deadline
     options.work.mkdir(parents=True, exist_ok=True)
-    names = [name for name in JOBS if name.startswith(options.only)]
-    if options.teachers:
-        names = []
-    for protocol in (
-        options.teachers.split(",") if options.teachers else sorted({JOBS[name].protocol for name in names})
-    ):
+    names = [] if teachers else [name for name in JOBS if name.startswith(tuple(options.only.split(",")))]
+    for protocol in teachers or sorted({JOBS[name].protocol for name in names}):
         prepare(PROTOCOLS[protocol], options.work, options.data, options.devices.split(",")[0])
     slots = options.devices.split(",") * options.each
     queue(names, options.work, slots, end)

@@ -104,14 +104,18 @@ def extended(curves: Curves, more: Curves) -> Curves:
 def read_note(path: Path) -> dict[str, Any]:
     """What one job says of itself."""
     with np.load(path, allow_pickle=False) as file:
-        found: dict[str, Any] = json.loads(str(file["note"]))
+        return _note(file)
+
+
+def _note(file: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(str(file["note"]))
     return found
 
 
 def read_points(path: Path) -> list[Point]:
     """What one job left."""
-    note = read_note(path)
     with np.load(path, allow_pickle=False) as file:
+        note = _note(file)
         known = note.get("val", [(math.nan, math.nan)] * len(note["settings"]))
         points = []
         for number, (setting, (size, share)) in enumerate(zip(note["settings"], known, strict=True)):
@@ -165,15 +169,15 @@ def best_on_validation(candidates: Mapping[Name, Curves]) -> Name:
     Of those with three seeds, or of those with most where none has three; what does not overlap with the first one is none.
     """
     least = min(MIN_SEEDS, max(len(curves) for curves in candidates.values()))
-    means = {
+    seen = {
         name: np.mean([[point.validation for point in points] for points in curves.values()], 0).T
         for name, curves in candidates.items()
         if len(curves) >= least
     }  # name -> (2, rates)
-    first, rates = next(iter(means)), {}
-    for name, (sizes, shares) in means.items():
+    first, rates = next(iter(seen)), {}
+    for name, (sizes, shares) in seen.items():
         try:
-            rates[name] = bd_rate(tuple(means[first]), (sizes, shares), min_overlap=SHARED).percent
+            rates[name] = bd_rate(tuple(seen[first]), (sizes, shares), min_overlap=SHARED).percent
         except CurveError:
             continue
     return min(rates, key=lambda name: rates[name], default=first)
