@@ -3,8 +3,8 @@
     python -m benchmarks.split [PART...]      all parts without one; a part alone replaces its own rows only
 
 `codec` and `heads` measure time and want a quiet machine. `curves`, `curves_b` and `scenes` compute the rows of the committed points;
-`study` trains and measures those of the first two again, hours on two cores, and what is done is not done again: with GROCERY_WEIGHTS
-behind that teacher. `python -m benchmarks.split.scene_curves` does so for the third, hours or minutes on a GPU.
+`study` trains and measures those of the first two again, hours on two cores, and what is done is not done again.
+`python -m benchmarks.split.scene_curves` does so for the third, hours or minutes on a GPU.
 """
 
 import sys

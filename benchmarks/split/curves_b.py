@@ -1,7 +1,7 @@
 """Protocol B: our variants on the grocery pictures against WebP and table-less JPEG before the same network, plain and tuned.
 
-Every row comes from points in results/split_points, all behind one teacher; the shipped pair is run on all test pictures. Which
-variant counts is chosen on validation pictures.
+Every row comes from points in results/split_points, all behind one teacher, or all behind an earlier one, which is that of the
+shipped pair; that is run on all test pictures. Which variant counts is chosen on validation pictures.
 """
 
 import functools
@@ -17,6 +17,8 @@ from benchmarks.rows import RESULTS
 from benchmarks.split.bottlefit_rows import CODECS, bottlefit_rows, bytes_at, codec_point, read_forms
 from benchmarks.split.grocery_codecs import CLASSES, CodecPoint, points
 from benchmarks.split.study_curves import (
+    EARLIER,
+    MIN_REFERENCE,
     MIN_SEEDS,
     POINTS,
     SHARED,
@@ -32,7 +34,7 @@ from benchmarks.split.study_curves import (
 from benchmarks.split.study_job import build
 from benchmarks.split.study_nets import head_macs, macs
 from benchmarks.split.study_plan import JOBS, PROTOCOLS
-from benchmarks.split.study_rows import WHERE, said
+from benchmarks.split.study_rows import WHERE, earlier, said
 from edge_runtime.artefact import open_artefact
 from export.evaluate import evaluate_exit, picture_size
 from orchestrator.demo.pair import ZOO
@@ -44,13 +46,10 @@ _PROTOCOL = PROTOCOLS["b"]
 _TUNED = "with the whole network fine-tuned on compressed pictures"
 # Label in the chart -> curve, with fine-tuned tails or not
 _CHARTED = {
-    "slim": ("slim", False),
     "slim, kept layers": ("front", False),
-    "slim, kept layers, tail fine-tuned": ("front", True),
     "slim, deep, tail fine-tuned": ("deep", True),
     "progressive, kept layers": ("front_progressive", False),
-    "BottleFit": ("bottlefit", False),
-    "Entropic Student": ("entropic", False),
+    "BottleFit, deep, tail fine-tuned": ("deep_bottlefit", True),
     "sc2bench's Entropic Student": ("peer_fp", False),
 }
 Pair = tuple[np.ndarray, np.ndarray]  # bytes of each picture's frame, whether its class is right
@@ -78,19 +77,33 @@ VARIANTS = [
 
 def rows() -> Iterator[dict[str, Any]]:
     """bottlefit, ours_codec_bd, every point, and the chart of them all."""
-    codecs = list(points())
-    raw = next(one for one in codecs if one.codec == "raw")
-    codecs = [one for one in codecs if one.codec != "raw"]
+    raw, *codecs = points(POINTS)
     ours, leaving = _shipped()
     yield from bottlefit_rows(read_forms(POINTS), codecs, raw.plain)
-    found = {one: read_curves(POINTS, "b", one.curve, tuned=one.tuned) for one in VARIANTS}
-    yield from codec_rows({one: curves for one, curves in found.items() if curves}, codecs)
-    yield from shipped_rows(ours, codecs)
-    yield from _point_rows(codecs, raw, ours, leaving)
-    yield from _small_row()
+    yield from codec_rows(_variants(POINTS), codecs)
+    yield from _point_rows(codecs, raw)
+    yield _point("shipped", "the shipped pair", ours)
+    if leaving is not None:
+        yield _point("shipped.exit", "the shipped pair with its early exit", leaving)
+    before, *others = points(EARLIER)
+    yield from shipped_rows(ours, others)
+    yield from earlier(_earlier_rows(others, before))
     seen = {name: read_curves(POINTS, "b", curve, tuned=tuned) for name, (curve, tuned) in _CHARTED.items()}
     pairs = {name: [(one.sizes, one.right) for one in curves[min(curves)]] for name, curves in seen.items() if curves}
     chart({**pairs, "slim, shipped": [ours]}, codecs, raw, CHART)
+
+
+def _variants(folder: Path) -> dict[Variant, Curves]:
+    """Those with points of at least so many rates as can be compared."""
+    found = {one: read_curves(folder, "b", one.curve, tuned=one.tuned) for one in VARIANTS}
+    return {one: curves for one, curves in found.items() if any(len(some) >= MIN_REFERENCE for some in curves.values())}
+
+
+def _earlier_rows(codecs: Sequence[CodecPoint], raw: CodecPoint) -> Iterator[dict[str, Any]]:
+    yield from bottlefit_rows(read_forms(EARLIER), codecs, raw.plain)
+    yield from codec_rows(_variants(EARLIER), codecs)
+    yield from _point_rows(codecs, raw)
+    yield from _small_row()
 
 
 def codec_rows(found: Mapping[Variant, Curves], codecs: Sequence[CodecPoint]) -> Iterator[dict[str, Any]]:
@@ -165,7 +178,7 @@ def shipped_rows(ours: Pair, codecs: Sequence[CodecPoint]) -> Iterator[dict[str,
 
 
 def _small_row() -> Iterator[dict[str, Any]]:
-    path = POINTS / "b-small.npz"
+    path = EARLIER / "b-small.npz"
     if path.is_file():
         note = read_note(path)
         what = f"a small network on the device alone, {note['macs'] / 1e6:.2f} M multiply-accumulates (slim's head: {head_macs() / 1e6:.2f} M), {note['parameters']} parameters, same teacher and pictures, {WHERE['b']}: accuracy"
@@ -187,9 +200,7 @@ def _shipped() -> tuple[Pair, Pair | None]:
     return pairs[0], pairs[1]
 
 
-def _point_rows(
-    codecs: Sequence[CodecPoint], raw: CodecPoint, ours: Pair, leaving: Pair | None
-) -> Iterator[dict[str, Any]]:
+def _point_rows(codecs: Sequence[CodecPoint], raw: CodecPoint) -> Iterator[dict[str, Any]]:
     for one in codecs:
         for name, right in (("plain", one.plain), ("tuned", one.tuned)):
             said = f", {_TUNED}" if name == "tuned" else ""
@@ -198,9 +209,6 @@ def _point_rows(
             )
     yield _point("raw", "raw pixels sent", (raw.sizes, raw.plain))
     yield _point("local", "everything on the device", (np.zeros(len(raw.plain)), raw.plain))
-    yield _point("shipped", "the shipped pair", ours)
-    if leaving is not None:
-        yield _point("shipped.exit", "the shipped pair with its early exit", leaving)
 
 
 def _point(name: str, what: str, pair: Pair) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.split.study WORK --data FOLDER [--devices cuda:0,cuda:1] [--each 6] [--deadline 540] [--only a]
 
-FOLDER holds the data sets (benchmarks/data.toml). Protocol b takes the weights that GROCERY_WEIGHTS names as its teacher, or
-fine-tunes one; MobileNetV2's starts with what MOBILENET_V2_WEIGHTS names (mobilenet_weights.py). A job that was cut off continues
-from its checkpoint in WORK/runs.
+FOLDER holds the data sets (benchmarks/data.toml). Protocol b's teacher is the committed one (teacher_b.npz), or the weights that
+GROCERY_WEIGHTS names; the other teachers are trained first, MobileNetV2's from what MOBILENET_V2_WEIGHTS names
+(mobilenet_weights.py). A job that was cut off continues from its checkpoint in WORK/runs.
 """
 
 import argparse
@@ -97,6 +97,9 @@ def prepare(protocol: Protocol, work: Path, data: Path, device: str) -> None:
     given = os.environ.get(protocol.weights, "") if protocol.weights else ""
     if given and not weights.is_file():
         shutil.copy(given, weights)
+    if protocol.committed_teacher().is_file() and not weights.is_file():
+        with np.load(protocol.committed_teacher(), allow_pickle=False) as file:
+            torch.save({name: torch.from_numpy(one).float() for name, one in file.items()}, weights)
     if not weights.is_file():
         sets = {name: read_set(path) for name, path in paths.items()}
         network = teach(protocol, sets, device)

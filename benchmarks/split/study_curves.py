@@ -15,6 +15,8 @@ from benchmarks.split.study_plan import JOBS, SEEDS
 from split.quality import MIN_OVERLAP, CurveError, bd_rate, monotone_slopes
 
 POINTS = RESULTS / "split_points"
+# Protocol b behind a teacher whose weights were not kept: these points are compared with each other alone
+EARLIER = POINTS / "earlier"
 ROUNDS = 1000
 MIN_SEEDS = 3
 _SHARES = (2.5, 97.5)
@@ -153,12 +155,19 @@ def bootstrap(seeds: Sequence[int], count: int, measure: Callable[[Sequence[int]
 
 
 def compare(reference: Curves, tested: Curves, *, min_overlap: float = MIN_OVERLAP) -> Interval:
-    """Mean over the common seeds of the BD-rate."""
+    """Mean over the common seeds of the BD-rate; the seeds' curves overlap by `min_overlap` in the mean."""
     seeds = sorted(set(reference) & set(tested))
 
     def measure(drawn: Sequence[int], weight: np.ndarray) -> float:
         pairs = ((means(reference[seed], weight), means(tested[seed], weight)) for seed in drawn)
-        return float(np.mean([bd_rate(*pair, min_overlap=min_overlap).percent for pair in pairs]))
+        rates = [bd_rate(*pair, min_overlap=SHARED) for pair in pairs]
+        overlap = np.mean([one.overlap for one in rates])
+        if overlap < min_overlap:
+            raise CurveError(
+                f"Wanted accuracies that overlap by {min_overlap:.0%} of either curve in the mean of the seeds, found {overlap:.0%}. "
+                "Measure more rates."
+            )
+        return float(np.mean([one.percent for one in rates]))
 
     return bootstrap(seeds, len(reference[seeds[0]][0].sizes) if seeds else 0, measure)
 
@@ -184,7 +193,7 @@ def best_on_validation(candidates: Mapping[Name, Curves]) -> Name:
 
 
 def comparable(reference: Curves, tested: Curves) -> tuple[Curves, Curves, str]:
-    """Those neighbouring rates of both whose accuracies overlap most with every seed, and how many they are, in words.
+    """Those neighbouring rates of both whose accuracies overlap most in the mean of the seeds, and how many they are, in words.
 
     Curves that reach far beyond each other have no BD-rate. Only pictures that no row is measured on choose. The reference
     gives up its rates last: where several choices overlap enough, the one with most of them counts.
@@ -197,7 +206,7 @@ def comparable(reference: Curves, tested: Curves) -> tuple[Curves, Curves, str]:
     for start, stop in _runs(theirs.shape[1], MIN_REFERENCE):
         for first, end in _runs(ours.shape[1], MIN_RATES):
             pairs = zip(theirs[:, start:stop], ours[:, first:end], strict=True)
-            shared = min(_overlap(one, run) for one, run in pairs)
+            shared = float(np.mean([_overlap(one, run) for one, run in pairs]))
             runs.append((shared >= MIN_OVERLAP, stop - start, shared, end - first, start, first))
     _, width, _, count, start, first = max(runs)
     kept = f"{width} of {theirs.shape[1]} rates of the reference and {count} of {ours.shape[1]} of ours"
@@ -222,18 +231,43 @@ def progressive_excess(progressive: Curves, single: Curves) -> Interval:
     seeds = sorted(set(progressive) & set(single))
 
     def measure(drawn: Sequence[int], weight: np.ndarray) -> float:
-        found: dict[str, list[float]] = {}
-        for seed in drawn:
-            x, y = rising(*means(single[seed], weight))
-            for point, size, right in zip(progressive[seed], *means(progressive[seed], weight), strict=True):
-                if len(x) > 1 and right <= x[-1]:
-                    at = interpolate(x, y, max(right, x[0]))
-                    found.setdefault(point.setting, []).append(100 * (size / np.exp(at) - 1))
-        if not found:
-            raise CurveError("Wanted an accuracy that models of one rate reach, found none. Measure more rates.")
-        return float(max(np.mean(some) for some in found.values()))
+        pairs = [(progressive[seed], single[seed]) for seed in drawn]
+        return _worst_excess([((one, means(one, weight)), means(other, weight)) for one, other in pairs])
 
     return bootstrap(seeds, len(progressive[seeds[0]][0].sizes) if seeds else 0, measure)
+
+
+def best_recipe(recipes: Mapping[Name, Curves], single: Curves) -> Name:
+    """Whose excess over models of one rate is least on validation pictures."""
+
+    def excess(streams: Curves) -> float:
+        return _worst_excess(
+            [((streams[seed], _validated(streams[seed])), _validated(single[seed])) for seed in streams]
+        )
+
+    return min(recipes, key=lambda name: excess(recipes[name]))
+
+
+def _validated(points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:
+    sizes, right = np.array([point.validation for point in points]).T
+    return sizes, right
+
+
+Means = tuple[np.ndarray, np.ndarray]  # bytes and accuracies
+
+
+def _worst_excess(seeds: Sequence[tuple[tuple[Sequence[Point], Means], Means]]) -> float:
+    """Of streams, each with its means, over those of models of one rate; a pair for each seed."""
+    found: dict[str, list[float]] = {}
+    for (points, stream), single in seeds:
+        x, y = rising(*single)
+        for point, size, right in zip(points, *stream, strict=True):
+            if len(x) > 1 and right <= x[-1]:
+                at = interpolate(x, y, max(right, x[0]))
+                found.setdefault(point.setting, []).append(100 * (size / np.exp(at) - 1))
+    if not found:
+        raise CurveError("Wanted an accuracy that models of one rate reach, found none. Measure more rates.")
+    return float(max(np.mean(some) for some in found.values()))
 
 
 def pictures(curves: Curves, *, choosing: bool) -> Curves:

@@ -17,7 +17,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.split.study_plan import BOTTLEFIT_BITS, JOBS, PROTOCOLS, Job, Protocol, layer_of, load_teacher
+from benchmarks.split.study_plan import (
+    BOTTLEFIT_BITS,
+    JOBS,
+    PROTOCOLS,
+    Job,
+    Protocol,
+    layer_of,
+    load_teacher,
+    teacher_id,
+)
 from edge_runtime.entropy import EntropyCodec
 from edge_runtime.wire import CODEC_ENTROPY, encode_tensors
 from split.augment import Augmentation, centre, without_chance
@@ -57,15 +66,16 @@ def run(job: Job, work: Path, device: str, target: Path) -> None:
     protocol = PROTOCOLS[job.protocol]
     data = {name: read_set(work / f"{job.protocol}-{name}.npz") for name in ("train", "val", "test")}
     target.parent.mkdir(exist_ok=True)
-    if job.method in ("codec", "small"):
+    network = load_teacher(protocol, work)
+    known = teacher_id(network)
+    if job.method in ("codec", "raw", "small"):
         from benchmarks.split import study_nets
 
-        arrays, note = (study_nets.codec_job if job.method == "codec" else study_nets.small_job)(
-            job, work, data, device
-        )
-        _write(target, arrays, note | _surroundings(device, start))
+        work_of = {"codec": study_nets.codec_job, "raw": study_nets.raw_job, "small": study_nets.small_job}
+        arrays, note = work_of[job.method](job, work, data, device)
+        _write(target, arrays, note | _surroundings(device, start, known))
         return
-    student, teacher, stages = build(job, load_teacher(protocol, work))
+    student, teacher, stages = build(job, network)
     options = TrainOptions(
         folder=work / "runs" / job.name, augmentation=protocol.augmentation, seed=job.seed, device=device, log_every=200
     )
@@ -74,11 +84,11 @@ def run(job: Job, work: Path, device: str, target: Path) -> None:
     found, coded = evaluate(job, student, data, protocol, device)
     if job.keeps:
         torch.save({key: value.cpu() for key, value in student.state_dict().items()}, target.with_suffix(".pt"))
-    note = {"train_s": round(trained - start, 1), **_surroundings(device, start)}
+    note = {"train_s": round(trained - start, 1), **_surroundings(device, start, known)}
     _write_points(target, found, note)
     if job.tunes and coded:
         tuned = tuned_points(protocol, coded, data, work, device)
-        note = {"tuned": "tail", "train_s": note["train_s"], **_surroundings(device, start)}
+        note = {"tuned": "tail", "train_s": note["train_s"], **_surroundings(device, start, known)}
         _write_points(target.with_name(f"{job.tuned_name}.npz"), tuned, note)
 
 
@@ -95,9 +105,10 @@ def _write_points(target: Path, found: dict[str, list[Point]], note: dict[str, A
         print(f"{target.stem} {setting}: {sizes.mean():.1f} B, {right.mean():.4f} {note}", flush=True)
 
 
-def _surroundings(device: str, start: float) -> dict[str, Any]:
+def _surroundings(device: str, start: float, teacher: str) -> dict[str, Any]:
     where = device if device == "cpu" else torch.cuda.get_device_name(device)
-    return {"seconds": round(time.monotonic() - start, 1), "device": where, "torch": torch.__version__}
+    seconds = round(time.monotonic() - start, 1)
+    return {"seconds": seconds, "device": where, "torch": torch.__version__, "teacher": teacher}
 
 
 def _write(target: Path, arrays: dict[str, np.ndarray], note: dict[str, Any]) -> None:

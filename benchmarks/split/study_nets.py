@@ -52,6 +52,17 @@ def codec_job(job: Job, work: Path, data: Parts, device: str) -> Result:
     return arrays, note
 
 
+def raw_job(job: Job, work: Path, data: Parts, device: str) -> Result:
+    """The whole network, its pixels sent as they are."""
+    protocol = PROTOCOLS[job.protocol]
+    network = load_teacher(protocol, work).to(device)
+    good = right(network, data["test"], protocol.augmentation, device)
+    sizes = np.full(len(good), data["test"].images[0].numel() + FRAME_BYTES, np.uint32)
+    shares = {"val": right(network, data["val"], protocol.augmentation, device).mean(), "test": good.mean()}
+    arrays = {"sizes": sizes, "plain": np.packbits(good), "tuned": np.packbits(good)}
+    return arrays, {name: round(float(share), 4) for name, share in shares.items()}
+
+
 class _Received(nn.Module):
     """A finished head before a tail that learns; the head is no part of what is trained."""
 

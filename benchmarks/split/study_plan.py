@@ -1,5 +1,6 @@
 """What the rate-accuracy study runs: protocols, their teachers, and the jobs in the order of their importance."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -40,7 +41,7 @@ class Protocol:
         teacher_batch: Pictures of a step.
         pretrain: Puts the weights in place that its training starts with.
         validation: Training pictures that are held out, where the data has no validation part of its own.
-        weights: Environment variable that may name a trained teacher.
+        weights: Environment variable that may name another trained teacher.
         row: Ending of the row of its teacher's accuracy, where it has one.
     """
 
@@ -62,6 +63,10 @@ class Protocol:
     weights: str = ""
     row: str = ""
 
+    def committed_teacher(self) -> Path:
+        """Its trained teacher beside this file, where there is one: weights in half precision, the rest in single."""
+        return Path(__file__).with_name(f"teacher_{self.name}.npz")
+
 
 class TeacherNote(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a teacher's training leaves beside the points: shares of right classes, and where it ran."""
@@ -78,6 +83,10 @@ def _lite0() -> nn.Module:
 
     module = EfficientNet.from_name("efficientnet-lite0")
     module._fc = nn.Linear(module._fc.in_features, 43)
+    for convolution in module.modules():
+        padding = getattr(getattr(convolution, "static_padding", None), "padding", ())
+        if len(set(padding)) == 1:  # alike on all sides: the convolution pads by itself, without a copy of its input
+            convolution.padding, convolution.static_padding = padding[:2], nn.Identity()
     return module
 
 
@@ -281,6 +290,13 @@ ABLATIONS_FRONT: dict[str, tuple[str, dict[str, Any]]] = {
     "deeper": ("_blocks.10", {"front": "_blocks.7"}),
 }
 ABLATED_BETA = {"a": 6e-4, "b": 3e-5}
+# Recipes of one stream for several rates, protocol a, and the rates of slim that they are compared with, behind one teacher
+PREFIX_RECIPES: dict[str, dict[str, Any]] = {
+    "steep": {"price_step": 3.0, "whole": 0.25, "epochs": (32, 8)},
+    "slow": {"price_step": 2.0, "whole": 0.25, "epochs": (48, 12)},
+    "narrow": {"price_step": 3.0, "whole": 0.25, "epochs": (32, 8), "latent_channels": 8, "layers": (2, 4, 6, 8)},
+}
+PREFIX_RATES = (2e-4, 6e-4, 2e-3, 6e-3)
 
 
 def plan() -> list[Job]:
@@ -293,7 +309,21 @@ def plan() -> list[Job]:
                     jobs += [_job(protocol, method, rate, seed) for rate in rates]
     jobs.sort(key=lambda job: job.protocol == "a" and job.method in _ONE_SEED["a"])
     small = Job("b", "small", {"epochs": sum(EPOCHS["b"])}, label="small")
-    return [*jobs, *coder_jobs(), *ablation_jobs(), *codec_jobs(), small]
+    return [*jobs, *prefix_jobs(), *coder_jobs(), *ablation_jobs(), *codec_jobs(), small]
+
+
+def prefix_jobs() -> list[Job]:
+    """Both sides of `progressive` once more behind one teacher, the stream with recipes of its own."""
+    jobs = []
+    for seed in SEEDS:
+        stream = _job("a", "progressive", *RATES["a"]["progressive"], seed)
+        jobs += [
+            replace(stream, options={**stream.options, **recipe}, label=f"prefix-{name}-s{seed}")
+            for name, recipe in PREFIX_RECIPES.items()
+        ]
+        singles = [_job("a", "slim", rate, seed) for rate in PREFIX_RATES]
+        jobs += [replace(job, label=f"prefix-{job.name[2:]}") for job in singles]
+    return jobs
 
 
 def coder_jobs() -> list[Job]:
@@ -323,12 +353,13 @@ def ablation_jobs() -> list[Job]:
 
 
 def codec_jobs() -> list[Job]:
-    """The whole network fine-tuned on compressed pictures, once for each quality."""
+    """The whole network as it is, and fine-tuned on compressed pictures, once for each quality."""
     wanted = [(codec, quality) for codec, some in CODEC_QUALITIES.items() for quality in some]
-    return [
+    tuned = [
         Job("b", "codec", {"codec": codec, "quality": quality}, label=f"{codec}-q{quality}")
         for codec, quality in wanted
     ]
+    return [Job("b", "raw", label="raw-q100"), *tuned]
 
 
 def _job(protocol: str, method: str, rate: float, seed: int) -> Job:
@@ -378,6 +409,14 @@ def layer_of(job: Job) -> str:
 
 
 JOBS = {job.name: job for job in plan()}
+
+
+def teacher_id(network: nn.Module) -> str:
+    """8 hex digits of its weights."""
+    digest = hashlib.sha256()
+    for one in network.state_dict().values():
+        digest.update(one.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]
 
 
 def load_teacher(protocol: Protocol, work: Path) -> nn.Module:

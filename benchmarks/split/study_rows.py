@@ -1,6 +1,6 @@
 """Rows of the rate-accuracy study from the points that its jobs left: BD-rates with bootstrap intervals over pictures and seeds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,14 @@ import numpy as np
 
 from benchmarks.split.study_curves import (
     CHOOSING,
+    EARLIER,
     MIN_SEEDS,
     POINTS,
     SHARED,
     Curves,
+    Interval,
+    Point,
+    best_recipe,
     comparable,
     compare,
     complete,
@@ -26,15 +30,20 @@ from benchmarks.split.study_plan import (
     ABLATIONS,
     ABLATIONS_B,
     ABLATIONS_FRONT,
+    FRONT_PROGRESSIVE,
     FRONTS,
     JOBS,
+    JOINT_EPOCHS,
     OURS,
+    PREFIX_RATES,
+    PREFIX_RECIPES,
     PROTOCOLS,
     RATES,
     SEEDS,
     TeacherNote,
     ablation_jobs,
     coder_jobs,
+    prefix_jobs,
 )
 
 WHERE = {
@@ -67,11 +76,35 @@ def rows() -> Iterator[dict[str, Any]]:
         wide = extended(curves[protocol, name], curves.get((protocol, f"{name}_low"), {}))
         yield from _ours_rows(protocol, curves[protocol, "peer_fp"], wide, curves[protocol, name])
     yield from _informing_rows({name: one for (protocol, name), one in curves.items() if protocol == "b"})
-    yield from _progressive_rows(curves)
+    yield from prefix_rows(POINTS, curves)
     yield from coder_rows(POINTS)
     yield from ablation_rows(POINTS)
     yield from point_rows(POINTS)
     yield from teacher_rows(POINTS)
+    yield from earlier(_earlier_rows())
+
+
+def _earlier_rows() -> Iterator[dict[str, Any]]:
+    curves = {name: complete(read_rates(EARLIER, "b", name)) for name in RATES["b"]}
+    yield from _informing_rows(curves)
+    for name, stream, single in (("kept_layers", "front_progressive", "front"), ("new_layers", "progressive", "slim")):
+        yield _excess_row(
+            f"progressive.b.{name}", said(single), progressive_excess(curves[stream], curves[single]), "b"
+        )
+    yield from ablation_rows(EARLIER)
+    yield from point_rows(EARLIER)
+
+
+def earlier(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of `EARLIER`: as information, with ids of their own."""
+    for row in rows:
+        kept = {key: value for key, value in row.items() if key != "bar"}
+        yield {
+            **kept,
+            "id": f"earlier.{row['id']}",
+            "what": f"behind the earlier teacher: {row['what']}",
+            "direction": "info",
+        }
 
 
 def _ours_rows(protocol: str, reference: Curves, wide: Curves, tested: Curves) -> Iterator[dict[str, Any]]:
@@ -109,21 +142,47 @@ def _informing_rows(curves: dict[str, Curves]) -> Iterator[dict[str, Any]]:
             yield {"id": name, "what": what, "value": found.value, "unit": "%", "direction": "info", **PEERS[peer]}
 
 
-def _progressive_rows(curves: dict[tuple[str, str], Curves]) -> Iterator[dict[str, Any]]:
-    for name, protocol, stream, single in (
-        ("progressive", "a", "progressive", "slim"),
-        ("progressive.b", "b", "front_progressive", "front"),
-        ("progressive.b.new_layers", "b", "progressive", "slim"),
-    ):
-        found = progressive_excess(curves[protocol, stream], curves[protocol, single])
-        what = f"bytes of one progressive stream over models of one rate ({said(single)}) at equal accuracy, at the worst number of layers, {WHERE[protocol]}: {found}"
-        if name.endswith("new_layers"):
-            yield {"id": name, "what": what, "value": found.value, "unit": "%", "direction": "info"}
-            continue
-        for ending, end, value in (("", "", found.value), (".upper", "far end of the ", found.high)):
-            yield {"id": f"{name}{ending}", "what": f"{end}{what}", "value": value, "unit": "%", "direction": "<=", "bar": 10}  # fmt: skip
-        what = f"seeds behind {name}, {WHERE[protocol]}"
-        yield {"id": f"{name}.seeds", "what": what, "value": found.seeds, "unit": "seeds", "direction": ">=", "bar": MIN_SEEDS}  # fmt: skip
+def prefix_rows(folder: Path, curves: Mapping[tuple[str, str], Curves]) -> Iterator[dict[str, Any]]:
+    """One stream for several rates: of protocol a the recipe that validation pictures choose, then each; of protocol b the one."""
+    known: dict[str, dict[int, list[Point]]] = {name: {} for name in (*PREFIX_RECIPES, "")}
+    for job in prefix_jobs():
+        path = folder / f"{job.name}.npz"
+        if path.is_file():
+            name = job.label.split("-")[1] if job.method == "progressive" else ""
+            known[name].setdefault(job.seed, []).extend(read_points(path))
+    single = {seed: points for seed, points in known.pop("").items() if len(points) == len(PREFIX_RATES)}
+    recipes = {name: {seed: one for seed, one in some.items() if seed in single} for name, some in known.items()}
+    recipes = {name: some for name, some in recipes.items() if some}
+    if recipes:
+        best = best_recipe(recipes, single)
+        yield from _excess_rows("progressive", f"slim; {_recipe(best)}, chosen on validation pictures of {len(recipes)} recipes", progressive_excess(recipes[best], single), "a")  # fmt: skip
+        for name, streams in recipes.items():
+            yield _excess_row(f"progressive.{name}", f"slim; {_recipe(name)}", progressive_excess(streams, single), "a")
+    found = progressive_excess(curves["a", "progressive"], curves["a", "slim"])
+    yield _excess_row("progressive.as_long", "slim; with as many epochs as one of them", found, "a")
+    found = progressive_excess(curves["b", "front_progressive"], curves["b", "front"])
+    epochs = f"{sum(FRONT_PROGRESSIVE['epochs'])} epochs against {sum(JOINT_EPOCHS['b'])} of each of them"
+    yield from _excess_rows("progressive.b", f"{said('front')}; {epochs}", found, "b")
+
+
+def _recipe(name: str) -> str:
+    recipe = PREFIX_RECIPES[name]
+    own = ", ".join(f"{key} {value}" for key, value in recipe.items() if key != "epochs")
+    return f"{sum(recipe['epochs'])} epochs against {sum(JOINT_EPOCHS['a'])} of each of them, {own}"
+
+
+def _excess_row(name: str, single: str, found: Interval, protocol: str) -> dict[str, Any]:
+    what = f"bytes of one progressive stream over models of one rate ({single}) at equal accuracy, at the worst number of layers, {WHERE[protocol]}: {found}"
+    return {"id": name, "what": what, "value": found.value, "unit": "%", "direction": "info"}
+
+
+def _excess_rows(name: str, single: str, found: Interval, protocol: str) -> Iterator[dict[str, Any]]:
+    """Mean, far end and seeds, with their bars."""
+    row = _excess_row(name, single, found, protocol) | {"direction": "<=", "bar": 10}
+    yield row
+    yield row | {"id": f"{name}.upper", "what": f"far end of the {row['what']}", "value": found.high}
+    what = f"seeds behind {name}, {WHERE[protocol]}"
+    yield {"id": f"{name}.seeds", "what": what, "value": found.seeds, "unit": "seeds", "direction": ">=", "bar": MIN_SEEDS}  # fmt: skip
 
 
 def coder_rows(folder: Path) -> Iterator[dict[str, Any]]:

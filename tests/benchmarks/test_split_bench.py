@@ -10,8 +10,10 @@ from benchmarks.split import codec, fuzz, study_curves
 from benchmarks.split.bottlefit_rows import Form, bottlefit_rows, bytes_at, read_forms
 from benchmarks.split.curves_b import Variant, codec_rows, head_work
 from benchmarks.split.grocery_codecs import CodecPoint
+from benchmarks.split.study_job import _write_points
 from benchmarks.split.study_nets import SmallNetwork, head_macs, macs
-from benchmarks.split.study_plan import JOBS, PROTOCOLS, plan
+from benchmarks.split.study_plan import JOBS, PREFIX_RATES, PROTOCOLS, plan, prefix_jobs
+from benchmarks.split.study_rows import earlier, prefix_rows
 from edge_runtime.entropy import count_tables
 from split.methods import find_method
 from split.slim import slim_encoder
@@ -68,6 +70,19 @@ def test_curves_that_do_not_overlap_are_not_compared():
     assert study_curves.compare({0: points[0]}, {0: points[1]}).value is None
 
 
+def test_overlap_is_asked_of_the_seeds_in_the_mean():
+    rng = np.random.default_rng(0)
+    rights = {
+        name: [np.arange(400) < 400 * share for share in shares]
+        for name, shares in (("wide", (0.5, 0.6, 0.7, 0.8)), ("narrow", (0.5, 0.53, 0.56, 0.6)))
+    }
+    reference = {seed: curve(rng, 1.0, rights["wide"]) for seed in range(3)}
+    tested = {seed: curve(rng, 0.5, rights["narrow" if seed == 2 else "wide"]) for seed in range(3)}
+    assert study_curves.compare(reference, tested).value is not None
+    narrow = {seed: curve(rng, 0.5, rights["narrow"]) for seed in range(3)}
+    assert study_curves.compare(reference, narrow).value is None
+
+
 def test_neighbouring_rates_that_overlap_are_chosen_on_pictures_that_measure_nothing():
     rng = np.random.default_rng(0)
     low, wide = ([rng.random(4000) < share for share in shares] for shares in ((0.3, 0.5), (0.1, 0.31, 0.49, 0.9)))
@@ -108,10 +123,51 @@ def test_a_progressive_stream_with_a_tenth_more_bytes_has_that_excess():
     assert study_curves.progressive_excess(below, single).value == pytest.approx(50)  # at least
 
 
+def test_the_recipe_of_a_stream_is_chosen_on_validation_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    right = [np.arange(400) % 100 < share for share in (50, 60, 70, 80)]
+    single = curve(rng, 1.0, right)
+    factors = {
+        "steep": (1.5, 0.5),
+        "slow": (0.8, 0.9),
+        "narrow": (1.4, 1.4),
+    }  # on validation pictures, on test pictures
+    for job in prefix_jobs():
+        stream = job.method == "progressive"
+        place = PREFIX_RATES[::-1].index(job.options["beta"]) if not stream else slice(None)
+        validation, test = factors[job.label.split("-")[1]] if stream else (1.0, 1.0)
+        points = single[place] if stream else [single[place]]
+        _write_points(
+            tmp_path / f"{job.name}.npz",
+            {
+                "test": [
+                    (f"layers={n}" if stream else "", one.sizes * test, one.right) for n, one in enumerate(points)
+                ],
+                "val": [("", one.sizes * validation, one.right) for one in points],
+            },
+            {},
+        )
+    nothing = {
+        (protocol, curve): {} for protocol in "ab" for curve in ("progressive", "slim", "front", "front_progressive")
+    }
+    rows = {row["id"]: row for row in prefix_rows(tmp_path, nothing)}
+    assert rows["progressive"]["value"] == rows["progressive.slow"]["value"] == pytest.approx(-10, abs=1)
+    assert rows["progressive.steep"]["value"] < -45
+    assert "price_step 2.0" in rows["progressive"]["what"]
+    assert rows["progressive.seeds"]["value"] == 3
+
+
+def test_rows_behind_the_earlier_teacher_have_ids_of_their_own_and_no_bar():
+    (row,) = earlier([{"id": "bottlefit", "what": "bytes", "value": 1.0, "unit": "%", "direction": "<=", "bar": 23}])
+    assert row == {
+        "id": "earlier.bottlefit", "what": "behind the earlier teacher: bytes", "value": 1.0, "unit": "%", "direction": "info",
+    }  # fmt: skip
+
+
 def test_every_job_of_the_study_has_a_name_of_its_own_and_options_that_its_method_knows():
     assert len(JOBS) == len(plan())
     for job in JOBS.values():
-        if job.method in ("codec", "small"):
+        if job.method in ("codec", "raw", "small"):
             continue
         method = find_method("entropic" if job.method.startswith("peer_") else job.method)
         method.stages(method.options(**job.options))
@@ -176,7 +232,7 @@ def test_bottlefit_is_chosen_on_validation_pictures_and_its_loss_is_paired():
 
 
 def test_forms_of_bottlefit_say_channels_bits_kept_layers_and_tail():
-    slugs = {form.slug for form in read_forms(study_curves.POINTS)}
+    slugs = {form.slug for form in read_forms(study_curves.EARLIER)}
     assert {"4c8b", "16c5b.half.front", "16c5b.half.front.tuned"} <= slugs
 
 

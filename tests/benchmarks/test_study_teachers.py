@@ -1,12 +1,20 @@
-"""MobileNetV2 out of folded weights, and the rows of the study's teachers."""
+"""The committed teacher, MobileNetV2 out of folded weights, and the rows of the study's teachers."""
 
+import numpy as np
+import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
 
+from benchmarks.rows import RESULTS
 from benchmarks.split.mobilenet_weights import folded_network, measure
 from benchmarks.split.nets import MobileNetV2
-from benchmarks.split.study_plan import JOBS, PROTOCOLS
+from benchmarks.split.study import prepare
+from benchmarks.split.study_curves import read_note
+from benchmarks.split.study_nets import raw_job
+from benchmarks.split.study_plan import JOBS, PROTOCOLS, load_teacher, teacher_id
 from benchmarks.split.study_rows import teacher_rows
+from split.training_data import PictureSet
 
 
 def test_measured_batch_norms_keep_what_the_folded_network_computes_and_hold_its_statistics():
@@ -46,3 +54,27 @@ def test_a_teacher_has_a_row_when_its_note_is_there(tmp_path):
     (row,) = teacher_rows(tmp_path)
     assert (row["id"], row["value"]) == ("teacher.mobilenet_v2.224", 25.0)
     assert "enlarged" in row["what"]
+
+
+def test_the_committed_teacher_is_the_one_behind_the_points_and_computes_what_its_published_form_does(tmp_path):
+    protocol = PROTOCOLS["b"]
+    for name in ("train", "val", "test"):
+        (tmp_path / f"b-{name}.npz").touch()  # nothing is decoded again
+    prepare(protocol, tmp_path, tmp_path, "cpu")
+    network = load_teacher(protocol, tmp_path)
+    points = RESULTS / "split_points" / "b-deep-beta0.001-s0.npz"
+    assert teacher_id(network) == read_note(points)["teacher"]
+
+    published = EfficientNet.from_name("efficientnet-lite0")
+    published._fc = nn.Linear(published._fc.in_features, protocol.classes)
+    published.load_state_dict(network.state_dict())
+    x = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), published.eval()(x))
+    assert sum(isinstance(one, nn.ZeroPad2d) for one in network.modules()) == 5  # where the sides differ
+
+    pictures = torch.randint(256, (3, 3, 160, 160), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = PictureSet(pictures, torch.zeros(3, dtype=torch.int64), tuple(map(str, range(43))))
+    arrays, note = raw_job(JOBS["b-raw-q100"], tmp_path, {"val": data, "test": data}, "cpu")
+    assert arrays["sizes"].tolist() == [76_832] * 3
+    assert np.unpackbits(arrays["plain"])[:3].mean() == pytest.approx(note["test"], abs=1e-4)
