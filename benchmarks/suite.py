@@ -83,7 +83,7 @@ class Suite:
         Args:
             parts: Keys of `parts`.
             results: The results file.
-            keep: Keep the rows of parts that do not run now.
+            keep: Keep the rows of parts that do not run now; of the others those that they measured in another way (`command`).
         """
         rows = read_rows(results)
         fresh: list[Row] = []
@@ -91,16 +91,23 @@ class Suite:
         for part in parts:
             where = circumstances(f"python -m benchmarks.{self.name} {part}" if keep else f"make bench-{self.name}")
             print(f"== {part}", flush=True)
+            own: list[Row] = []
             try:
                 for row in self.measure(part, where):
-                    fresh, rows = merge_rows(fresh, [row]), merge_rows(rows, [row])
+                    own, rows = [*own, row], merge_rows(rows, [row])
                     write_rows(results, rows)
                     print(describe(row), flush=True)
             except EdgeError as error:
                 print(f"{part}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 broken.append(part)
+            else:
+                if keep:  # what ran to its end leaves no figure behind that nothing measures any more
+                    found = {row.id for row in own}
+                    rows = [row for row in rows if row.command != where.command or row.id in found]
+                    write_rows(results, rows)
+            fresh = merge_rows(fresh, own)
         if not keep and not broken:
-            rows = fresh  # a complete run leaves no figure behind that nothing measures any more
+            rows = fresh
             write_rows(results, rows)
         return summarise(rows, broken)
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import msgspec
@@ -49,6 +50,19 @@ def test_a_part_alone_replaces_its_own_rows_only(tmp_path, parts):
         ("b", 9.0, False),
         ("c", 9.0, False),
     ]
+
+
+def test_a_part_alone_drops_what_it_measures_no_more(tmp_path, parts):
+    path = tmp_path / "some.json"
+    own = replace(WHERE, command="python -m benchmarks.some rtt")
+    gone, other = (make_row(Measurement(**figure(name)), where) for name, where in (("gone", own), ("other", WHERE)))
+    write_rows(path, [gone, other])
+    parts({"rtt": [RowError("no broker")]})
+    assert SUITE.run(["rtt"], path, keep=True) == 1
+    assert [row.id for row in read_rows(path)] == ["gone", "other"]  # who knows what it would have measured
+    parts({"rtt": rows_of("a")})
+    assert SUITE.run(["rtt"], path, keep=True) == 0
+    assert [row.id for row in read_rows(path)] == ["other", "a"]
 
 
 def test_a_complete_run_drops_what_nothing_measures_any_more(tmp_path, parts):
