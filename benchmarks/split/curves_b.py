@@ -90,7 +90,7 @@ def rows() -> Iterator[dict[str, Any]]:
     yield from earlier(_earlier_rows(others, before))
     seen = {name: read_curves(POINTS, "b", curve, tuned=tuned) for name, (curve, tuned) in _CHARTED.items()}
     pairs = {name: [(one.sizes, one.right) for one in curves[min(curves)]] for name, curves in seen.items() if curves}
-    chart({**pairs, "slim, shipped": [ours]}, codecs, raw, CHART)
+    chart({**pairs, "slim, shipped (earlier teacher)": [ours]}, codecs, raw, CHART)
 
 
 def _variants(folder: Path) -> dict[Variant, Curves]:
@@ -173,7 +173,7 @@ def shipped_rows(ours: Pair, codecs: Sequence[CodecPoint]) -> Iterator[dict[str,
     for tuned, name, before in ((False, "plain", "before the plain network"), (True, "tuned", _TUNED)):
         cheapest = bytes_at(float(right.mean()), codecs, tuned=tuned)
         value = None if cheapest is None else 100 * (float(sizes.mean()) / cheapest - 1)
-        what = f"bytes of the shipped pair ({sizes.mean():.0f} B, {100 * right.mean():.1f} %) over the cheaper of WebP and JPEG {before} at equal accuracy, {WHERE['b']}"
+        what = f"bytes of the shipped pair ({sizes.mean():.0f} B, {100 * right.mean():.1f} %) over the cheaper of WebP and JPEG {before}, both of its own (earlier) teacher, at equal accuracy, {WHERE['b']}"
         yield {"id": f"ours_codec.{name}", "what": what, "value": value, "unit": "%", "direction": "info"}
 
 

@@ -94,13 +94,15 @@ def prepare(protocol: Protocol, work: Path, data: Path, device: str) -> None:
         for name, one in decoded(protocol, data / protocol.data, work).items():
             np.savez(paths[name], images=one.images.numpy(), labels=one.labels.numpy(), classes=np.array(one.classes))
     weights = work / f"{protocol.name}-teacher.pt"
+    if weights.is_file():
+        return
     given = os.environ.get(protocol.weights, "") if protocol.weights else ""
-    if given and not weights.is_file():
+    if given:
         shutil.copy(given, weights)
-    if protocol.committed_teacher().is_file() and not weights.is_file():
+    elif protocol.committed_teacher().is_file():
         with np.load(protocol.committed_teacher(), allow_pickle=False) as file:
             torch.save({name: torch.from_numpy(one).float() for name, one in file.items()}, weights)
-    if not weights.is_file():
+    else:
         sets = {name: read_set(path) for name, path in paths.items()}
         network = teach(protocol, sets, device)
         found = {name: round(score(network, sets[name], protocol, device), 4) for name in ("val", "test")}

@@ -85,14 +85,14 @@ def run(job: Job, work: Path, device: str, target: Path) -> None:
     if job.keeps:
         torch.save({key: value.cpu() for key, value in student.state_dict().items()}, target.with_suffix(".pt"))
     note = {"train_s": round(trained - start, 1), **_surroundings(device, start, known)}
-    _write_points(target, found, note)
+    write_points(target, found, note)
     if job.tunes and coded:
         tuned = tuned_points(protocol, coded, data, work, device)
         note = {"tuned": "tail", "train_s": note["train_s"], **_surroundings(device, start, known)}
-        _write_points(target.with_name(f"{job.tuned_name}.npz"), tuned, note)
+        write_points(target.with_name(f"{job.tuned_name}.npz"), tuned, note)
 
 
-def _write_points(target: Path, found: dict[str, list[Point]], note: dict[str, Any]) -> None:
+def write_points(target: Path, found: dict[str, list[Point]], note: dict[str, Any]) -> None:
     """Those of the test pictures; of the validation pictures the means."""
     points = found["test"]
     note = {"settings": [point[0] for point in points], **note}

@@ -10,7 +10,7 @@ from benchmarks.split import codec, fuzz, study_curves
 from benchmarks.split.bottlefit_rows import Form, bottlefit_rows, bytes_at, read_forms
 from benchmarks.split.curves_b import Variant, codec_rows, head_work
 from benchmarks.split.grocery_codecs import CodecPoint
-from benchmarks.split.study_job import _write_points
+from benchmarks.split.study_job import write_points
 from benchmarks.split.study_nets import SmallNetwork, head_macs, macs
 from benchmarks.split.study_plan import JOBS, PREFIX_RATES, PROTOCOLS, plan, prefix_jobs
 from benchmarks.split.study_rows import earlier, prefix_rows
@@ -127,17 +127,14 @@ def test_the_recipe_of_a_stream_is_chosen_on_validation_pictures(tmp_path):
     rng = np.random.default_rng(0)
     right = [np.arange(400) % 100 < share for share in (50, 60, 70, 80)]
     single = curve(rng, 1.0, right)
-    factors = {
-        "steep": (1.5, 0.5),
-        "slow": (0.8, 0.9),
-        "narrow": (1.4, 1.4),
-    }  # on validation pictures, on test pictures
+    # on validation pictures, on test pictures
+    factors = {"steep": (1.5, 0.5), "slow": (0.8, 0.9), "narrow": (1.4, 1.4)}
     for job in prefix_jobs():
         stream = job.method == "progressive"
         place = PREFIX_RATES[::-1].index(job.options["beta"]) if not stream else slice(None)
         validation, test = factors[job.label.split("-")[1]] if stream else (1.0, 1.0)
         points = single[place] if stream else [single[place]]
-        _write_points(
+        write_points(
             tmp_path / f"{job.name}.npz",
             {
                 "test": [

@@ -56,8 +56,11 @@ def test_a_teacher_has_a_row_when_its_note_is_there(tmp_path):
     assert "enlarged" in row["what"]
 
 
-def test_the_committed_teacher_is_the_one_behind_the_points_and_computes_what_its_published_form_does(tmp_path):
+def test_the_committed_teacher_is_the_one_behind_the_points_and_computes_what_its_published_form_does(
+    tmp_path, monkeypatch
+):
     protocol = PROTOCOLS["b"]
+    monkeypatch.delenv(protocol.weights, raising=False)
     for name in ("train", "val", "test"):
         (tmp_path / f"b-{name}.npz").touch()  # nothing is decoded again
     prepare(protocol, tmp_path, tmp_path, "cpu")
