@@ -266,7 +266,7 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
         options.layer,
         lambda at: method.make(at, settings),
         size=preprocessing.crop,
-        front=getattr(settings, "front", ""),
+        front=method.front(settings, options.layer),
     )
     with torch.no_grad():
         classes = network.module(example).shape[1]

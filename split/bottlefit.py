@@ -83,6 +83,7 @@ class BottleFit(Bottleneck):
             modules = _front(options.version, options.channels, width, _STRIDES[inner])
         modules += _back(target_channels, width, halves=last == 2)
         super().__init__(nn.Sequential(*modules[:count]), nn.Sequential(*modules[count:]), stride=stride)
+        self.form = options
         self.bits, self.rounds = options.bits, options.rounds
         if options.rounds:
             self.register_buffer("largest", torch.zeros(()))

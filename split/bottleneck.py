@@ -61,6 +61,8 @@ class Bottleneck(nn.Module):
         encoder_fixed: The encoder is trained and stays as it is: latents are coded as they will be sent.
         stream: How its integers are coded.
         bits: Of each integer, where calibration pictures decide their grid.
+        form: Its options, which tell one run of training from another.
+        fits: How many training pictures `fit` wants; 0 for a method without.
     """
 
     def __init__(self, encoder: nn.Sequential, decoder: nn.Sequential, *, stride: int) -> None:
@@ -71,6 +73,16 @@ class Bottleneck(nn.Module):
         self.encoder_fixed = False
         self.stream = StreamPlan()
         self.bits = 8
+        self.form: object = None
+        self.fits = 0
+
+    def fit(self, batches: Iterable[torch.Tensor], tail: nn.Module) -> None:
+        """Compute before training what pictures alone decide: nothing here.
+
+        Args:
+            batches: Normalised pictures, (batch, 3, height, width).
+            tail: The target layer's output to (logits, ...), as it was trained.
+        """
 
     def grid(self) -> LatentGrid | None:
         """The grid of the integers that it was trained with; null where calibration pictures decide."""

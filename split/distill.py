@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from split.augment import Augmentation, augment, draw
 from split.checkpoint import Checkpoint, MetricsFile, Position, load_checkpoint, make_folder, save_checkpoint
 from split.inject import SplitNetwork, StudentOutput, Teacher
+from split.latents import input_batches
 from split.processes import Place, TrainingError, processes
 from split.stage_loss import stage_loss
 from split.stages import Stage
@@ -26,6 +27,7 @@ from split.teacher_cache import TeacherCache
 from split.training_data import PictureSet
 
 _MOMENTUM, _WEIGHT_DECAY = 0.9, 5e-4
+_LAYOUT = torch.channels_last  # a CPU's depthwise convolutions take half as long, and a GPU's half precision wants it
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,21 @@ def train(
                 f"{stage.task}. Use alpha 0, or pictures that are not mixed."
             )
     with processes(options.device) as place:
+        fit(student.to(device=place.device, memory_format=_LAYOUT), data, options.augmentation)
         return _Run(student, teacher, data, stages, options, place).go()
+
+
+def fit(student: SplitNetwork, data: PictureSet, augmentation: Augmentation) -> None:
+    """Compute what the bottleneck takes from pictures before training, in place; nothing for most methods.
+
+    Args:
+        student: From `split.inject.inject`.
+        data: Training pictures; the bottleneck says how many, evenly spaced.
+        augmentation: Its centre counts.
+    """
+    if count := student.bottleneck.fits:
+        batches = input_batches(data.evenly(count), augmentation)
+        student.bottleneck.fit((one.contiguous(memory_format=_LAYOUT) for one in batches), student.tail)
 
 
 class _Run:
@@ -126,11 +142,7 @@ class _Run:
         place: Place,
     ) -> None:
         cuda = place.device.type == "cuda"
-        # half precision convolutions of a GPU want the channels last
-        self.layout = torch.channels_last if cuda else torch.preserve_format
-        self.student, self.teacher = (
-            one.to(device=place.device, memory_format=self.layout) for one in (student, teacher)
-        )
+        self.student, self.teacher = student, teacher.to(device=place.device, memory_format=_LAYOUT)
         kept = 0 if cuda else options.cache_bytes  # a GPU computes them faster than it copies them
         self.cache = TeacherCache(self.teacher, data, options.augmentation, limit_bytes=kept)
         self.images, self.labels = _on_device(data, place.device)
@@ -171,7 +183,11 @@ class _Run:
         finally:
             if self.metrics:
                 self.metrics.close()
-        self.student.eval()
+        for one in (
+            self.student.eval(),
+            self.teacher,
+        ):  # a LiteRT tail of weights in another layout computed something else
+            one.to(memory_format=torch.contiguous_format)
         resumed = checkpoint.position if checkpoint else None
         return TrainReport(tuple(steps), resumed, time.monotonic() - self.begin)
 
@@ -239,7 +255,7 @@ class _Run:
         draws, own = draw(len(indices), seed).part(mine), indices[mine]
         there = own.to(self.images.device)
         x = augment(self.images[there].to(place.device), self.options.augmentation, draws)
-        x = x.contiguous(memory_format=self.layout)
+        x = x.contiguous(memory_format=_LAYOUT)
         labels = self.labels[there].to(place.device)
         torch.manual_seed(_mix(seed, place.rank, 1))
         for group in optimiser.param_groups:
@@ -315,9 +331,9 @@ class _Run:
 
 
 def run_identity(
-    networks: tuple[nn.Module, nn.Module], data: PictureSet, stages: Sequence[Stage], options: TrainOptions
+    networks: tuple[SplitNetwork, Teacher], data: PictureSet, stages: Sequence[Stage], options: TrainOptions
 ) -> str:
-    """16 hex digits that are equal when the student's form, the teacher, data, stages, seed and augmentation are.
+    """16 hex digits that are equal when the student's form and options, the teacher, data, stages, seed and augmentation are.
 
     Args:
         networks: Student and teacher.
@@ -327,7 +343,7 @@ def run_identity(
     """
     student, teacher = networks
     shapes = [(name, tuple(one.shape)) for name, one in student.state_dict().items()]
-    settings = (tuple(stages), options.seed, options.augmentation, options.cache_bytes)
+    settings = (student.bottleneck.form, tuple(stages), options.seed, options.augmentation, options.cache_bytes)
     digest = hashlib.sha256(repr((shapes, settings, tuple(data.images.shape), data.classes)).encode())
     for one in teacher.state_dict().values():
         digest.update(one.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

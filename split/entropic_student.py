@@ -63,6 +63,7 @@ class EntropicStudent(Bottleneck):
             conv(t, t, kernel=2, padding=1),
         )
         super().__init__(encoder, decoder, stride=options.stride)
+        self.form = options
         self.prior = FactorisedPrior(b)
 
     def grid(self) -> LatentGrid:

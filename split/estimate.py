@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from split.distill import Progress, TrainOptions, train
+from split.distill import Progress, TrainOptions, fit, train
 from split.inject import SplitNetwork, Teacher
 from split.stages import Stage
 from split.training_data import PictureSet
@@ -26,10 +26,12 @@ class Estimate:
 
     Attributes:
         seconds: Of each stage, on this machine as busy as it is now.
+        fit_s: Of what the bottleneck computes from pictures before them.
         peak_bytes: Of the process on a CPU (data included), of the allocator on a GPU.
     """
 
     seconds: tuple[float, ...]
+    fit_s: float
     peak_bytes: int
 
 
@@ -40,7 +42,7 @@ class _EnoughError(Exception):
 def estimate(
     student: SplitNetwork, teacher: Teacher, data: PictureSet, stages: Sequence[Stage], options: TrainOptions
 ) -> Estimate:
-    """Run a few steps of each stage on copies; nothing is kept.
+    """Run what comes before training, and a few steps of each stage, on copies; nothing is kept.
 
     Args:
         student: As for `train`.
@@ -54,6 +56,9 @@ def estimate(
     """
     seconds = []
     student = copy.deepcopy(student)
+    begun = time.monotonic()
+    fit(student, data, options.augmentation)
+    fit_s = time.monotonic() - begun
     for stage in stages:
         times: list[float] = []
 
@@ -72,4 +77,4 @@ def estimate(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
     if next(student.parameters()).is_cuda:
         peak = torch.cuda.max_memory_allocated()
-    return Estimate(tuple(seconds), int(peak))
+    return Estimate(tuple(seconds), fit_s, int(peak))

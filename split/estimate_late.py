@@ -14,7 +14,6 @@ from split.early_exit import ExitOptions, train_exit
 from split.inject import SplitNetwork, Teacher
 from split.latents import IntegerHead, IntegerTail, fit_grid, input_batches
 from split.refine import Front, Material, RefineOptions, divide_tail, refine_tail
-from split.training_data import PictureSet
 
 _PICTURES = 64  # that are measured on, at most
 _EPOCHS = 2
@@ -60,7 +59,8 @@ def estimate_late(
     network = copy.deepcopy(network).cpu().eval()
     teacher = copy.deepcopy(teacher).cpu()
     share = max(1.0, len(material.train) / _PICTURES)
-    few = Material(_few(material.train, share), _few(material.validation, share), material.view)
+    train, validation = (one.evenly(int(len(one) / share)) for one in (material.train, material.validation))
+    few = Material(train, validation, material.view)
     plain = replace(material.view, kind="none", padding=0)
     grid = fit_grid(network, input_batches(few.train, plain))
     head, tail = _OneByOne(IntegerHead(network.bottleneck, grid)), IntegerTail(network, grid)
@@ -100,13 +100,6 @@ class _OneByOne(nn.Module):
         """As the head."""
         with torch.no_grad():
             return torch.cat([self.head(one[None]) for one in batch])
-
-
-def _few(data: PictureSet, share: float) -> PictureSet:
-    """One picture in so many, evenly spaced."""
-    count = max(1, int(len(data) / share))
-    rows = torch.tensor([index * len(data) // count for index in range(count)])
-    return replace(data, images=data.images[rows], labels=data.labels[rows])
 
 
 def _measured(run: Callable[[int], None]) -> tuple[float, float]:

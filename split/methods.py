@@ -18,6 +18,7 @@ from split.bottleneck import Bottleneck, BottleneckError
 from split.codebook import Codebook
 from split.entropic_student import EntropicOptions, EntropicStudent, entropic_stages
 from split.inject import CutLayer, check_front
+from split.klt import Klt, KltOptions, klt_stages
 from split.losses import TASK, TaskLoss
 from split.positions import Positions
 from split.slim import Slim
@@ -47,6 +48,7 @@ class Method(Generic[Options]):
         options: Frozen dataclass; all fields have defaults. Its docstring says what each is.
         make: The bottleneck for a layer, with new weights.
         stages: The recipe.
+        keeps_all: The head keeps all layers up to the cut, whatever the options.
     """
 
     name: str
@@ -54,6 +56,11 @@ class Method(Generic[Options]):
     options: type[Options]
     make: Callable[[CutLayer, Options], Bottleneck]
     stages: Callable[[Options], tuple[Stage, ...]]
+    keeps_all: bool = False
+
+    def front(self, options: Options, layer: str) -> str:
+        """The last layer that the head keeps of a network that is cut behind `layer`, as `inject` takes it; "" for none."""
+        return layer if self.keeps_all else str(getattr(options, "front", ""))
 
 
 @dataclass(frozen=True)
@@ -248,6 +255,14 @@ METHODS: Mapping[str, Method[Any]] = {
             PositionsOptions,
             Positions,
             slim_stages,
+        ),
+        Method(
+            "klt",
+            "the network's own layers and principal components of their output: works before any training",
+            KltOptions,
+            Klt,
+            klt_stages,
+            keeps_all=True,
         ),
     )
 }

@@ -25,26 +25,19 @@ _GAIN = 8.0  # of the last convolution at the start: latents of several steps, w
 _LOW, _HIGH = -128, 127
 
 
-class Slim(Bottleneck):
-    """The block for a layer.
+class Rounded(Bottleneck):
+    """A block whose latents are rounded to whole numbers and cost what a prior says."""
 
-    In training with several layers each picture keeps a drawn prefix of them and pays for these alone, the more for a bit the
-    shorter the prefix, so that each prefix is what a model of that rate would send.
-    """
+    def __init__(
+        self, encoder: nn.Sequential, decoder: nn.Sequential, *, channels: int, stride: int, straight: bool = True
+    ) -> None:
+        super().__init__(encoder, decoder, stride=stride)
+        self.straight = straight
+        self.set_channels(channels)
 
-    def __init__(self, layer: CutLayer, form: SlimOptions) -> None:
-        check_form(layer, form)
-        encoder = slim_encoder(layer.stride, form, front=layer.front)
-        super().__init__(encoder, slim_decoder(layer, form), stride=layer.stride)
-        self.prior = LogisticPrior(form.latent_channels)
-        self.straight = form.straight
-        self.stream = form.stream
-        stops = form.stream.layers or (form.latent_channels,)
-        step = form.price_step if isinstance(form, ProgressiveOptions) else 1.0
-        self.whole = form.whole if isinstance(form, ProgressiveOptions) else 0.0
-        self.register_buffer("stops", torch.tensor(stops), persistent=False)
-        missing = torch.arange(len(stops) - 1, -1, -1, dtype=torch.float32)
-        self.register_buffer("prices", step**missing, persistent=False)
+    def set_channels(self, channels: int) -> None:
+        """A new prior for so many channels."""
+        self.prior = LogisticPrior(channels)
 
     def grid(self) -> LatentGrid:
         """Step 1 around zero."""
@@ -52,7 +45,7 @@ class Slim(Bottleneck):
         return LatentGrid((1.0,) * channels, (0.0,) * channels)
 
     def code(self, latent: torch.Tensor) -> Coded:
-        """Rounded, or with noise; channels behind the drawn prefix are zero and cost nothing."""
+        """Rounded, or with noise."""
         with torch.autocast(latent.device.type, enabled=False):
             latent = latent.float()
             rounded = torch.clamp(torch.round(latent), _LOW, _HIGH)
@@ -63,10 +56,12 @@ class Slim(Bottleneck):
             else:
                 seen = rounded.detach()
                 bits = self.prior.bits(seen)
-            if self.training and len(self.stops) > 1:
-                keep, price = self._draw(latent)
-                seen, bits = seen * keep, bits * keep * price
+            seen, bits = self.kept(seen, bits)
             return Coded(seen, bits.sum(), bits.new_zeros(()))
+
+    def kept(self, seen: torch.Tensor, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What of the latent, and of its cost, a picture of a batch keeps: all."""
+        return seen, bits
 
     def fix_encoder(self) -> None:
         """Freeze encoder and prior."""
@@ -76,6 +71,34 @@ class Slim(Bottleneck):
     def quantise_encoder(self) -> None:
         """From now on the encoder computes what its int8 form will."""
         quantise_units(self.encoder)
+
+
+class Slim(Rounded):
+    """The block for a layer.
+
+    In training with several layers each picture keeps a drawn prefix of them and pays for these alone, the more for a bit the
+    shorter the prefix, so that each prefix is what a model of that rate would send.
+    """
+
+    def __init__(self, layer: CutLayer, form: SlimOptions) -> None:
+        check_form(layer, form)
+        encoder = slim_encoder(layer.stride, form, front=layer.front)
+        decoder = slim_decoder(layer, form)
+        super().__init__(encoder, decoder, channels=form.latent_channels, stride=layer.stride, straight=form.straight)
+        self.form, self.stream = form, form.stream
+        stops = form.stream.layers or (form.latent_channels,)
+        step = form.price_step if isinstance(form, ProgressiveOptions) else 1.0
+        self.whole = form.whole if isinstance(form, ProgressiveOptions) else 0.0
+        self.register_buffer("stops", torch.tensor(stops), persistent=False)
+        missing = torch.arange(len(stops) - 1, -1, -1, dtype=torch.float32)
+        self.register_buffer("prices", step**missing, persistent=False)
+
+    def kept(self, seen: torch.Tensor, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """In training channels behind the drawn prefix are zero and cost nothing."""
+        if not self.training or len(self.stops) == 1:
+            return seen, bits
+        keep, price = self._draw(seen)
+        return seen * keep, bits * keep * price
 
     def _draw(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """For each picture which channels stay, (batch, channels, 1, 1), and what a bit costs, (batch, 1, 1, 1)."""

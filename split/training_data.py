@@ -7,7 +7,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,12 @@ class PictureSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def evenly(self, count: int) -> "PictureSet":
+        """So many of them, at least one and at most all, evenly spaced."""
+        count = max(1, min(count, len(self)))
+        rows = torch.arange(count) * len(self) // count
+        return replace(self, images=self.images[rows], labels=self.labels[rows])
 
     @staticmethod
     def of_arrays(images: U8, labels: npt.ArrayLike, *, classes: tuple[str, ...] = ()) -> "PictureSet":

@@ -87,11 +87,11 @@ class ConvUnit(nn.Module):
 
 
 class LatentConv(nn.Module):
-    """The last convolution of a head, 1x1 with bias; its output is rounded, so only its weights need a grid."""
+    """The last convolution of a head, with bias, its stride its kernel; its output is rounded, so only its weights need a grid."""
 
-    def __init__(self, inputs: int, outputs: int, *, gain: float) -> None:
+    def __init__(self, inputs: int, outputs: int, *, gain: float, kernel: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, 1)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride=kernel)
         self.quantises = False
         with torch.no_grad():
             self.conv.weight.mul_(gain)
@@ -108,7 +108,7 @@ class LatentConv(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The latent, not rounded."""
         weight = round_weights(self.conv.weight) if self.quantises else self.conv.weight
-        return functional.conv2d(x, weight, self.conv.bias)
+        return functional.conv2d(x, weight, self.conv.bias, self.conv.stride)
 
 
 class DeployedConv(nn.Module):

@@ -33,7 +33,7 @@ from benchmarks.split.study_curves import (
 )
 from benchmarks.split.study_job import build
 from benchmarks.split.study_nets import head_macs, macs
-from benchmarks.split.study_plan import JOBS, PROTOCOLS
+from benchmarks.split.study_plan import JOBS, KLT, PROTOCOLS
 from benchmarks.split.study_rows import WHERE, earlier, said
 from edge_runtime.artefact import open_artefact
 from export.evaluate import evaluate_exit, picture_size
@@ -50,6 +50,7 @@ _CHARTED = {
     "slim, deep, tail fine-tuned": ("deep", True),
     "progressive, kept layers": ("front_progressive", False),
     "BottleFit, deep, tail fine-tuned": ("deep_bottlefit", True),
+    "klt, deep, not trained": ("deep_klt", False),
     "sc2bench's Entropic Student": ("peer_fp", False),
 }
 Pair = tuple[np.ndarray, np.ndarray]  # bytes of each picture's frame, whether its class is right
@@ -71,7 +72,14 @@ class Variant(NamedTuple):
 # The first is what the others are compared with when one is chosen
 VARIANTS = [
     Variant(curve, tuned)
-    for curve, tuned in (("front", True), ("front", False), ("deep", True), ("deep", False), ("slim", False))
+    for curve, tuned in (
+        ("front", True),
+        ("front", False),
+        ("deep", True),
+        ("deep", False),
+        ("slim", False),
+        *((one, False) for one in KLT),
+    )
 ]
 
 

@@ -134,7 +134,7 @@ def build(job: Job, network: nn.Module) -> tuple[SplitNetwork, Teacher, Sequence
         name = {"peer_fp": "FPBasedResNetBottleneck", "peer_mshp": "MSHPBasedResNetBottleneck"}[job.method]
         return PeerBlock(name, found.shape[0])
 
-    size, front = (protocol.size, protocol.size), job.options.get("front", "")
+    size, front = (protocol.size, protocol.size), method.front(settings, layer_of(job))
     student, teacher = inject(trace, layer_of(job), make, size=size, front=front)
     return student, teacher, method.stages(settings)
 

@@ -182,7 +182,7 @@ class Job:
         """Of its files."""
         if self.label:
             return f"{self.protocol}-{self.label}"
-        shown = {"beta": "beta", "channels": "c"}
+        shown = {"beta": "beta", "channels": "c", "step": "step"}
         parts = [f"{shown[key]}{value:g}" for key, value in self.options.items() if key in shown]
         return "-".join([self.protocol, self.series, *parts, f"s{self.seed}"])
 
@@ -220,6 +220,8 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "deep_bottlefit": (0, 1),
         "peer_mshp": (4, 16, 64, 256, 1024),
         "entropic": (16, 64, 256, 1024),
+        "klt": (1, 1.5, 2, 3, 4),
+        "deep_klt": (1, 1.5, 2, 3, 4),
     },
     "m": {"front": (1e-5, 1e-4, 1e-3)},
 }
@@ -234,6 +236,8 @@ FRONTS = {
     "deep_bottlefit": "_blocks.10",
 }
 DEEP = ("deep", "deep_bottlefit")  # these cut where what they keep ends
+# Where the method without training cuts
+KLT = {"klt": "_blocks.4", "deep_klt": "_blocks.10"}
 # BottleFit behind kept first layers; version 3 has a latent of half the cut's sides
 FRONT_BOTTLEFIT: dict[str, tuple[dict[str, Any], ...]] = {
     "front_bottlefit": (
@@ -253,7 +257,8 @@ CODEC_QUALITIES = {"webp": (1, 30, 60, 85), "jpeg": (5, 12, 25, 50, 75)}
 # Of protocol b, for every method alike: the teacher alone says what is right, also of mixed pictures
 MATCH = TaskLoss("kd", alpha=0.0)
 B_CHANNELS = 16
-_ONE_SEED = {"a": ("peer_mshp", "bottlefit"), "b": ("peer_mshp", "entropic"), "m": ("front",)}
+# Where a second seed is too much time; klt has no chance in it
+_ONE_SEED = {"a": ("peer_mshp", "bottlefit"), "b": ("peer_mshp", "entropic", "klt", "deep_klt"), "m": ("front",)}
 _B_BATCH = {"batch": 128}
 _B_FAST = {"task": MATCH, "task_lr": 2e-2, **_B_BATCH}
 _STRIDE_4 = ("entropic", "peer_fp", "peer_mshp")
@@ -367,6 +372,8 @@ def _job(protocol: str, method: str, rate: float, seed: int) -> Job:
     fast = _B_FAST if protocol == "b" else {}
     if method in FRONTS:
         return _front_job(protocol, method, rate, seed)
+    if method in KLT:
+        return Job(protocol, "klt", {"step": rate, "epochs": (0, 0)}, seed, int8=True, curve=method, layer=KLT[method])
     if method == "bottlefit":
         wide = {"width": 256, "fix_encoder": False} if protocol == "b" else {}
         return Job(protocol, method, {"channels": int(rate), "epochs": EPOCHS[protocol], **fast, **wide}, seed)

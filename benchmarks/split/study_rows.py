@@ -34,6 +34,7 @@ from benchmarks.split.study_plan import (
     FRONTS,
     JOBS,
     JOINT_EPOCHS,
+    KLT,
     OURS,
     PREFIX_RATES,
     PREFIX_RECIPES,
@@ -60,6 +61,8 @@ _PARTLY = "over those accuracies alone that both curves reach, all rates, all pi
 
 def said(curve: str) -> str:
     """A curve of ours in words."""
+    if curve in KLT:
+        return f"klt, computed and not trained, behind the network's own first layers (to {KLT[curve]})"
     return f"slim behind the network's own first layers (to {FRONTS[curve]})" if curve in FRONTS else curve
 
 
@@ -135,11 +138,21 @@ def _informing_rows(curves: dict[str, Curves]) -> Iterator[dict[str, Any]]:
         ("es_bd.b", "peer_fp", curves["entropic"], "our Entropic Student against sc2bench's, each with its own coder"),
         ("ours_bd.b.new_layers", "peer_fp", curves["slim"], "slim with new first layers against sc2bench's Entropic Student"),
         ("ours_bd.b.mshp", "peer_mshp", front, f"{said('front')} against sc2bench's bottleneck with a mean-scale hyperprior"),
+        ("ours_bd.b.klt", "peer_fp", curves["klt"], f"{said('klt')} against sc2bench's Entropic Student"),
+        ("klt.b", "front", curves["klt"], f"{said('klt')} against {said('front')}, as it was trained, both with int8 heads"),
+        ("klt.b.deep", "deep", curves["deep_klt"], f"{said('deep_klt')} against {said('deep')}, as it was trained, both with int8 heads"),
     ):  # fmt: skip
         found = compare(curves[peer], tested, min_overlap=SHARED)
         if found.seeds:
             what = f"BD-rate, {what}, {WHERE['b']}, {_PARTLY}: {found}"
-            yield {"id": name, "what": what, "value": found.value, "unit": "%", "direction": "info", **PEERS[peer]}
+            yield {
+                "id": name,
+                "what": what,
+                "value": found.value,
+                "unit": "%",
+                "direction": "info",
+                **PEERS.get(peer, {}),
+            }
 
 
 def prefix_rows(folder: Path, curves: Mapping[tuple[str, str], Curves]) -> Iterator[dict[str, Any]]:

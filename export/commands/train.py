@@ -20,6 +20,7 @@ from export.evaluation_report import write_report
 from split.distill import Progress as Step
 from split.estimate import estimate
 from split.estimate_late import estimate_late
+from split.methods import find_method
 from split.refine import Material
 
 _LATE = {"refine": "last layers of the tail (--refine)", "exit": "early exit (--exit)"}
@@ -61,14 +62,21 @@ def train_command(model: str, flags: TrainFlags, *, out: Path, target: str, tail
         _show(made, options, tuple(reached.values()), json=json)
 
 
-def remark_of(reached: Sequence[Step]) -> str:
-    """What to say of a training that a time budget ended; empty where all steps were taken."""
+def remark_of(reached: Sequence[Step], *, fitted: bool = False) -> str:
+    """What to say of a training that a time budget ended; empty where all steps were taken.
+
+    Args:
+        reached: The last step of each stage.
+        fitted: The pair worked before training.
+    """
     if all(one.step == one.steps for one in reached):
         return ""
     parts = ", ".join(f"{one.step} of {one.steps} steps of {one.stage!r}" for one in reached)
+    if fitted:
+        return f"The time budget ended training after {parts}; the pair worked before, and a longer one may improve it."
     return (
         f"The time budget ended training after {parts}. Accuracy is not the aim of such a pair: it shows that the path works. "
-        "Train without --time-budget, or with a larger one, into another --out."
+        "Train without --time-budget, or with a larger one, into another --out; --method klt works before any training."
     )
 
 
@@ -137,7 +145,8 @@ def seconds(text: str) -> float:
 def _dry_run(model: str, options: BottleneckOptions, *, json: bool) -> None:
     ready = prepare(model, options)
     found = estimate(ready.student, ready.teacher, ready.train_data, ready.stages, ready.options)
-    training = dict(zip((stage.name for stage in ready.stages), found.seconds, strict=True))
+    training = {"fit": found.fit_s} if ready.student.bottleneck.fits else {}
+    training |= dict(zip((stage.name for stage in ready.stages), found.seconds, strict=True))
     late, peak = dict[str, float](), found.peak_bytes
     plans = late_training(ready, options)
     if plans is not None:
@@ -165,7 +174,7 @@ def _dry_run(model: str, options: BottleneckOptions, *, json: bool) -> None:
 
 def _show(made: TrainedBottleneck, options: BottleneckOptions, reached: Sequence[Step], *, json: bool) -> None:
     head, tail, equality = made.pair.head, made.pair.tail, made.pair.equality
-    remark = remark_of(reached)
+    remark = remark_of(reached, fitted=find_method(options.method).keeps_all)
     title = f"{head.manifest.model.name} with {options.method} behind {options.layer}"
     page = write_report(made.evaluation, options.out, title=title, remark=remark)
     if json:

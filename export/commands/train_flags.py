@@ -9,7 +9,7 @@ class TrainFlags:
     """Options of `headtail split` that train a bottleneck.
 
     Attributes:
-        method: Train a bottleneck: bottlefit, entropic, slim, progressive, ...; MODEL is module:function then.
+        method: Train a bottleneck: bottlefit, entropic, slim, progressive, klt, ...; MODEL is module:function then.
         layer: The last layer that the bottleneck replaces; a wrong name lists those that fit.
         data: Training pictures: a folder with one folder for each class, an .npz, or module:function.
         test_data: Pictures to measure on; every fifth training picture is held out by default.

@@ -39,7 +39,8 @@ def test_a_method_trains_and_its_stream_decodes_to_what_the_tail_saw(name, tiny,
     layer = "layer2" if name == "bottlefit" else "layer1"
     torch.manual_seed(1)
     trace = trace_network(tiny, torch.rand(1, 3, 32, 32))
-    student, teacher = inject(trace, layer, lambda one: method.make(one, options), size=(32, 32))
+    front = method.front(options, layer)
+    student, teacher = inject(trace, layer, lambda one: method.make(one, options), size=(32, 32), front=front)
     train(
         student,
         teacher,
@@ -89,7 +90,7 @@ def _tiny_pair(tiny, name, seed=1, **settings):
     options = replace(method.options(), epochs=(3, 1), batch=16, **small, **settings)
     torch.manual_seed(seed)
     trace = trace_network(tiny, torch.rand(1, 3, 32, 32))
-    front = settings.get("front", "")
+    front = method.front(options, "layer1")
     pair = inject(trace, "layer1", lambda one: method.make(one, options), size=(32, 32), front=front)
     return pair, method.stages(options)
 
@@ -103,6 +104,7 @@ class Killed(Exception):
     [
         *((name, {"int8": True, "saliency": True}) for name in SLIM),
         ("slim", {"front": "maxpool"}),
+        ("klt", {}),
         ("bottlefit", {"front": "maxpool", "rounds": True}),
     ],
 )

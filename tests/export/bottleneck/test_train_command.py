@@ -73,7 +73,28 @@ def test_training_ends_in_a_pair_a_report_and_a_curve(folder, here, capsys):
 def test_a_training_that_a_budget_ended_says_that_accuracy_is_not_the_aim():
     joint, fixed = Progress("joint", 8, 96, 1.0, 0.0), Progress("fixed", 24, 24, 1.0, 0.0)
     assert remark_of([fixed]) == ""
-    assert re.search(r"8 of 96 steps of 'joint'.* Accuracy is not the aim", remark_of([joint, fixed]))
+    assert re.search(r"8 of 96 steps of 'joint'.* Accuracy is not the aim.*--method klt", remark_of([joint, fixed]))
+    assert re.search("8 of 96 .*worked before", remark_of([joint, fixed], fitted=True))
+
+
+@pytest.mark.parametrize("target", ["this", "litert", "nucleo-h743zi"])
+def test_a_pair_without_training_answers_as_the_network_does(target, folder, here, capsys):
+    words = ["split", NETWORK, "--method", "klt", "--layer", "layer2", "--data", str(folder), "--out", "pair"]
+    engine = ["--head-engine", "litert"] if target == "litert" else ["--target", target]
+    words += ["--epochs", "0,0", "--set", "step=1", "--json", "--no-codecs", *engine]
+    assert run([*words, "--dry-run"]) == 0
+    assert set(json.loads(capsys.readouterr().out)["seconds"]) == {"fit"}
+    assert run(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["training"] == {}
+    assert report["equal"]["equal"] == report["equal"]["count"] > 0
+    ways = {way["kind"]: way for way in report["evaluation"]["ways"]}
+    assert ways["pair"]["accuracy"] > ways["whole"]["accuracy"] - 0.1
+    assert ways["pair"]["bytes_mean"] < ways["raw"]["bytes_mean"] / 4
+    assert run(["verify", "pair/head"]) == 0
+    capsys.readouterr()
+    assert run(words) == 0
+    assert json.loads(capsys.readouterr().out)["cut_id"] == report["cut_id"]  # computed again, and the same
 
 
 def test_a_second_start_continues_and_gives_the_same_head_at_another_size(here, capsys):
