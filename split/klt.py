@@ -9,6 +9,7 @@ Processing Magazine 18(5)); errors weighted by what follows, Linder and Zamir 19
 non-difference distortion measures (IEEE Transactions on Information Theory 45(2)).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -96,6 +97,8 @@ class Klt(Rounded):
             raise BottleneckError(
                 "Wanted a layer whose output is finite and differs between pictures, found one that is not. Choose another."
             )
+        if not 0 < float(found.weights.trace()) < math.inf:
+            raise BottleneckError("Wanted logits that depend on the layer's output, found none. Look at the network.")
         weights = found.weights * len(found.mean) / found.weights.trace() + _FLOOR * torch.eye(len(found.mean))
         scales, axes = torch.linalg.eigh(weights)
         root, inverse = ((axes * scales.pow(power)) @ axes.T for power in (0.5, -0.5))
@@ -204,7 +207,7 @@ def check_form(layer: CutLayer, form: KltOptions) -> None:
         raise BottleneckError(
             f"Wanted a head that keeps the layers up to the cut, {layer.name!r}, found {kept!r}. Give `inject` the front of `Method.front`."
         )
-    if form.shrink not in _SHRINKS or not form.step > 0 or form.pictures < 1 or form.decoder_width < 0:
+    if form.shrink not in _SHRINKS or not 0 < form.step < math.inf or form.pictures < 1 or form.decoder_width < 0:
         raise BottleneckError(
             f"Wanted a shrink of {_SHRINKS}, a step above 0, at least 1 picture and a width of at least 0, found shrink {form.shrink}, "
             f"step {form.step}, {form.pictures} pictures and decoder_width {form.decoder_width}."

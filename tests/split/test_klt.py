@@ -149,6 +149,7 @@ def test_what_makes_no_transform_is_named(tiny, pictures):
     for settings, message in (
         ({"step": 0.0}, "step above 0.*step 0"),
         ({"step": float("nan")}, "step nan"),
+        ({"step": float("inf")}, "step inf"),
         ({"shrink": 3}, "shrink 3"),
         ({"pictures": 0}, "0 pictures"),
         ({"latent_channels": 33}, "found 8 x 2 x 2 values and 33 channels. Choose a smaller shrink"),
@@ -163,4 +164,9 @@ def test_what_makes_no_transform_is_named(tiny, pictures):
     student, _, _ = cut(nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval(), "0")
     student.bottleneck.encoder[0].get_submodule("0").weight.data.zero_()
     with pytest.raises(BottleneckError, match="differs between pictures"):
+        fit(student, pictures, VIEW)
+    network = Blind().eval()
+    network.late.weight.data.zero_()
+    student, _, _ = cut(network, "early")
+    with pytest.raises(BottleneckError, match="logits that depend on the layer's output"):
         fit(student, pictures, VIEW)
