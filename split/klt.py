@@ -10,14 +10,14 @@ non-difference distortion measures (IEEE Transactions on Information Theory 45(2
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from split.bottleneck import BottleneckError
+from split.bottleneck import BottleneckError, StreamPlan
 from split.inject import CutLayer
 from split.losses import TASK, TaskLoss
 from split.slim import Crop, Rounded
@@ -29,6 +29,7 @@ _MOST = 2048  # values of a block of places
 _SHRINKS = (1, 2, 4)
 _FLOOR = 1e-2  # of the mean weight, added to each: what these pictures do not show may matter elsewhere
 _REACH, _HIGH = 4, 127  # deviations that the largest integer stands for, at least
+_LAYERS = 16
 _SAME = 1e-9  # of the mean's energy, below which values are alike
 _SMALLEST = 0.15  # deviation in steps, below which a component is not sent
 
@@ -40,6 +41,7 @@ class KltOptions:
     Attributes:
         step: Of the integers, in mean deviations of a component: more for fewer bytes; 1 to 4 are usual.
         latent_channels: Components that are sent, the largest; 0 for all that the step leaves.
+        layers: Parts of the stream: any first ones of them decode, the first with half of the bytes; 1 for a stream of one rate.
         shrink: Pixels of the layer for each one of the latent, both directions: 1, 2 or 4.
         pictures: Training pictures that the components are computed from.
         beta: Weight of a bit in the joint part.
@@ -55,6 +57,7 @@ class KltOptions:
 
     step: float = 2.0
     latent_channels: int = 0
+    layers: int = 1
     shrink: int = 2
     pictures: int = 1000
     beta: float = 1e-4
@@ -75,7 +78,7 @@ class Klt(Rounded):
         check_form(layer, form)
         channels, height, width = layer.shape
         assert layer.front is not None
-        self.shrink, self.step, self.sent = form.shrink, form.step, form.latent_channels
+        self.shrink, self.step, self.sent, self.layers = form.shrink, form.step, form.latent_channels, form.layers
         size = channels * form.shrink**2
         count = form.latent_channels or size
         down, right = -height % form.shrink, -width % form.shrink
@@ -111,7 +114,24 @@ class Klt(Rounded):
                 f"Wanted a step of at least {least:.2g}, so that the largest component fits 8 bits, found {self.step}."
             )
         count = self.sent or max(1, int((sizes.sqrt() > _SMALLEST * step).sum()))
+        self.stream = StreamPlan(self._stops((sizes[:count].sqrt() / step).tolist()))
         self._set(components.T[:count] @ root / step, inverse @ components[:, :count] * step, found.mean)
+
+    def _stops(self, deviations: Sequence[float]) -> tuple[int, ...]:
+        """Channels at which layers end: the first at half of the expected bits, the others evenly; fewer where components are few.
+
+        A component of so many deviations of the step, were it normal, costs about log2(1 + 12 d^2) / 2 bits.
+        """
+        layers = min(self.layers, len(deviations))
+        if layers == 1:
+            return ()
+        costs = torch.log2(1 + 12 * torch.tensor(deviations).square()).cumsum(0)
+        shares = torch.linspace(0.5, 1, layers) * costs[-1]
+        stops: list[int] = []
+        for left, place in zip(reversed(range(layers)), torch.searchsorted(costs, shares).tolist(), strict=True):
+            most = len(deviations) - left  # the later ones want a channel each
+            stops.append(min(max([place, *stops[-1:]]) + 1, most))
+        return (*stops[:-1], len(deviations))
 
     def _moments(self, batches: Iterable[torch.Tensor], tail: nn.Module) -> "Moments":
         """Of blocks of the layer's output, and of how logits depend on them: of sums with random weights."""
@@ -207,11 +227,13 @@ def check_form(layer: CutLayer, form: KltOptions) -> None:
         raise BottleneckError(
             f"Wanted a head that keeps the layers up to the cut, {layer.name!r}, found {kept!r}. Give `inject` the front of `Method.front`."
         )
-    if form.shrink not in _SHRINKS or not 0 < form.step < math.inf or form.pictures < 1 or form.decoder_width < 0:
+    if form.shrink not in _SHRINKS or not 0 < form.step < math.inf or min(form.pictures, form.decoder_width + 1) < 1:
         raise BottleneckError(
             f"Wanted a shrink of {_SHRINKS}, a step above 0, at least 1 picture and a width of at least 0, found shrink {form.shrink}, "
             f"step {form.step}, {form.pictures} pictures and decoder_width {form.decoder_width}."
         )
+    if not 1 <= form.layers <= _LAYERS:
+        raise BottleneckError(f"Wanted 1 to {_LAYERS} layers of the stream, found {form.layers}.")
     size = layer.shape[0] * form.shrink**2
     if size > _MOST or not 0 <= form.latent_channels <= size:
         raise BottleneckError(

@@ -1,6 +1,7 @@
 """The transform that needs no training: what it keeps, what it leaves out, and that training starts from it."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -80,6 +81,32 @@ def test_as_many_components_as_asked_for_are_those_that_matter_most(tiny, pictur
     assert errors == sorted(errors, reverse=True)
 
 
+def test_any_first_layers_of_a_stream_decode_and_each_one_more_is_nearer(tiny, pictures):
+    student, teacher, _ = cut(tiny, step=0.2, layers=4)
+    fit(student, pictures, VIEW)
+    stops = student.bottleneck.stream.layers
+    assert len(stops) == 4
+    assert stops[-1] == student.bottleneck.prior.channels
+    (batch,) = input_batches(pictures, VIEW, batch=48)
+    grid = fit_grid(student.eval(), ())
+    latents = integer_latents(IntegerHead(student.bottleneck, grid), [batch])
+    codec = EntropyCodec(fit_tables(latents, student.bottleneck.stream))
+    pieces = [codec.encode([one]) for one in latents]
+    sizes = [sum(len(one[number]) for one in pieces) for number in range(4)]
+    assert 0.3 < sizes[0] / sum(sizes) < 0.7
+    wanted, errors = teacher(batch).logits, []
+    for stop in stops:
+        seen = np.concatenate(latents)
+        seen[:, stop:] = 0
+        with torch.no_grad():
+            errors.append(float((IntegerTail(student, grid)(torch.from_numpy(seen)) - wanted).square().mean()))
+    assert errors[0] > 3 * errors[-1]
+    assert all(later < 1.2 * before for before, later in pairwise(errors))  # the last ones add little
+    few, _, _ = cut(tiny, step=0.5, layers=4, latent_channels=2)
+    fit(few, pictures, VIEW)
+    assert few.bottleneck.stream.layers == (1, 2)  # a channel for each at least
+
+
 class Blind(nn.Module):
     """Its tail looks at one of two channels, the one that differs less between pictures."""
 
@@ -151,6 +178,7 @@ def test_what_makes_no_transform_is_named(tiny, pictures):
         ({"step": float("nan")}, "step nan"),
         ({"step": float("inf")}, "step inf"),
         ({"shrink": 3}, "shrink 3"),
+        ({"layers": 0}, "1 to 16 layers of the stream, found 0"),
         ({"pictures": 0}, "0 pictures"),
         ({"latent_channels": 33}, "found 8 x 2 x 2 values and 33 channels. Choose a smaller shrink"),
     ):
