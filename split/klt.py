@@ -29,7 +29,7 @@ _MOST = 2048  # values of a block of places
 _SHRINKS = (1, 2, 4)
 _FLOOR = 1e-2  # of the mean weight, added to each: what these pictures do not show may matter elsewhere
 _REACH, _HIGH = 4, 127  # deviations that the largest integer stands for, at least
-_LAYERS = 16
+_RATES = 16
 _SAME = 1e-9  # of the mean's energy, below which values are alike
 _SMALLEST = 0.15  # deviation in steps, below which a component is not sent
 
@@ -41,7 +41,7 @@ class KltOptions:
     Attributes:
         step: Of the integers, in mean deviations of a component: more for fewer bytes; 1 to 4 are usual.
         latent_channels: Components that are sent, the largest; 0 for all that the step leaves.
-        layers: Parts of the stream: any first ones of them decode, the first with half of the bytes; 1 for a stream of one rate.
+        rates: How many rates one stream serves: any first layers of it decode, the first with half of the bytes.
         shrink: Pixels of the layer for each one of the latent, both directions: 1, 2 or 4.
         pictures: Training pictures that the components are computed from.
         beta: Weight of a bit in the joint part.
@@ -57,7 +57,7 @@ class KltOptions:
 
     step: float = 2.0
     latent_channels: int = 0
-    layers: int = 1
+    rates: int = 1
     shrink: int = 2
     pictures: int = 1000
     beta: float = 1e-4
@@ -78,7 +78,7 @@ class Klt(Rounded):
         check_form(layer, form)
         channels, height, width = layer.shape
         assert layer.front is not None
-        self.shrink, self.step, self.sent, self.layers = form.shrink, form.step, form.latent_channels, form.layers
+        self.shrink, self.step, self.sent, self.rates = form.shrink, form.step, form.latent_channels, form.rates
         size = channels * form.shrink**2
         count = form.latent_channels or size
         down, right = -height % form.shrink, -width % form.shrink
@@ -122,7 +122,7 @@ class Klt(Rounded):
 
         A component of so many deviations of the step, were it normal, costs about log2(1 + 12 d^2) / 2 bits.
         """
-        layers = min(self.layers, len(deviations))
+        layers = min(self.rates, len(deviations))
         if layers == 1:
             return ()
         costs = torch.log2(1 + 12 * torch.tensor(deviations).square()).cumsum(0)
@@ -232,8 +232,8 @@ def check_form(layer: CutLayer, form: KltOptions) -> None:
             f"Wanted a shrink of {_SHRINKS}, a step above 0, at least 1 picture and a width of at least 0, found shrink {form.shrink}, "
             f"step {form.step}, {form.pictures} pictures and decoder_width {form.decoder_width}."
         )
-    if not 1 <= form.layers <= _LAYERS:
-        raise BottleneckError(f"Wanted 1 to {_LAYERS} layers of the stream, found {form.layers}.")
+    if not 1 <= form.rates <= _RATES:
+        raise BottleneckError(f"Wanted 1 to {_RATES} rates of a stream, found {form.rates}.")
     size = layer.shape[0] * form.shrink**2
     if size > _MOST or not 0 <= form.latent_channels <= size:
         raise BottleneckError(

@@ -48,7 +48,7 @@ class Method(Generic[Options]):
         options: Frozen dataclass; all fields have defaults. Its docstring says what each is.
         make: The bottleneck for a layer, with new weights.
         stages: The recipe.
-        keeps_all: The head keeps all layers up to the cut, whatever the options.
+        fitted: Works before training: all layers up to the cut stay, and what is new is computed from pictures.
     """
 
     name: str
@@ -56,11 +56,11 @@ class Method(Generic[Options]):
     options: type[Options]
     make: Callable[[CutLayer, Options], Bottleneck]
     stages: Callable[[Options], tuple[Stage, ...]]
-    keeps_all: bool = False
+    fitted: bool = False
 
     def front(self, options: Options, layer: str) -> str:
         """The last layer that the head keeps of a network that is cut behind `layer`, as `inject` takes it; "" for none."""
-        return layer if self.keeps_all else str(getattr(options, "front", ""))
+        return layer if self.fitted else str(getattr(options, "front", ""))
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,7 @@ METHODS: Mapping[str, Method[Any]] = {
             KltOptions,
             Klt,
             klt_stages,
-            keeps_all=True,
+            fitted=True,
         ),
     )
 }

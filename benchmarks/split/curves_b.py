@@ -63,9 +63,10 @@ class Variant(NamedTuple):
     tuned: bool
 
     def __str__(self) -> str:
-        tail = "tail fine-tuned alike" if self.tuned else "as it was trained"
+        computed = self.curve in KLT
+        tail = "tail fine-tuned alike" if self.tuned else "the network's own tail" if computed else "as it was trained"
         head, whole = head_work(self.curve), _whole_work()
-        work = f"{head / 1e6:.0f} M multiply-accumulates in the head ({100 * head / whole:.0f} % of the whole network's {whole / 1e6:.0f} M)"
+        work = f"{'at most ' * computed}{head / 1e6:.0f} M multiply-accumulates in the head ({100 * head / whole:.0f} % of the whole network's {whole / 1e6:.0f} M)"
         return f"{said(self.curve)}, {tail}, {work}"
 
 

@@ -174,7 +174,7 @@ def _dry_run(model: str, options: BottleneckOptions, *, json: bool) -> None:
 
 def _show(made: TrainedBottleneck, options: BottleneckOptions, reached: Sequence[Step], *, json: bool) -> None:
     head, tail, equality = made.pair.head, made.pair.tail, made.pair.equality
-    remark = remark_of(reached, fitted=find_method(options.method).keeps_all)
+    remark = remark_of(reached, fitted=find_method(options.method).fitted)
     title = f"{head.manifest.model.name} with {options.method} behind {options.layer}"
     page = write_report(made.evaluation, options.out, title=title, remark=remark)
     if json:

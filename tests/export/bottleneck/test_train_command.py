@@ -77,11 +77,11 @@ def test_a_training_that_a_budget_ended_says_that_accuracy_is_not_the_aim():
     assert re.search("8 of 96 .*worked before", remark_of([joint, fixed], fitted=True))
 
 
-@pytest.mark.parametrize(("target", "layers"), [("this", 3), ("litert", 1), ("nucleo-h743zi", 1)])
-def test_a_pair_without_training_answers_as_the_network_does(target, layers, folder, here, capsys):
+@pytest.mark.parametrize(("target", "rates"), [("this", 3), ("litert", 1), ("nucleo-h743zi", 1)])
+def test_a_pair_without_training_answers_as_the_network_does(target, rates, folder, here, capsys):
     words = ["split", NETWORK, "--method", "klt", "--layer", "layer2", "--data", str(folder), "--out", "pair"]
     engine = ["--head-engine", "litert"] if target == "litert" else ["--target", target]
-    words += ["--set", "step=1", "--set", f"layers={layers}", "--json", "--no-codecs", *engine]
+    words += ["--set", "step=1", "--set", f"rates={rates}", "--json", "--no-codecs", *engine]
     assert run([*words, "--dry-run"]) == 0
     assert set(json.loads(capsys.readouterr().out)["seconds"]) == {"fit"}
     assert run(words) == 0
@@ -91,7 +91,7 @@ def test_a_pair_without_training_answers_as_the_network_does(target, layers, fol
     ways = {way["kind"]: way for way in report["evaluation"]["ways"]}
     assert ways["pair"]["accuracy"] > ways["whole"]["accuracy"] - 0.1
     assert ways["pair"]["bytes_mean"] < ways["raw"]["bytes_mean"] / 4
-    assert len([one for one in report["evaluation"]["ways"] if one["kind"] == "pair"]) == layers
+    assert len([one for one in report["evaluation"]["ways"] if one["kind"] == "pair"]) == rates
     assert run(["verify", "pair/head"]) == 0
     capsys.readouterr()
     assert run(words) == 0
