@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--keep-all", action="store_true", help="run every frame instead of the newest")
     run.add_argument("--frames", type=int, help="stop after so many")
     run.add_argument("--deadline-ms", type=float, default=1000.0)
+    run.add_argument("--layers", type=int, default=0, help="of a progressive head's stream, sent at most; 0 for all")
     run.add_argument("--qos", type=int, choices=[0, 1], default=0)
     run.add_argument("--threads", type=int, help="of the engine; the manifest's number when not given")
     add_observing(run)
@@ -217,6 +218,7 @@ def _offload_options(arguments: argparse.Namespace, tracer: "Tracer | None") -> 
         qos=arguments.qos,
         deadline_ms=arguments.deadline_ms,
         threads=arguments.threads,
+        layers=arguments.layers,
         shadow_share=arguments.shadow,
         tracer=tracer,
     )

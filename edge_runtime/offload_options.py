@@ -9,7 +9,11 @@ from edge_runtime.tracing import Tracer
 
 @dataclass(frozen=True)
 class OffloadOptions:
-    """How to offload. QoS 0 is enough where a deadline covers every request."""
+    """How to offload. QoS 0 is enough where a deadline covers every request.
+
+    Raises:
+        OffloadError: A negative number of layers.
+    """
 
     tenant: str = "default"
     qos: int = 0
@@ -20,8 +24,14 @@ class OffloadOptions:
     breaker_failures: int = 3
     hedge_ms: float | None = None  # ask another worker as well when no answer came by then; the first answer counts
     direct_above_bytes: int = 256 << 10  # larger requests go over the direct data plane where the tail offers one
+    layers: int = 0  # of a progressive stream at most so many, the first ones, are sent; 0 for all
     shadow_share: float = 0.0  # of the tail's answers that are compared with the whole model here
     tracer: Tracer | None = None  # marks a share of the requests; `tracer.finished(answer)` is the caller's to call
+
+    def __post_init__(self) -> None:
+        """Check."""
+        if self.layers < 0:
+            raise OffloadError(f"Wanted a number of layers, or 0 for all, found {self.layers}.")
 
 
 def check_roles(head: Artefact | None, fallback: Artefact | None, key: str | None) -> None:

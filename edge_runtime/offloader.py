@@ -132,26 +132,31 @@ class Offloader:
         """
         self.link.wait_connected(timeout_s)
 
-    def infer(self, *arrays: np.ndarray, deadline_ms: float | None = None) -> Answer:
+    def infer(self, *arrays: np.ndarray, deadline_ms: float | None = None, layers: int | None = None) -> Answer:
         """Run one request to its end.
 
         Args:
             arrays: The model's inputs, as the head's (or whole model's) manifest says, batch 1.
             deadline_ms: From now; the options' deadline when null.
+            layers: Of a progressive stream at most so many, the first ones, are sent; 0 for all, the options' number when
+                null. Other heads send what they have.
 
         Raises:
-            OffloadError: A deadline that is no finite number.
+            OffloadError: A deadline that is no finite number, or a negative number of layers.
             DeadlineError: No answer in time and neither fallback nor exit that could give one.
             TailUnavailableError: The tail cannot be asked now, and there is neither fallback nor exit.
             TailError: The tail answered with an error, and there is neither fallback nor exit.
             EngineError: Inputs that do not match, or the head failed.
         """
+        if layers is not None and layers < 0:
+            raise OffloadError(f"Wanted a number of layers, or 0 for all, found {layers}.")
         attempt = self._begin(deadline_ms)
         try:
             outputs = self._run_head(arrays, attempt)
             if attempt.leaving is not None and attempt.leaving.leaves:
                 return self._leave(attempt, None)
-            return self._finish(attempt, self._encode(outputs, attempt), arrays)
+            most = self._options.layers if layers is None else layers
+            return self._finish(attempt, self._encode(outputs, attempt, most), arrays)
         except Exception as error:
             self._fail(attempt, error)
             raise
@@ -233,10 +238,12 @@ class Offloader:
         attempt.head_ms = ms_since(begun)
         return outputs
 
-    def _encode(self, outputs: Sequence[np.ndarray], attempt: Attempt) -> list[bytes | memoryview]:
+    def _encode(self, outputs: Sequence[np.ndarray], attempt: Attempt, most: int) -> list[bytes | memoryview]:
         begun = time.perf_counter()
         heads = pack_heads(outputs)
         layers = self._codec.encode(outputs)
+        if most and self._codec.progressive:
+            layers = layers[:most]
         encoded = time.perf_counter()
         pieces = frame_layers(Header(self._code, self._cut_id, self._codec.table_id), layers, heads, len(outputs))
         attempt.encode_ms, attempt.serialise_ms = 1000 * (encoded - begun), ms_since(encoded)

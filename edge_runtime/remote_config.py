@@ -11,6 +11,7 @@ import msgspec
 
 from edge_runtime.agent_options import AgentOptions
 from edge_runtime.messages import Setting
+from edge_runtime.wire import MAX_LAYERS
 
 
 class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -18,6 +19,7 @@ class RemoteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     heartbeat_s: Annotated[float, msgspec.Meta(ge=0.5, le=3600)] | None = None
     deadline_ms: Annotated[float, msgspec.Meta(gt=0, le=600_000)] | None = None
+    layers: Annotated[int, msgspec.Meta(ge=0, le=MAX_LAYERS)] | None = None
     publish_results: bool | None = None
     shadow_share: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
     samples: bool | None = None  # false: send none; true allows only what the device's owner allowed
@@ -43,6 +45,8 @@ def with_config(options: AgentOptions, config: RemoteConfig) -> AgentOptions:
     offload = options.offload
     if config.deadline_ms is not None:
         offload = replace(offload, deadline_ms=config.deadline_ms)
+    if config.layers is not None:
+        offload = replace(offload, layers=config.layers)
     if config.shadow_share is not None:
         offload = replace(offload, shadow_share=config.shadow_share)
     return msgspec.structs.replace(

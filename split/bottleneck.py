@@ -63,6 +63,7 @@ class Bottleneck(nn.Module):
         bits: Of each integer, where calibration pictures decide their grid.
         form: Its options, which tell one run of training from another.
         fits: How many training pictures `fit` wants; 0 for a method without.
+        fixed_norm: Batch normalisations that come trained keep their statistics in training.
     """
 
     def __init__(self, encoder: nn.Sequential, decoder: nn.Sequential, *, stride: int) -> None:
@@ -75,6 +76,7 @@ class Bottleneck(nn.Module):
         self.bits = 8
         self.form: object = None
         self.fits = 0
+        self.fixed_norm = False
 
     def fit(self, batches: Iterable[torch.Tensor], tail: nn.Module) -> None:
         """Compute before training what pictures alone decide: nothing here.
@@ -96,9 +98,13 @@ class Bottleneck(nn.Module):
         """What the host runs on the values that the grid makes of integers. A copy."""
         return copy.deepcopy(self.decoder)
 
+    def kept_layers(self) -> Iterable[nn.Module]:
+        """The network's own first layers, where the encoder keeps them."""
+        return (part for part in self.encoder if isinstance(part, fx.GraphModule))
+
     def pretrained(self) -> Iterable[nn.Parameter]:
-        """Those that start trained: of the network's own first layers, where the encoder keeps them."""
-        return (one for part in self.encoder if isinstance(part, fx.GraphModule) for one in part.parameters())
+        """Those that start trained: of the kept layers."""
+        return (one for part in self.kept_layers() for one in part.parameters())
 
     def untrained(self) -> Iterable[nn.Parameter]:
         """All others."""

@@ -38,7 +38,7 @@ class Codebook(Bottleneck):
             )
         encoder = slim_encoder(layer.stride, form, gain=1.0, front=layer.front)
         super().__init__(encoder, slim_decoder(layer, form), stride=layer.stride)
-        self.form = form
+        self.form, self.fixed_norm = form, form.fixed_norm
         size = form.latent_channels // form.books
         self.words = nn.Parameter(torch.randn(form.books, form.words, size) * _SPREAD)
         self.odds = nn.Parameter(torch.zeros(form.books, form.words))  # logits of each word's frequency

@@ -15,6 +15,7 @@ from torch import fx, nn
 from split.bottleneck import Bottleneck, BottleneckError, Coded
 from split.tracing import NotingTracer, Shapes, cut_nodes, is_batch
 
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 MAX_NAMED = 12  # layers that an error lists
 
 
@@ -90,6 +91,16 @@ class SplitNetwork(nn.Module):
         self.tail = tail
         self.layer = compared[0]
         self.compared = compared
+
+    def train(self, mode: bool = True) -> "SplitNetwork":
+        """Training mode, but for normalisations that keep their statistics."""
+        super().train(mode)
+        if self.bottleneck.fixed_norm:
+            for part in (self.tail, *self.bottleneck.kept_layers()):
+                for one in part.modules():
+                    if isinstance(one, _NORMS):
+                        one.eval()
+        return self
 
     def forward(self, x: torch.Tensor) -> StudentOutput:
         """Pictures, (batch, 3, height, width), to logits and what training needs."""

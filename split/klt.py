@@ -42,6 +42,8 @@ class KltOptions:
         step: Of the integers, in mean deviations of a component: more for fewer bytes; 1 to 4 are usual.
         latent_channels: Components that are sent, the largest; 0 for all that the step leaves.
         rates: How many rates one stream serves: any first layers of it decode, the first with half of the bytes.
+        price_step: How much dearer a bit is in training with each layer of the stream less.
+        whole: Share of the pictures that keep all layers in training, beside those whose draw is all of them.
         shrink: Pixels of the layer for each one of the latent, both directions: 1, 2 or 4.
         pictures: Training pictures that the components are computed from.
         beta: Weight of a bit in the joint part.
@@ -51,6 +53,7 @@ class KltOptions:
         lr: Learning rate of the joint part.
         last_lr: Learning rate of the part with a fixed head.
         tail_lr: Factor of the learning rates for what starts trained: the tail, and the kept first layers.
+        fixed_norm: The network's own batch normalisations keep their statistics in training.
         task: Loss on logits; kind kd, ce or balanced.
         features: Weight of the relative feature error in the joint part.
     """
@@ -58,6 +61,8 @@ class KltOptions:
     step: float = 2.0
     latent_channels: int = 0
     rates: int = 1
+    price_step: float = 3.0
+    whole: float = 0.25
     shrink: int = 2
     pictures: int = 1000
     beta: float = 1e-4
@@ -67,12 +72,15 @@ class KltOptions:
     lr: float = 1e-3
     last_lr: float = 5e-4
     tail_lr: float = 0.3
+    fixed_norm: bool = True
     task: TaskLoss = TASK
     features: float = 5.0
 
 
 class Klt(Rounded):
     """The block for a layer; its transform is `fit` to pictures before training."""
+
+    form: KltOptions
 
     def __init__(self, layer: CutLayer, form: KltOptions) -> None:
         check_form(layer, form)
@@ -91,7 +99,7 @@ class Klt(Rounded):
         encoder = nn.Sequential(*first, LatentConv(channels, count, gain=1.0, kernel=form.shrink))
         decoder = nn.Sequential(nn.Conv2d(count, size, 1), *last)
         super().__init__(encoder, decoder, channels=count, stride=layer.stride)
-        self.form, self.fits = form, form.pictures
+        self.form, self.fits, self.fixed_norm = form, form.pictures, form.fixed_norm
 
     def fit(self, batches: Iterable[torch.Tensor], tail: nn.Module) -> None:
         """Principal components of the layer's output, and as many of them as the step leaves."""
@@ -114,8 +122,9 @@ class Klt(Rounded):
                 f"Wanted a step of at least {least:.2g}, so that the largest component fits 8 bits, found {self.step}."
             )
         count = self.sent or max(1, int((sizes.sqrt() > _SMALLEST * step).sum()))
-        self.stream = StreamPlan(self._stops((sizes[:count].sqrt() / step).tolist()))
         self._set(components.T[:count] @ root / step, inverse @ components[:, :count] * step, found.mean)
+        stream = StreamPlan(self._stops((sizes[:count].sqrt() / step).tolist()))
+        self.serve(stream, price_step=self.form.price_step, whole=self.form.whole)
 
     def _stops(self, deviations: Sequence[float]) -> tuple[int, ...]:
         """Channels at which layers end: the first at half of the expected bits, the others evenly; fewer where components are few.
@@ -231,6 +240,10 @@ def check_form(layer: CutLayer, form: KltOptions) -> None:
         raise BottleneckError(
             f"Wanted a shrink of {_SHRINKS}, a step above 0, at least 1 picture and a width of at least 0, found shrink {form.shrink}, "
             f"step {form.step}, {form.pictures} pictures and decoder_width {form.decoder_width}."
+        )
+    if not (0 < form.price_step < math.inf and 0 <= form.whole <= 1):
+        raise BottleneckError(
+            f"Wanted a price_step above 0 and a share of whole pictures from 0 to 1, found {form.price_step} and {form.whole}."
         )
     if not 1 <= form.rates <= _RATES:
         raise BottleneckError(f"Wanted 1 to {_RATES} rates of a stream, found {form.rates}.")

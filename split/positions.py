@@ -40,7 +40,7 @@ class Positions(Bottleneck):
         unit = ConvUnit(3, form.width, kernel=2 * step - 1, stride=step, activation=form.activation)
         encoder = nn.Sequential(ActivationRange(), unit, LatentConv(form.width, form.latent_channels, gain=_GAIN))
         super().__init__(encoder, slim_decoder(layer, form), stride=layer.stride)
-        self.form = form
+        self.form, self.fixed_norm = form, form.fixed_norm
         self.prior = LogisticPrior(form.latent_channels)
         self.choice = nn.Parameter(torch.randn(height * width) * 0.01)
         self.absent = nn.Parameter(torch.zeros(form.latent_channels))

@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from split.bottleneck import Bottleneck, BottleneckError, Coded, LatentGrid
+from split.bottleneck import Bottleneck, BottleneckError, Coded, LatentGrid, StreamPlan
 from split.inject import CutLayer, Front, check_front
 from split.logistic_prior import LogisticPrior
 from split.slim_stages import ProgressiveOptions, SlimOptions
@@ -26,7 +26,11 @@ _LOW, _HIGH = -128, 127
 
 
 class Rounded(Bottleneck):
-    """A block whose latents are rounded to whole numbers and cost what a prior says."""
+    """A block whose latents are rounded to whole numbers and cost what a prior says.
+
+    In training with several layers each picture keeps a drawn prefix of them and pays for these alone, the more for a bit the
+    shorter the prefix, so that each prefix is what a model of that rate would send.
+    """
 
     def __init__(
         self, encoder: nn.Sequential, decoder: nn.Sequential, *, channels: int, stride: int, straight: bool = True
@@ -34,10 +38,19 @@ class Rounded(Bottleneck):
         super().__init__(encoder, decoder, stride=stride)
         self.straight = straight
         self.set_channels(channels)
+        self.serve(StreamPlan())
 
     def set_channels(self, channels: int) -> None:
         """A new prior for so many channels."""
         self.prior = LogisticPrior(channels)
+
+    def serve(self, stream: StreamPlan, *, price_step: float = 1.0, whole: float = 0.0) -> None:
+        """Code the integers so; with several layers, how much dearer a bit is with each less, and the share that keeps all."""
+        self.stream, self.whole = stream, whole
+        device = next(self.prior.parameters()).device
+        self.register_buffer("stops", torch.tensor(stream.layers, dtype=torch.int64, device=device), persistent=False)
+        missing = torch.arange(len(stream.layers), 0, -1, dtype=torch.float32, device=device) - 1
+        self.register_buffer("prices", price_step**missing, persistent=False)
 
     def grid(self) -> LatentGrid:
         """Step 1 around zero."""
@@ -60,42 +73,8 @@ class Rounded(Bottleneck):
             return Coded(seen, bits.sum(), bits.new_zeros(()))
 
     def kept(self, seen: torch.Tensor, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What of the latent, and of its cost, a picture of a batch keeps: all."""
-        return seen, bits
-
-    def fix_encoder(self) -> None:
-        """Freeze encoder and prior."""
-        super().fix_encoder()
-        self.prior.requires_grad_(requires_grad=False)
-
-    def quantise_encoder(self) -> None:
-        """From now on the encoder computes what its int8 form will."""
-        quantise_units(self.encoder)
-
-
-class Slim(Rounded):
-    """The block for a layer.
-
-    In training with several layers each picture keeps a drawn prefix of them and pays for these alone, the more for a bit the
-    shorter the prefix, so that each prefix is what a model of that rate would send.
-    """
-
-    def __init__(self, layer: CutLayer, form: SlimOptions) -> None:
-        check_form(layer, form)
-        encoder = slim_encoder(layer.stride, form, front=layer.front)
-        decoder = slim_decoder(layer, form)
-        super().__init__(encoder, decoder, channels=form.latent_channels, stride=layer.stride, straight=form.straight)
-        self.form, self.stream = form, form.stream
-        stops = form.stream.layers or (form.latent_channels,)
-        step = form.price_step if isinstance(form, ProgressiveOptions) else 1.0
-        self.whole = form.whole if isinstance(form, ProgressiveOptions) else 0.0
-        self.register_buffer("stops", torch.tensor(stops), persistent=False)
-        missing = torch.arange(len(stops) - 1, -1, -1, dtype=torch.float32)
-        self.register_buffer("prices", step**missing, persistent=False)
-
-    def kept(self, seen: torch.Tensor, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """In training channels behind the drawn prefix are zero and cost nothing."""
-        if not self.training or len(self.stops) == 1:
+        if not self.training or len(self.stops) < 2:
             return seen, bits
         keep, price = self._draw(seen)
         return seen * keep, bits * keep * price
@@ -109,6 +88,28 @@ class Slim(Rounded):
         place = torch.arange(latent.shape[1], device=latent.device)
         keep = (place < self.stops[number][:, None]).float()[:, :, None, None]
         return keep, self.prices[number][:, None, None, None]
+
+    def fix_encoder(self) -> None:
+        """Freeze encoder and prior."""
+        super().fix_encoder()
+        self.prior.requires_grad_(requires_grad=False)
+
+    def quantise_encoder(self) -> None:
+        """From now on the encoder computes what its int8 form will."""
+        quantise_units(self.encoder)
+
+
+class Slim(Rounded):
+    """The block for a layer."""
+
+    def __init__(self, layer: CutLayer, form: SlimOptions) -> None:
+        check_form(layer, form)
+        encoder = slim_encoder(layer.stride, form, front=layer.front)
+        decoder = slim_decoder(layer, form)
+        super().__init__(encoder, decoder, channels=form.latent_channels, stride=layer.stride, straight=form.straight)
+        self.form, self.fixed_norm = form, form.fixed_norm
+        step, whole = (form.price_step, form.whole) if isinstance(form, ProgressiveOptions) else (1.0, 0.0)
+        self.serve(form.stream, price_step=step, whole=whole)
 
 
 class Residual(nn.Module):

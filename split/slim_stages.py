@@ -32,6 +32,7 @@ class SlimOptions:
         lr: Learning rate of the joint part.
         last_lr: Learning rate of the part with a fixed head.
         tail_lr: Factor of the learning rates for what starts trained: the tail, and the kept first layers.
+        fixed_norm: The network's own batch normalisations keep their statistics in training.
         task: Loss on logits; kind kd, ce or balanced.
         features: Weight of the relative feature error in the joint part; 0 for the task alone.
         targets: Whose feature errors count: all, cut (the layer that is replaced) or deep (those behind it).
@@ -56,6 +57,7 @@ class SlimOptions:
     lr: float = 3e-3
     last_lr: float = 5e-4
     tail_lr: float = 0.3
+    fixed_norm: bool = False
     task: TaskLoss = TASK
     features: float = 5.0
     targets: Targets = "all"

@@ -44,6 +44,11 @@ class EntropyCodec:
         """The 4 bytes for the frame's table-set field."""
         return self.tables.id
 
+    @property
+    def progressive(self) -> bool:
+        """Whether the first layers alone are of use: there are several, of one tensor."""
+        return len(self.tables.tensors) == 1 < len(self.tables.layers)
+
     def encode(self, arrays: Sequence[npt.NDArray[np.generic]]) -> list[bytes | memoryview]:
         """One layer for each layer of the plan, the most important first.
 

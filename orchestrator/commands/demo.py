@@ -16,6 +16,7 @@ def demo(
     pair: tuple[Path, Path] | None = None,
     pictures: Path | None = None,
     link: str = "5mbit/20ms",
+    layers: int = 0,
     out: Path = Path("demo"),
     rounds: int = 5,
     json: bool = False,
@@ -27,6 +28,7 @@ def demo(
         pictures: For the pair: a folder, with one folder for each class where labels are known; those that ship with the
             pair of headtail by default.
         link: Emulated link of the device, rate/one-way delay, or "none".
+        layers: Of a progressive pair's stream, sent at most; 0 for all.
         out: Folder for everything that the demo writes.
         rounds: How often each photograph is classified in each way.
         json: Print the table as JSON.
@@ -38,7 +40,7 @@ def demo(
             sys.stdout.write(f"[{time.monotonic() - begun:5.1f} s] {line}\n")
             sys.stdout.flush()
 
-    trained = _pair_demo(pair, pictures, link)
+    trained = _pair_demo(pair, pictures, link, layers)
     with interruptible():
         outcome = run_story(DemoOptions(folder=out, link=link, rounds=rounds), say) if pair is None else None
         found = run_pair(trained, out, say)
@@ -52,11 +54,11 @@ def demo(
     say("Done")
 
 
-def _pair_demo(pair: tuple[Path, Path] | None, pictures: Path | None, link: str) -> PairDemo:
+def _pair_demo(pair: tuple[Path, Path] | None, pictures: Path | None, link: str, layers: int) -> PairDemo:
     """The pair that ships with headtail, or the user's."""
     shipped = PairDemo(link=link)
     head, tail = pair or (shipped.head, shipped.tail)
-    return PairDemo(head=head, tail=tail, pictures=pictures or shipped.pictures, link=link)
+    return PairDemo(head=head, tail=tail, pictures=pictures or shipped.pictures, link=link, layers=layers)
 
 
 def _print_pair(found: PairOutcome, link: str) -> None:

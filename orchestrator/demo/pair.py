@@ -36,6 +36,7 @@ class PairDemo:
     pictures: Path = ZOO / "pictures"
     link: str = "5mbit/20ms"
     most: int = 50
+    layers: int = 0
 
 
 class PairOutcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,7 +82,7 @@ def run_pair(demo: PairDemo, folder: Path, say: Callable[[str], None]) -> PairOu
         children.start("pair-tail", headtail("tail", "serve", str(tail.folder), "--broker", url), ready="serving")
         target = urlsplit(url)
         with LinkProxy((target.hostname or "127.0.0.1", target.port or 1883), link) as proxy:
-            return _send(head, tail, files, proxy.url)
+            return _send(head, tail, files, proxy.url, demo.layers)
 
 
 def remark_of(manifest: Manifest) -> str:
@@ -113,12 +114,13 @@ def _open_pair(demo: PairDemo) -> tuple[Artefact, Artefact]:
     return head, tail
 
 
-def _send(head: Artefact, tail: Artefact, files: list[Path], url: str) -> PairOutcome:
+def _send(head: Artefact, tail: Artefact, files: list[Path], url: str, layers: int) -> PairOutcome:
     labels = read_labels(tail)
     preprocessing = head.manifest.preprocessing
     assert preprocessing is not None
     answers, right, labelled = [], 0, 0
-    offloader = Offloader(url, "demo-pair", head=head, options=OffloadOptions(deadline_ms=_DEADLINE_MS, threads=1))
+    options = OffloadOptions(deadline_ms=_DEADLINE_MS, threads=1, layers=layers)
+    offloader = Offloader(url, "demo-pair", head=head, options=options)
     try:
         offloader.wait_connected()
         for path in files:

@@ -14,18 +14,23 @@ from edge_runtime.samples import SampleOptions
 
 
 def test_good_keys_hold_and_bad_ones_are_named():
-    config, problem = read_config({"heartbeat_s": 2, "deadline_ms": -1, "no_such": True, "samples": False})
+    config, problem = read_config(
+        {"heartbeat_s": 2, "deadline_ms": -1, "no_such": True, "samples": False, "layers": -1}
+    )
     assert config == RemoteConfig(heartbeat_s=2.0, samples=False)
     assert "deadline_ms=-1" in problem
     assert "no_such" in problem
+    assert "layers=-1" in problem
     assert read_config({}) == (RemoteConfig(), None)
 
 
 def test_what_is_not_configured_stays_as_the_agent_was_started(tmp_path):
     options = AgentOptions(broker="mqtt://x", device="d", state=tmp_path, heartbeat_s=7.0)
     assert with_config(options, RemoteConfig()) == options
-    changed = with_config(options, RemoteConfig(deadline_ms=50.0, publish_results=False))
+    changed = with_config(options, RemoteConfig(deadline_ms=50.0, publish_results=False, layers=2))
     assert (changed.heartbeat_s, changed.offload.deadline_ms, changed.publish_results) == (7.0, 50.0, False)
+    assert changed.offload.layers == 2
+    assert with_config(changed, RemoteConfig(layers=0)).offload.layers == 0
 
 
 class Host:

@@ -151,6 +151,54 @@ def test_training_starts_from_the_fitted_pair_and_a_pair_without_training_is_one
     assert not torch.equal(student(batch).logits, fitted(batch).logits)
 
 
+def statistics(student):
+    """Of each batch normalisation: where it is, and what its running mean is."""
+    return {
+        name: module.running_mean.clone() for name, module in student.named_modules() if hasattr(module, "running_mean")
+    }
+
+
+@pytest.mark.parametrize("method", ["klt", "slim"])
+@pytest.mark.parametrize("fixed", [True, False])
+def test_the_networks_own_normalisations_keep_their_statistics_where_asked(method, fixed, tiny, pictures, tmp_path):
+    method = find_method(method)
+    options = replace(method.options(), epochs=(2, 1), batch=16, decoder_width=8, fixed_norm=fixed)
+    if method.name == "slim":
+        options = replace(options, front="layer1", decoder_depth=0, width=4)
+    front, trace = method.front(options, "layer1"), trace_network(tiny, torch.rand(1, 3, 32, 32))
+    student, teacher = inject(trace, "layer1", lambda at: method.make(at, options), size=(32, 32), front=front)
+    before = statistics(student)
+    own = {one for one in before if one.startswith(("tail.", "bottleneck.encoder.0."))}
+    there = TrainOptions(folder=tmp_path, augmentation=VIEW, device="cpu")
+    train(student, teacher, pictures, method.stages(options), there)
+    moved = {name for name, mean in statistics(student).items() if not torch.equal(mean, before.get(name, mean + 1))}
+    assert own
+    assert moved
+    assert not moved & own if fixed else own <= moved
+
+
+def test_each_picture_of_a_training_batch_keeps_a_drawn_prefix_of_the_stream_and_pays_for_it_alone(tiny, pictures):
+    student, _, _ = cut(tiny, step=0.2, rates=3, price_step=2.0)
+    fit(student, pictures, VIEW)
+    block = student.bottleneck
+    stops = block.stream.layers
+    (batch,) = input_batches(pictures, VIEW, batch=48)
+    latent = block.encoder(batch).detach().abs() + 1  # nothing rounds to zero
+    torch.manual_seed(0)
+    sent = student.train().bottleneck.code(latent)
+    ends = [int((one != 0).amax((1, 2)).sum()) for one in sent.latent]
+    assert all((one[:end] != 0).all() for one, end in zip(sent.latent, ends, strict=True))
+    assert set(ends) == set(stops)
+    torch.manual_seed(0)
+    block.prices.fill_(1.0)
+    assert float(block.code(latent).bits) < float(sent.bits)  # shorter ones pay more for a bit
+    whole = student.eval().bottleneck.code(latent)
+    assert (whole.latent != 0).all()
+    alone, _, _ = cut(tiny, step=0.2)
+    fit(alone, pictures, VIEW)
+    assert (alone.train().bottleneck.code(latent).latent != 0).all()
+
+
 def test_another_step_is_another_run(tiny, pictures, tmp_path):
     stages = cut(tiny)[2]
     options = TrainOptions(folder=tmp_path, augmentation=VIEW, device="cpu")
@@ -176,6 +224,8 @@ def test_what_makes_no_transform_is_named(tiny, pictures):
         ({"step": float("inf")}, "step inf"),
         ({"shrink": 3}, "shrink 3"),
         ({"rates": 0}, "1 to 16 rates of a stream, found 0"),
+        ({"price_step": 0.0}, "a price_step above 0 .*found 0.0 and 0.25"),
+        ({"whole": 1.5}, "a share of whole pictures from 0 to 1, found 3.0 and 1.5"),
         ({"pictures": 0}, "0 pictures"),
         ({"latent_channels": 33}, "found 8 x 2 x 2 values and 33 channels. Choose a smaller shrink"),
     ):

@@ -1,0 +1,98 @@
+"""A device that sends the first layers of its stream alone: fewer bytes, the answer that an evaluation says, over a real broker."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edge_runtime.offload import OffloadError
+from edge_runtime.offloader import Offloader, OffloadOptions
+from edge_runtime.wire import ENVELOPE_BYTES
+from export.pair_runner import PairRunner
+from export.trained_manifest import TrainedPairOptions
+from export.trained_pair import augmentation_of, write_trained_pair
+from orchestrator.cli import run
+from orchestrator.tail_server import TailServer, serve_artefact
+from split.distill import fit
+from split.inject import inject, trace_network
+from split.methods import find_method
+from split.training_data import PictureSet
+
+
+@pytest.fixture(scope="module")
+def stream(colour, picture_set, tmp_path_factory):
+    """A pair whose stream has three layers, computed and not trained."""
+    method = find_method("klt")
+    options = replace(method.options(), step=0.3, rates=3)
+    trace = trace_network(colour.trained_network(), torch.zeros(1, 3, 32, 32))
+    student, _ = inject(trace, "layer2", lambda at: method.make(at, options), size=(32, 32), front="layer2")
+    data = picture_set(96, seed=2)
+    fit(student, data, augmentation_of(colour.PREPROCESSING))
+    naming = TrainedPairOptions(
+        out=tmp_path_factory.mktemp("stream"), name="stream", source_sha256="0" * 64, preprocessing=colour.PREPROCESSING
+    )
+    return write_trained_pair(student, data, naming)
+
+
+def picture(data: PictureSet) -> np.ndarray:
+    return data.images[0].permute(1, 2, 0).numpy()
+
+
+def test_at_most_so_many_layers_are_sent_and_the_tail_answers_as_evaluated(stream, picture_set, broker):
+    with (
+        TailServer(broker, [serve_artefact(stream.tail)]),
+        Offloader(broker, "dev", head=stream.head, options=OffloadOptions(deadline_ms=10_000, layers=2)) as device,
+    ):
+        device.wait_connected()
+        sizes = []
+        for layers in (1, 2, 3):
+            evaluated = PairRunner(stream.head, stream.tail, layers=layers)
+            tensor = evaluated.input_of(picture(picture_set(4, seed=9)))
+            frame = evaluated.frame(evaluated.latents(tensor))
+            answer = device.infer(tensor, layers=layers)
+            assert (answer.source, answer.bytes_sent) == ("remote", len(frame) + ENVELOPE_BYTES)
+            assert np.array_equal(answer.outputs[0], evaluated.outputs(frame)[0])
+            sizes.append(answer.bytes_sent)
+            evaluated.close()
+        assert sizes == sorted(set(sizes))
+        assert device.infer(tensor).bytes_sent == sizes[1]  # the options' number
+        assert device.infer(tensor, layers=0).bytes_sent == device.infer(tensor, layers=9).bytes_sent == sizes[2]
+        with pytest.raises(OffloadError, match="or 0 for all, found -1"):
+            device.infer(tensor, layers=-1)
+    with pytest.raises(OffloadError, match="or 0 for all, found -2"):
+        OffloadOptions(layers=-2)
+
+
+def test_a_head_of_one_layer_sends_what_it_has(pairs, picture_set, broker):
+    pair = pairs["entropic"]
+    with (
+        TailServer(broker, [serve_artefact(pair.tail)]),
+        Offloader(broker, "dev", head=pair.head, options=OffloadOptions(deadline_ms=10_000)) as device,
+    ):
+        device.wait_connected()
+        runner = PairRunner(pair.head, pair.tail)
+        tensor = runner.input_of(picture(picture_set(4, seed=9)))
+        assert device.infer(tensor, layers=1).bytes_sent == device.infer(tensor).bytes_sent
+        runner.close()
+
+
+def test_a_demo_sends_so_many_layers(stream, picture_set, tmp_path, capsys):
+    Image.fromarray(picture(picture_set(4, seed=9))).save(tmp_path / "one.png")
+    words = [
+        "demo",
+        "--pair",
+        str(stream.head.folder),
+        str(stream.tail.folder),
+        "--pictures",
+        str(tmp_path),
+        "--link",
+        "none",
+    ]
+    sizes = []
+    for layers in ("1", "2", "0"):
+        assert run([*words, "--layers", layers, "--out", str(tmp_path / layers), "--json"]) == 0
+        sizes.append(json.loads(capsys.readouterr().out)["pair"]["bytes_largest"])
+    assert sizes == sorted(set(sizes))
