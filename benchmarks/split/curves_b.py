@@ -33,7 +33,7 @@ from benchmarks.split.study_curves import (
 )
 from benchmarks.split.study_job import build
 from benchmarks.split.study_nets import head_macs, macs
-from benchmarks.split.study_plan import JOBS, KLT, PROTOCOLS
+from benchmarks.split.study_plan import JOBS, KLT, KLT_TRAINED, PROTOCOLS
 from benchmarks.split.study_rows import WHERE, earlier, said
 from edge_runtime.artefact import open_artefact
 from export.evaluate import evaluate_exit, picture_size
@@ -51,6 +51,8 @@ _CHARTED = {
     "progressive, kept layers": ("front_progressive", False),
     "BottleFit, deep, tail fine-tuned": ("deep_bottlefit", True),
     "klt, deep, not trained": ("deep_klt", False),
+    "klt, deep, trained": ("deep_klt_trained", False),
+    "klt, deep, one stream": ("deep_klt_stream", False),
     "sc2bench's Entropic Student": ("peer_fp", False),
 }
 Pair = tuple[np.ndarray, np.ndarray]  # bytes of each picture's frame, whether its class is right
@@ -64,9 +66,10 @@ class Variant(NamedTuple):
 
     def __str__(self) -> str:
         computed = self.curve in KLT
+        fitted = computed or self.curve in KLT_TRAINED
         tail = "tail fine-tuned alike" if self.tuned else "the network's own tail" if computed else "as it was trained"
         head, whole = head_work(self.curve), _whole_work()
-        work = f"{'at most ' * computed}{head / 1e6:.0f} M multiply-accumulates in the head ({100 * head / whole:.0f} % of the whole network's {whole / 1e6:.0f} M)"
+        work = f"{'at most ' * fitted}{head / 1e6:.0f} M multiply-accumulates in the head ({100 * head / whole:.0f} % of the whole network's {whole / 1e6:.0f} M)"
         return f"{said(self.curve)}, {tail}, {work}"
 
 
@@ -80,6 +83,8 @@ VARIANTS = [
         ("deep", False),
         ("slim", False),
         *((one, False) for one in KLT),
+        ("deep_klt_trained", False),
+        ("deep_klt_stream", False),
     )
 ]
 

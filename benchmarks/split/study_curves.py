@@ -237,13 +237,35 @@ def progressive_excess(progressive: Curves, single: Curves) -> Interval:
     return bootstrap(seeds, len(progressive[seeds[0]][0].sizes) if seeds else 0, measure)
 
 
-def best_recipe(recipes: Mapping[Name, Curves], single: Curves) -> Name:
-    """Whose excess over models of one rate is least on validation pictures."""
+def progressive_loss(progressive: Curves, single: Curves) -> Interval:
+    """Points of accuracy below models of one rate at the same bytes: of the layers that lose most, seeds averaged.
 
-    def excess(streams: Curves) -> float:
-        return _worst_excess(
-            [((streams[seed], _validated(streams[seed])), _validated(single[seed])) for seed in streams]
-        )
+    Where curves are flat, bytes at equal accuracy say little, and this says more.
+    """
+    seeds = sorted(set(progressive) & set(single))
+
+    def measure(drawn: Sequence[int], weight: np.ndarray) -> float:
+        found: dict[str, list[float]] = {}
+        for seed in drawn:
+            y, x = rising(*means(single[seed], weight))
+            for point, size, right in zip(progressive[seed], *means(progressive[seed], weight), strict=True):
+                at = min(float(np.log(size)), x[-1])
+                if len(x) > 1 and at >= x[0]:
+                    found.setdefault(point.setting, []).append(100 * (interpolate(x, y, at) - float(right)))
+        if not found:
+            raise CurveError("Wanted bytes that models of one rate reach, found none. Measure more rates.")
+        return float(max(np.mean(some) for some in found.values()))
+
+    return bootstrap(seeds, len(progressive[seeds[0]][0].sizes) if seeds else 0, measure)
+
+
+def best_recipe(recipes: Mapping[Name, tuple[Curves, Curves]]) -> Name:
+    """Of pairs of streams and models of one rate: whose excess over them is least on validation pictures."""
+
+    def excess(pair: tuple[Curves, Curves]) -> float:
+        streams, single = pair
+        seeds = [seed for seed in streams if seed in single]
+        return _worst_excess([((streams[seed], _validated(streams[seed])), _validated(single[seed])) for seed in seeds])
 
     return min(recipes, key=lambda name: excess(recipes[name]))
 

@@ -222,8 +222,15 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "entropic": (16, 64, 256, 1024),
         "klt": (1, 1.5, 2, 3, 4),
         "deep_klt": (1, 1.5, 2, 3, 4),
+        "deep_klt_trained": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "deep_klt_stream": (3e-5,),
+        "deep_klt_brief": (3e-4, 1e-3),
+        "deep_klt_moving": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "deep_klt_stream_moving": (3e-5,),
     },
-    "m": {"front": (1e-5, 1e-4, 1e-3)},
+    "m": {"front": (1e-5, 1e-4, 1e-3), "klt": (1, 1.5, 2, 3, 4), "deep_klt": (1, 1.5, 2, 3, 4)},
+    "m224": {"deep_klt": (1, 1.5, 2, 3, 4)},
+    "b224": {"deep_klt": (1, 1.5, 2, 3, 4)},
 }
 OURS = {"a": "slim", "b": "front"}  # what `ours_bd` compares
 # Curves whose head keeps the network's own first layers, in protocol b: slim up to its cut, the same up to a deeper cut
@@ -236,8 +243,17 @@ FRONTS = {
     "deep_bottlefit": "_blocks.10",
 }
 DEEP = ("deep", "deep_bottlefit")  # these cut where what they keep ends
-# Where the method without training cuts
-KLT = {"klt": "_blocks.4", "deep_klt": "_blocks.10"}
+KLT = ("klt", "deep_klt")  # without training, at the coarse layer and deeper
+DEEPER = {"b": "_blocks.10", "m": "features.13"}  # the last layer of stride 16
+# Trained from there: step for each beta. A stream for several rates trains as long again as one of them
+KLT_STEPS = {1e-5: 1.5, 3e-5: 2.0, 1e-4: 3.0, 3e-4: 4.0, 1e-3: 6.0, 3e-3: 8.0}
+KLT_TRAINED: dict[str, dict[str, Any]] = {
+    "deep_klt_trained": {"epochs": (30, 10)},
+    "deep_klt_stream": {"epochs": (60, 20), "rates": 4},
+    "deep_klt_brief": {"epochs": (8, 2)},
+    "deep_klt_moving": {"epochs": (30, 10), "fixed_norm": False},
+    "deep_klt_stream_moving": {"epochs": (60, 20), "rates": 4, "fixed_norm": False},
+}
 # BottleFit behind kept first layers; version 3 has a latent of half the cut's sides
 FRONT_BOTTLEFIT: dict[str, tuple[dict[str, Any], ...]] = {
     "front_bottlefit": (
@@ -258,7 +274,13 @@ CODEC_QUALITIES = {"webp": (1, 30, 60, 85), "jpeg": (5, 12, 25, 50, 75)}
 MATCH = TaskLoss("kd", alpha=0.0)
 B_CHANNELS = 16
 # Where a second seed is too much time; klt has no chance in it
-_ONE_SEED = {"a": ("peer_mshp", "bottlefit"), "b": ("peer_mshp", "entropic", "klt", "deep_klt"), "m": ("front",)}
+_ONE_SEED = {
+    "a": ("peer_mshp", "bottlefit"),
+    "b": ("peer_mshp", "entropic", "deep_klt_brief", *KLT),
+    "m": ("front", *KLT),
+    "m224": KLT,
+    "b224": KLT,
+}
 _B_BATCH = {"batch": 128}
 _B_FAST = {"task": MATCH, "task_lr": 2e-2, **_B_BATCH}
 _STRIDE_4 = ("entropic", "peer_fp", "peer_mshp")
@@ -293,6 +315,14 @@ ABLATIONS_FRONT: dict[str, tuple[str, dict[str, Any]]] = {
     "lr_tail": ("", {"lr": 1e-3, "tail_lr": 0.1}),
     "long": ("", {"epochs": (140, 60)}),
     "deeper": ("_blocks.10", {"front": "_blocks.7"}),
+}
+# Of klt as it was trained first, with normalisations that follow the pictures, at one rate
+ABLATIONS_KLT: dict[str, dict[str, Any]] = {
+    "lr3e-4": {"lr": 3e-4},
+    "lr3e-3": {"lr": 3e-3},
+    "long": {"epochs": (70, 30)},
+    "tail0.03": {"tail_lr": 0.03},
+    "tail0": {"tail_lr": 0.0},
 }
 ABLATED_BETA = {"a": 6e-4, "b": 3e-5}
 # Recipes of one stream for several rates, protocol a, and the rates of slim that they are compared with, behind one teacher
@@ -354,6 +384,9 @@ def ablation_jobs() -> list[Job]:
     for name, (layer, changed) in ABLATIONS_FRONT.items():
         options = {**front.options, **changed}
         jobs.append(Job("b", "slim", options, int8=True, layer=layer, label=f"ablation-front-{name}"))
+    klt = _job("b", "deep_klt_moving", 1e-4, 0)
+    for name, changed in ABLATIONS_KLT.items():
+        jobs.append(replace(klt, options={**klt.options, **changed}, label=f"ablation-klt-{name}"))
     return jobs
 
 
@@ -372,13 +405,17 @@ def _job(protocol: str, method: str, rate: float, seed: int) -> Job:
     fast = _B_FAST if protocol == "b" else {}
     if method in FRONTS:
         return _front_job(protocol, method, rate, seed)
-    if method in KLT:
-        return Job(protocol, "klt", {"step": rate, "epochs": (0, 0)}, seed, int8=True, curve=method, layer=KLT[method])
+    if method in KLT or method in KLT_TRAINED:
+        layer = PROTOCOLS[protocol].coarse_layer if method == "klt" else DEEPER[protocol[0]]
+        options: dict[str, Any] = {"step": rate, "epochs": (0, 0)}
+        if method in KLT_TRAINED:
+            options = {"beta": rate, "step": KLT_STEPS[rate], "task": MATCH, **_B_BATCH, **KLT_TRAINED[method]}
+        return Job(protocol, "klt", options, seed, int8=True, curve=method, layer=layer)
     if method == "bottlefit":
         wide = {"width": 256, "fix_encoder": False} if protocol == "b" else {}
         return Job(protocol, method, {"channels": int(rate), "epochs": EPOCHS[protocol], **fast, **wide}, seed)
     if method in ("slim", "progressive"):
-        options: dict[str, Any] = {"beta": rate, "epochs": JOINT_EPOCHS[protocol], "int8": True, **match}
+        options = {"beta": rate, "epochs": JOINT_EPOCHS[protocol], "int8": True, **match}
         if protocol == "b":
             options |= {"latent_channels": B_CHANNELS, **(PROGRESSIVE_B if method == "progressive" else {})}
         return Job(protocol, method, options, seed, int8=True)

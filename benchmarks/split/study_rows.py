@@ -23,6 +23,7 @@ from benchmarks.split.study_curves import (
     extended,
     pictures,
     progressive_excess,
+    progressive_loss,
     read_points,
     read_rates,
 )
@@ -30,11 +31,14 @@ from benchmarks.split.study_plan import (
     ABLATIONS,
     ABLATIONS_B,
     ABLATIONS_FRONT,
+    ABLATIONS_KLT,
+    DEEPER,
     FRONT_PROGRESSIVE,
     FRONTS,
     JOBS,
     JOINT_EPOCHS,
     KLT,
+    KLT_TRAINED,
     OURS,
     PREFIX_RATES,
     PREFIX_RECIPES,
@@ -51,6 +55,8 @@ WHERE = {
     "a": "CIFAR-10 copies, ResNet-18",
     "b": "grocery 160 px, EfficientNet-Lite0",
     "m": "grocery 160 px, MobileNetV2",
+    "m224": "grocery 224 px, MobileNetV2",
+    "b224": "grocery 224 px, EfficientNet-Lite0",
 }
 PEERS = {
     name: {"peer": f"sc2bench {kind}BasedResNetBottleneck", "peer_version": "0.1.1"}
@@ -62,7 +68,12 @@ _PARTLY = "over those accuracies alone that both curves reach, all rates, all pi
 def said(curve: str) -> str:
     """A curve of ours in words."""
     if curve in KLT:
-        return f"klt, computed and not trained, behind the network's own first layers (to {KLT[curve]})"
+        layer = PROTOCOLS["b"].coarse_layer if curve == "klt" else DEEPER["b"]
+        return f"klt, computed and not trained, behind the network's own first layers (to {layer})"
+    if curve in KLT_TRAINED:
+        recipe = KLT_TRAINED[curve]
+        norm = "that follow the pictures" if recipe.get("fixed_norm") is False else "that keep their statistics"
+        return f"klt behind the network's own first layers (to {DEEPER['b']}), trained for {sum(recipe['epochs'])} epochs with normalisations {norm}"
     return f"slim behind the network's own first layers (to {FRONTS[curve]})" if curve in FRONTS else curve
 
 
@@ -140,6 +151,9 @@ def _informing_rows(curves: dict[str, Curves]) -> Iterator[dict[str, Any]]:
         ("ours_bd.b.mshp", "peer_mshp", front, f"{said('front')} against sc2bench's bottleneck with a mean-scale hyperprior"),
         ("ours_bd.b.klt", "peer_fp", curves["klt"], f"{said('klt')} against sc2bench's Entropic Student"),
         ("klt.b", "front", curves["klt"], f"{said('klt')} against {said('front')}, as it was trained, both with int8 heads"),
+        ("klt.trained", "deep", curves["deep_klt_trained"], f"{said('deep_klt_trained')} against {said('deep')}, as it was trained for {sum(JOINT_EPOCHS['b'])}, both with int8 heads"),
+        ("klt.training", "deep_klt", curves["deep_klt_trained"], f"{said('deep_klt_trained')} against the same without training"),
+        ("klt.fixed_norm", "deep_klt_moving", curves["deep_klt_trained"], f"{said('deep_klt_trained')} against the same with normalisations that follow the pictures"),
         ("klt.b.deep", "deep", curves["deep_klt"], f"{said('deep_klt')} against {said('deep')}, as it was trained, both with int8 heads"),
     ):  # fmt: skip
         found = compare(curves[peer], tested, min_overlap=SHARED)
@@ -167,15 +181,38 @@ def prefix_rows(folder: Path, curves: Mapping[tuple[str, str], Curves]) -> Itera
     recipes = {name: {seed: one for seed, one in some.items() if seed in single} for name, some in known.items()}
     recipes = {name: some for name, some in recipes.items() if some}
     if recipes:
-        best = best_recipe(recipes, single)
+        best = best_recipe({name: (some, single) for name, some in recipes.items()})
         yield from _excess_rows("progressive", f"slim; {_recipe(best)}, chosen on validation pictures of {len(recipes)} recipes", progressive_excess(recipes[best], single), "a")  # fmt: skip
         for name, streams in recipes.items():
             yield _excess_row(f"progressive.{name}", f"slim; {_recipe(name)}", progressive_excess(streams, single), "a")
     found = progressive_excess(curves["a", "progressive"], curves["a", "slim"])
     yield _excess_row("progressive.as_long", "slim; with as many epochs as one of them", found, "a")
-    found = progressive_excess(curves["b", "front_progressive"], curves["b", "front"])
-    epochs = f"{sum(FRONT_PROGRESSIVE['epochs'])} epochs against {sum(JOINT_EPOCHS['b'])} of each of them"
-    yield from _excess_rows("progressive.b", f"{said('front')}; {epochs}", found, "b")
+    yield from _stream_rows({name: curve for (protocol, name), curve in curves.items() if protocol == "b"})
+
+
+def _stream_rows(curves: Mapping[str, Curves]) -> Iterator[dict[str, Any]]:
+    """Streams of protocol b: the one that validation pictures choose, each, and what each loses at equal bytes."""
+    long = f"{sum(FRONT_PROGRESSIVE['epochs'])} epochs against {sum(JOINT_EPOCHS['b'])} of each of them"
+    pairs = {
+        "front": ("front_progressive", "front", f"{said('front')}; {long}"),
+        "deep_klt": ("deep_klt_stream", "deep_klt_trained", f"{said('deep_klt_trained')}; {_klt_epochs('deep_klt_stream', 'deep_klt_trained')}"),
+        "moving": ("deep_klt_stream_moving", "deep_klt_moving", f"{said('deep_klt_moving')}; {_klt_epochs('deep_klt_stream_moving', 'deep_klt_moving')}"),
+        "deep_klt.slim": ("deep_klt_stream", "deep", f"{said('deep')}, against klt's stream; {sum(KLT_TRAINED['deep_klt_stream']['epochs'])} epochs against {sum(JOINT_EPOCHS['b'])} of each of them"),
+    }  # fmt: skip
+    found = {name: (curves[stream], curves[single]) for name, (stream, single, _) in pairs.items()}
+    best = best_recipe({name: found[name] for name in ("front", "deep_klt")})
+    what = f"{pairs[best][2]}; of two families the one chosen on validation pictures"
+    yield from _excess_rows("progressive.b", what, progressive_excess(*found[best]), "b")
+    for name, (_, _, what) in pairs.items():
+        yield _excess_row(f"progressive.b.{name}", what, progressive_excess(*found[name]), "b")
+        loss = progressive_loss(*found[name])
+        what = f"points of accuracy of one stream below models of one rate ({what}) at equal bytes, at the worst number of layers, {WHERE['b']}: {loss.said('+.2f', ' points')}"
+        yield {"id": f"progressive.b.{name}.loss", "what": what, "value": loss.value, "unit": "points", "direction": "info"}  # fmt: skip
+
+
+def _klt_epochs(*curves: str) -> str:
+    stream, single = (sum(KLT_TRAINED[name]["epochs"]) for name in curves)
+    return f"{stream} epochs against {single} of each of them"
 
 
 def _recipe(name: str) -> str:
@@ -226,7 +263,8 @@ def coder_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 def ablation_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Slim with one option changed at a time: accuracy, with its bytes."""
-    groups = {"": ABLATIONS, "b.": ABLATIONS_B, "front.": ABLATIONS_FRONT}
+    klt = {name: ("", changed) for name, changed in ABLATIONS_KLT.items()}
+    groups = {"": ABLATIONS, "b.": ABLATIONS_B, "front.": ABLATIONS_FRONT, "klt.": klt}
     changes = [(prefix, one) for prefix, group in groups.items() for one in group.items()]
     for (prefix, (name, (_, changes_of))), job in zip(changes, ablation_jobs(), strict=True):
         path = folder / f"{job.name}.npz"
