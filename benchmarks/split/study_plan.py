@@ -224,7 +224,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "deep_klt": (1, 1.5, 2, 3, 4),
         "deep_klt_trained": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "deep_klt_stream": (3e-5,),
-        "deep_klt_brief": (3e-4, 1e-3),
+        "deep_klt_brief": (3e-4,),
         "deep_klt_moving": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "deep_klt_stream_moving": (3e-5,),
     },

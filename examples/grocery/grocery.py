@@ -2,12 +2,14 @@
 
 headtail split grocery:lite0 --method entropic --layer _blocks.1 --data train.npz --test-data test.npz
 
-The weights are those that fine_tune.py wrote: build/grocery/lite0.pt, or the file that GROCERY_WEIGHTS names.
+The weights are those that fine_tune.py wrote: build/grocery/lite0.pt, or the file that GROCERY_WEIGHTS names, perhaps the
+teacher of the benchmarks, ../../benchmarks/split/teacher_b.npz.
 """
 
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from torch import nn
@@ -33,7 +35,7 @@ def lite0() -> ModelSource:
     if not path.is_file():
         raise EdgeError(f"Wanted the weights that fine_tune.py writes, found none at {path}. Set GROCERY_WEIGHTS.")
     module = _with_last_layer(EfficientNet.from_name("efficientnet-lite0"))
-    module.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    module.load_state_dict(_weights(path))
     return ModelSource(
         module=module.eval(),
         example=(torch.zeros(1, 3, SIZE, SIZE),),
@@ -54,6 +56,13 @@ def lite0() -> ModelSource:
             ),
         ),
     )
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    if path.suffix != ".npz":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    with np.load(path, allow_pickle=False) as file:
+        return {name: torch.from_numpy(one).float() for name, one in file.items()}
 
 
 def untrained() -> nn.Module:

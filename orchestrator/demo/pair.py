@@ -18,6 +18,7 @@ from orchestrator.demo.processes import Children, headtail
 from orchestrator.link_proxy import LinkProxy, parse_link
 
 ZOO = Path(__file__).parent / "zoo" / "grocery"
+STREAM = ZOO.with_name("grocery_stream")  # two thirds of the network on the device, one stream for four rates
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _DEADLINE_MS = 20_000.0
 _LARGE_DROP = 0.05  # from here on accuracy was not the aim

@@ -7,17 +7,30 @@ import pytest
 from edge_runtime.artefact import open_artefact
 from edge_runtime.manifest import Quality
 from orchestrator.cli import run
-from orchestrator.demo.pair import ZOO, PairDemo, PairDemoError, remark_of, run_pair
+from orchestrator.demo.pair import STREAM, ZOO, PairDemo, PairDemoError, remark_of, run_pair
 
 
-def test_the_shipped_pair_is_small_licensed_and_says_how_it_was_made():
-    files = [one for one in ZOO.rglob("*") if one.is_file()]
+@pytest.mark.parametrize("pair", [ZOO, STREAM], ids=lambda one: one.name)
+def test_a_shipped_pair_is_small_licensed_and_says_how_it_was_made(pair):
+    files = [one for one in pair.parent.rglob("*") if one.is_file()]
     assert sum(one.stat().st_size for one in files) < 15_000_000
-    said = json.loads((ZOO / "zoo.json").read_text())
+    said = json.loads((pair / "zoo.json").read_text())
     assert said["command"].startswith("headtail split grocery:lite0 --method")
-    assert open_artefact(ZOO / "head").key == said["cut_id"]
-    assert "MIT" in (ZOO / "LICENSES.md").read_text()
-    assert {one.spdx for one in open_artefact(ZOO / "head").manifest.licences} == {"Apache-2.0", "MIT"}
+    assert open_artefact(pair / "head").key == said["cut_id"]
+    assert said["cut_id"] in open_artefact(pair / "tail").manifest.cut.accepts
+    assert "MIT" in (pair / "LICENSES.md").read_text()
+    assert {one.spdx for one in open_artefact(pair / "head").manifest.licences} == {"Apache-2.0", "MIT"}
+
+
+def test_the_shipped_stream_sends_fewer_bytes_with_fewer_layers(tmp_path, capsys):
+    sizes = []
+    for layers in ("1", "0"):
+        words = ["demo", "--pair", str(STREAM / "head"), str(STREAM / "tail"), "--link", "none", "--layers", layers]
+        assert run([*words, "--out", str(tmp_path / layers), "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)["pair"]
+        assert found["right"] > found["labelled"] * 0.7
+        sizes.append(found["bytes_largest"])
+    assert 200 < sizes[0] < 0.6 * sizes[1] < 800
 
 
 def test_the_shipped_pair_answers_over_mqtt(tmp_path, capsys):
