@@ -318,11 +318,11 @@ ABLATIONS_FRONT: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Of klt as it was trained first, with normalisations that follow the pictures, at one rate
 ABLATIONS_KLT: dict[str, dict[str, Any]] = {
-    "lr3e-4": {"lr": 3e-4},
-    "lr3e-3": {"lr": 3e-3},
+    "lr_low": {"lr": 3e-4},
+    "lr_high": {"lr": 3e-3},
     "long": {"epochs": (70, 30)},
-    "tail0.03": {"tail_lr": 0.03},
-    "tail0": {"tail_lr": 0.0},
+    "tail_low": {"tail_lr": 0.03},
+    "tail_none": {"tail_lr": 0.0},
 }
 ABLATED_BETA = {"a": 6e-4, "b": 3e-5}
 # Recipes of one stream for several rates, protocol a, and the rates of slim that they are compared with, behind one teacher
