@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from benchmarks.data import data_folder
@@ -235,6 +236,7 @@ def chart(pairs: dict[str, Sequence[Pair]], codecs: Sequence[CodecPoint], raw: C
     """Accuracy over bytes as PNG and SVG."""
     figure = Figure(figsize=(7.5, 4.2))
     axes = figure.subplots()
+    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # the codecs' two curves are of one hue
     for codec in CODECS:
         some = [one for one in codecs if one.codec == codec]
         for name, rights in (("plain", [one.plain for one in some]), ("tuned", [one.tuned for one in some])):
