@@ -46,6 +46,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     remote_share: float = 1.0
     tensors: tuple[str, ...] = ()  # that cross, of a raw split: what binds a head to it that was built later
     picture: str | None = None  # codec and quality of a picture that is sent, "jpeg:75"
+    layers: int = 0  # of the head's stream that are sent, the first ones; 0 for all
 
     @property
     def plan_id(self) -> str:
@@ -208,6 +209,8 @@ def _check_choice(choice: Choice) -> None:
         value = getattr(choice, name)
         if not (math.isfinite(value) and value >= 0):
             raise PlanTableError(f"Wanted a finite {name} >= 0 of choice {choice.name!r}, found {value}.")
+    if choice.layers < 0:
+        raise PlanTableError(f"Wanted layers >= 0 of choice {choice.name!r}, found {choice.layers}.")
     if not 0.0 <= choice.remote_share <= 1.0:
         raise PlanTableError(f"Wanted a remote_share of 0 to 1 of choice {choice.name!r}, found {choice.remote_share}.")
 

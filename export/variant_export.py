@@ -58,4 +58,5 @@ def _entry(way: WayReport, head: Artefact) -> BottleneckEntry:
         exit_share=1 - way.sent,
         build=("headtail", "deploy", str(head.folder), "--to", "DEVICE"),
         artefact=head.key,
+        layers=way.setting,
     )

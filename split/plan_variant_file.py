@@ -30,6 +30,7 @@ class BottleneckEntry(_Data, frozen=True, kw_only=True):
     exit_share: float = 0.0
     build: tuple[str, ...] = ()
     artefact: str | None = None  # route key of the head: first 16 digits of its cut id, `headtail inspect` shows it
+    layers: int = 0  # of its stream that are sent, the first ones; 0 for all
 
     def bottleneck(self, *, device: float = 1.0, host: float = 1.0) -> Bottleneck:
         """As the planner takes it.
@@ -46,6 +47,7 @@ class BottleneckEntry(_Data, frozen=True, kw_only=True):
         return Bottleneck(
             self.name, head, tail, self.payload_bytes, self.accuracy, self.weight_bytes, self.peak_bytes,
             exit_share=self.exit_share, build=self.build, artefact=self.artefact,
+            layers=self.layers,
         )  # fmt: skip
 
 

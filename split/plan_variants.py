@@ -26,6 +26,7 @@ class Bottleneck:
     exit_share: float = 0.0
     build: tuple[str, ...] = ()
     artefact: str | None = None  # route key of the head
+    layers: int = 0  # of its stream that are sent; 0 for all
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ def bottleneck_candidate(given: Bottleneck, answer: int) -> Candidate:
     Raises:
         PlanError: A size or share out of range.
     """
-    if given.payload_bytes < 0 or not 0 <= given.exit_share <= 1:
-        raise PlanError(f"Wanted bytes >= 0 and an exit share of 0 to 1 of {given.name!r}, found {given}.")
+    if min(given.payload_bytes, given.layers) < 0 or not 0 <= given.exit_share <= 1:
+        raise PlanError(f"Wanted bytes and layers >= 0 and an exit share of 0 to 1 of {given.name!r}, found {given}.")
     choice = Choice(
         name=given.name,
         kind="split",
@@ -59,6 +60,7 @@ def bottleneck_candidate(given: Bottleneck, answer: int) -> Candidate:
         up_bytes=_FRAME_BYTES + given.payload_bytes,
         down_bytes=answer_bytes(answer),
         remote_share=1 - given.exit_share,
+        layers=given.layers,
     )
     return Candidate(
         choice,

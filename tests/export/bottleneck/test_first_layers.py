@@ -3,22 +3,30 @@
 import json
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from device_profiles.link import parse_link
+from device_profiles.plan_table import PlanTable, PlanTableError, check_plan_table
 from edge_runtime.offload import OffloadError
 from edge_runtime.offloader import Offloader, OffloadOptions
+from edge_runtime.planned import PlannedOffloader
 from edge_runtime.wire import ENVELOPE_BYTES
+from export.evaluation import EvaluationOptions, evaluate_pairs
 from export.pair_runner import PairRunner
 from export.trained_manifest import TrainedPairOptions
 from export.trained_pair import augmentation_of, write_trained_pair
+from export.variant_export import dump_variants, to_variants
 from orchestrator.cli import run
 from orchestrator.tail_server import TailServer, serve_artefact
 from split.distill import fit
 from split.inject import inject, trace_network
 from split.methods import find_method
+from split.plan_variant_file import parse_variants
+from split.plan_variants import bottleneck_candidate
 from split.training_data import PictureSet
 
 
@@ -64,6 +72,37 @@ def test_at_most_so_many_layers_are_sent_and_the_tail_answers_as_evaluated(strea
             device.infer(tensor, layers=-1)
     with pytest.raises(OffloadError, match="or 0 for all, found -2"):
         OffloadOptions(layers=-2)
+
+
+def test_a_plan_sends_as_many_layers_as_it_was_measured_with(stream, picture_set, broker):
+    data = picture_set(6, seed=9)
+    found = evaluate_pairs(
+        {"stream": (stream.head, stream.tail)}, None, data, EvaluationOptions("colours", codecs=False)
+    )
+    variants = parse_variants(dump_variants(to_variants(found, {"stream": stream.head})))
+    ways = {one.layers: bottleneck_candidate(one.bottleneck(), 100).choice for one in variants.bottlenecks}
+    assert set(ways) == {0, 1, 2}
+    sizes = {}
+    with TailServer(broker, [serve_artefact(stream.tail)]):
+        for layers, choice in ways.items():
+            table = check_plan_table(
+                PlanTable(
+                    model="m", device="d", host="h", rates_bytes_per_s=(1e6,), rtts_ms=(2.0,), choices=(choice,),
+                    cells=((0,),), link=parse_link("8mbit/2ms"), deadline_ms=10_000,
+                )
+            )  # fmt: skip
+            with PlannedOffloader(broker, "dev", table, heads=[stream.head]) as device:
+                device.wait_connected()
+                runner = PairRunner(stream.head, stream.tail, layers=layers)
+                tensor = runner.input_of(picture(data))
+                answer = device.infer(tensor)
+                assert answer.plan_id == choice.plan_id
+                assert answer.bytes_sent == len(runner.frame(runner.latents(tensor))) + ENVELOPE_BYTES
+                sizes[layers] = answer.bytes_sent
+                runner.close()
+    assert sizes[1] < sizes[2] < sizes[0]
+    with pytest.raises(PlanTableError, match="Wanted layers >= 0 of choice 'stream, 2 layers', found -1"):
+        check_plan_table(msgspec.structs.replace(table, choices=(msgspec.structs.replace(choice, layers=-1),)))
 
 
 def test_a_head_of_one_layer_sends_what_it_has(pairs, picture_set, broker):
