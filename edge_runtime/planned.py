@@ -217,7 +217,8 @@ class PlannedOffloader:
             encode_ms = ms_since(begun)
             answer = offloader.infer_image(data, *arrays, deadline_ms=deadline_ms - encode_ms)
         else:
-            answer = offloader.infer(*arrays, deadline_ms=deadline_ms, layers=choice.layers)
+            most = min((one for one in (choice.layers, self._options.layers) if one), default=0)
+            answer = offloader.infer(*arrays, deadline_ms=deadline_ms, layers=most)
         found = answer.breakdown
         link_ms = found.link_ms if answer.source == "remote" else found.waited_ms
         if link_ms > 0 and answer.bytes_sent:

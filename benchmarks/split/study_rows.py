@@ -199,11 +199,14 @@ def _stream_rows(curves: Mapping[str, Curves]) -> Iterator[dict[str, Any]]:
         "moving": ("deep_klt_stream_moving", "deep_klt_moving", f"{said('deep_klt_moving')}; {_klt_epochs('deep_klt_stream_moving', 'deep_klt_moving')}"),
         "deep_klt.slim": ("deep_klt_stream", "deep", f"{said('deep')}, against klt's stream; {sum(KLT_TRAINED['deep_klt_stream']['epochs'])} epochs against {sum(JOINT_EPOCHS['b'])} of each of them"),
     }  # fmt: skip
-    found = {name: (curves[stream], curves[single]) for name, (stream, single, _) in pairs.items()}
-    best = best_recipe({name: found[name] for name in ("front", "deep_klt")})
-    what = f"{pairs[best][2]}; of two families the one chosen on validation pictures"
-    yield from _excess_rows("progressive.b", what, progressive_excess(*found[best]), "b")
-    for name, (_, _, what) in pairs.items():
+    known = {name: (curves.get(stream, {}), curves.get(single, {})) for name, (stream, single, _) in pairs.items()}
+    found = {name: pair for name, pair in known.items() if set(pair[0]) & set(pair[1])}
+    families = {name: found[name] for name in ("front", "deep_klt") if name in found}
+    best = best_recipe(families) if families else "front"
+    what = f"{pairs[best][2]}; of {len(families)} families the one chosen on validation pictures"
+    yield from _excess_rows("progressive.b", what, progressive_excess(*known[best]), "b")
+    for name in found:
+        what = pairs[name][2]
         yield _excess_row(f"progressive.b.{name}", what, progressive_excess(*found[name]), "b")
         loss = progressive_loss(*found[name])
         what = f"points of accuracy of one stream below models of one rate ({what}) at equal bytes, at the worst number of layers, {WHERE['b']}: {loss.said('+.2f', ' points')}"

@@ -123,6 +123,25 @@ def test_a_progressive_stream_with_a_tenth_more_bytes_has_that_excess():
     assert study_curves.progressive_excess(below, single).value == pytest.approx(50)  # at least
 
 
+def test_a_progressive_stream_that_is_a_point_less_right_at_equal_bytes_has_that_loss():
+    places = np.arange(1000)
+    single = {0: [study_curves.Point(str(n), np.full(1000, 100.0 * 2**n), places < 500 + 100 * n) for n in range(4)]}
+    stream = {0: [study_curves.Point(str(n), np.full(1000, 100.0 * 2**n), places < 490 + 102 * n) for n in range(4)]}
+    worst = study_curves.progressive_loss(stream, single)
+    assert worst.value == pytest.approx(1.0)
+    assert worst.low <= 1 <= worst.high
+    assert study_curves.progressive_loss(single, single).value == 0
+    between = {0: [study_curves.Point("", np.full(1000, 150.0), places < 500)]}
+    assert 4 < study_curves.progressive_loss(between, single).value < 7  # half an octave above 100 B
+    more = {0: [study_curves.Point("", np.full(1000, 9000.0), places < 700)]}
+    assert study_curves.progressive_loss(more, single).value == pytest.approx(
+        10
+    )  # the best single rate, with fewer bytes
+    assert study_curves.progressive_loss({}, single).value is None
+    less = {0: [study_curves.Point("", np.full(1000, 50.0), places < 400)]}
+    assert "Wanted bytes that models of one rate reach" in study_curves.progressive_loss(less, single).reason
+
+
 def test_the_recipe_of_a_stream_is_chosen_on_validation_pictures(tmp_path):
     rng = np.random.default_rng(0)
     right = [np.arange(400) % 100 < share for share in (50, 60, 70, 80)]

@@ -12,7 +12,7 @@ from benchmarks.split.nets import MobileNetV2
 from benchmarks.split.study import prepare
 from benchmarks.split.study_curves import read_note
 from benchmarks.split.study_nets import raw_job
-from benchmarks.split.study_plan import JOBS, PROTOCOLS, load_teacher, teacher_id
+from benchmarks.split.study_plan import JOBS, PROTOCOLS, layer_of, load_teacher, teacher_id
 from benchmarks.split.study_rows import teacher_rows
 from split.training_data import PictureSet
 
@@ -42,10 +42,17 @@ def test_mobilenet_has_the_published_size_and_cuts_at_the_stated_strides():
             assert network.features[: end + 2](torch.zeros(1, 3, 160, 160)).shape[2] == 160 // (2 * stride)
 
 
-def test_jobs_of_mobilenet_are_one_seed_of_the_front_curve():
-    jobs = [job for job in JOBS.values() if job.protocol == "m"]
-    assert {job.name for job in jobs} == {f"m-front-beta{beta}-s0" for beta in ("1e-05", "0.0001", "0.001")}
-    assert {job.options["front"] for job in jobs} == {PROTOCOLS["m"].coarse_layer}
+def test_jobs_of_mobilenet_are_of_one_seed_and_cut_at_its_own_layers():
+    jobs = [job for job in JOBS.values() if job.protocol in ("m", "m224")]
+    assert {job.seed for job in jobs} == {0}
+    fronts = [job for job in jobs if job.series == "front"]
+    assert {job.name for job in fronts} == {f"m-front-beta{beta}-s0" for beta in ("1e-05", "0.0001", "0.001")}
+    assert {job.options["front"] for job in fronts} == {PROTOCOLS["m"].coarse_layer}
+    layers = [name for name, _ in PROTOCOLS["m"].network().named_modules()]
+    assert {(job.protocol, job.series): layer_of(job) for job in jobs if job.method == "klt"} == {
+        ("m", "klt"): PROTOCOLS["m"].coarse_layer, ("m", "deep_klt"): "features.13", ("m224", "deep_klt"): "features.13",
+    }  # fmt: skip
+    assert all(layer_of(job) in layers for job in jobs)
 
 
 def test_a_teacher_has_a_row_when_its_note_is_there(tmp_path):

@@ -82,7 +82,7 @@ def test_a_plan_sends_as_many_layers_as_it_was_measured_with(stream, picture_set
     variants = parse_variants(dump_variants(to_variants(found, {"stream": stream.head})))
     ways = {one.layers: bottleneck_candidate(one.bottleneck(), 100).choice for one in variants.bottlenecks}
     assert set(ways) == {0, 1, 2}
-    sizes = {}
+    sizes, least = {}, []
     with TailServer(broker, [serve_artefact(stream.tail)]):
         for layers, choice in ways.items():
             table = check_plan_table(
@@ -100,7 +100,12 @@ def test_a_plan_sends_as_many_layers_as_it_was_measured_with(stream, picture_set
                 assert answer.bytes_sent == len(runner.frame(runner.latents(tensor))) + ENVELOPE_BYTES
                 sizes[layers] = answer.bytes_sent
                 runner.close()
+            options = OffloadOptions(layers=1)  # what the operator allows at most
+            with PlannedOffloader(broker, "dev", table, heads=[stream.head], options=options) as device:
+                device.wait_connected()
+                least.append(device.infer(tensor).bytes_sent)
     assert sizes[1] < sizes[2] < sizes[0]
+    assert least == [sizes[1]] * 3
     with pytest.raises(PlanTableError, match="Wanted layers >= 0 of choice 'stream, 2 layers', found -1"):
         check_plan_table(msgspec.structs.replace(table, choices=(msgspec.structs.replace(choice, layers=-1),)))
 
