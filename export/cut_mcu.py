@@ -72,10 +72,16 @@ def tflm_runner(model: bytes, outputs: int) -> Runner:
     """A function that runs a .tflite file with so many outputs in TensorFlow Lite Micro; arrays in the file's order.
 
     Raises:
+        UnsupportedOpError: Operators that have no C kernel, all of them named.
         MissingDependencyError: The package tflite-micro is not installed.
         EngineError: It refuses the file.
     """
     _tflm_version()
+    load_step("export.mcu.to_c")  # names the missing extra
+    from export.mcu.ops.registry import check_supported
+    from export.mcu.reader import read_model
+
+    check_supported(read_model(model).nodes)
     interpreter = open_interpreter(model, "the network that is cut")
 
     def run(arrays: Sequence[np.ndarray]) -> Arrays:

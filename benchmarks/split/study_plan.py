@@ -315,6 +315,7 @@ ABLATIONS_FRONT: dict[str, tuple[str, dict[str, Any]]] = {
     "lr_tail": ("", {"lr": 1e-3, "tail_lr": 0.1}),
     "long": ("", {"epochs": (140, 60)}),
     "deeper": ("_blocks.10", {"front": "_blocks.7"}),
+    "fixed_norm": ("", {"fixed_norm": True}),
 }
 # Of klt as it was trained first, with normalisations that follow the pictures, at one rate
 ABLATIONS_KLT: dict[str, dict[str, Any]] = {

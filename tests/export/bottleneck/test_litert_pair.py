@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from device_profiles import load_board
 from edge_runtime.session import open_session
@@ -13,11 +14,13 @@ from export.evaluate import evaluate_pair
 from export.joined import count_equal
 from export.litert_head import head_to_litert
 from export.litert_pair import write_litert_pair
+from export.mcu.errors import UnsupportedOpError
 from export.pair_runner import PairRunner
 from export.tflite_join import join_tflite
 from export.trained_manifest import TrainedPairOptions
 from export.trained_pair import PairFormError, augmentation_of, calibration_pictures
 from orchestrator.cli import run
+from split.distill import fit
 from split.inject import inject, trace_network
 from split.latents import IntegerHead, fit_grid, input_batches
 from split.methods import find_method, options_from
@@ -168,3 +171,28 @@ def test_chosen_places_and_words_are_integers_on_litert_too(method, colour, pict
 def test_a_gdn_head_for_a_microcontroller_is_refused_by_name(trained, picture_set, options):
     with pytest.raises(PairFormError, match="GDN"):
         write_litert_pair(trained["entropic"], picture_set(24), options, board=load_board(BOARD))
+
+
+def test_an_operator_without_a_kernel_in_the_layers_that_a_head_keeps_is_named(picture_set, options):
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.GELU(),
+        nn.Conv2d(8, 8, 3, 2, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 3),
+    ).eval()
+    method = find_method("klt")
+    student, _ = inject(
+        trace_network(network, torch.zeros(1, 3, 32, 32)),
+        "2",
+        lambda at: method.make(at, method.options()),
+        size=(32, 32),
+        front="2",
+    )
+    data = picture_set(24)
+    fit(student, data, augmentation_of(options.preprocessing))
+    there = replace(options, out=options.out / "gelu", head_target=BOARD)
+    with pytest.raises(UnsupportedOpError, match=r"node \d+ \(GELU\): no C kernel for it\. Accepted: .*CONV_2D"):
+        write_litert_pair(student, data, there, board=load_board(BOARD))
