@@ -174,7 +174,11 @@ def dump_plan_table(table: PlanTable) -> bytes:
     Raises:
         PlanTableError: As `check_plan_table`.
     """
-    return msgspec.json.format(msgspec.json.encode(check_plan_table(table), order="sorted"), indent=1) + b"\n"
+    plain = msgspec.to_builtins(check_plan_table(table))
+    for choice in plain["choices"]:
+        if not choice["layers"]:
+            del choice["layers"]  # agents from before streams take a table without any
+    return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1) + b"\n"
 
 
 def check_plan_table(table: PlanTable) -> PlanTable:

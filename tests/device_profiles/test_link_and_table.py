@@ -83,6 +83,9 @@ def test_table_survives_the_file_and_ids_follow_the_content():
     table = _table()
     again = parse_plan_table(dump_plan_table(table))
     assert again == table
+    assert b"layers" not in dump_plan_table(table)  # agents that know none take it
+    stream = msgspec.structs.replace(table, choices=(LOCAL, msgspec.structs.replace(SPLIT, layers=2)))
+    assert parse_plan_table(dump_plan_table(stream)) == stream
     assert again.table_id == table.table_id != _table(deadline_ms=81.0).table_id
     assert len(SPLIT.plan_id) == 16
     assert SPLIT.plan_id != msgspec.structs.replace(SPLIT, up_bytes=10_001).plan_id
