@@ -18,7 +18,7 @@ from edge_runtime.artefact import Artefact
 from edge_runtime.attempt import Attempt, ms_since
 from edge_runtime.broker_url import MqttError
 from edge_runtime.clock_offset import ClockOffset, Exchange
-from edge_runtime.codecs import codec_of
+from edge_runtime.codecs import codec_of, encode_first
 from edge_runtime.early_exit import ExitGate
 from edge_runtime.local_model import LocalModel
 from edge_runtime.messages import Topics
@@ -38,9 +38,7 @@ from edge_runtime.offload_options import OffloadOptions, check_roles
 from edge_runtime.session import open_session
 from edge_runtime.tail_route import RouteOptions, TailRoute
 from edge_runtime.wire import (
-    CODEC_RAW,
     FLAG_TRACED,
-    RAW_CODECS,
     REPLY_BYTES,
     Envelope,
     FormatError,
@@ -94,7 +92,7 @@ class Offloader:
         check_roles(head, fallback.artefact if isinstance(fallback, LocalModel) else fallback, key)
         self.key = head.key if head is not None else str(key)
         self._cut_id = bytes.fromhex(self.key)
-        self._code, self._codec = codec_of(head) if head is not None else (CODEC_RAW, RAW_CODECS[CODEC_RAW])
+        self._code, self._codec = codec_of(head)
         self._head = open_session(head, threads=self._options.threads) if head else None
         self._gate = ExitGate.of(head.manifest) if head else None
         self._fallback_is_ours = isinstance(fallback, Artefact)
@@ -148,15 +146,12 @@ class Offloader:
             TailError: The tail answered with an error, and there is neither fallback nor exit.
             EngineError: Inputs that do not match, or the head failed.
         """
-        if layers is not None and layers < 0:
-            raise OffloadError(f"Wanted a number of layers, or 0 for all, found {layers}.")
         attempt = self._begin(deadline_ms)
         try:
             outputs = self._run_head(arrays, attempt)
             if attempt.leaving is not None and attempt.leaving.leaves:
                 return self._leave(attempt, None)
-            most = self._options.layers if layers is None else layers
-            return self._finish(attempt, self._encode(outputs, attempt, most), arrays)
+            return self._finish(attempt, self._encode(outputs, attempt, layers), arrays)
         except Exception as error:
             self._fail(attempt, error)
             raise
@@ -238,12 +233,10 @@ class Offloader:
         attempt.head_ms = ms_since(begun)
         return outputs
 
-    def _encode(self, outputs: Sequence[np.ndarray], attempt: Attempt, most: int) -> list[bytes | memoryview]:
+    def _encode(self, outputs: Sequence[np.ndarray], attempt: Attempt, most: int | None) -> list[bytes | memoryview]:
         begun = time.perf_counter()
         heads = pack_heads(outputs)
-        layers = self._codec.encode(outputs)
-        if most and self._codec.progressive:
-            layers = layers[:most]
+        layers = encode_first(self._codec, outputs, self._options.layers if most is None else most)
         encoded = time.perf_counter()
         pieces = frame_layers(Header(self._code, self._cut_id, self._codec.table_id), layers, heads, len(outputs))
         attempt.encode_ms, attempt.serialise_ms = 1000 * (encoded - begun), ms_since(encoded)

@@ -141,10 +141,6 @@ class Codec(Protocol):
     def table_id(self) -> bytes:
         """The 4 bytes that name the codec's tables, zeros where it has none."""
 
-    @property
-    def progressive(self) -> bool:
-        """Whether the first layers alone are of use."""
-
     def encode(self, arrays: Sequence[np.ndarray]) -> list[bytes | memoryview]:
         """At most `MAX_LAYERS` layers, the most important first."""
 
@@ -156,7 +152,6 @@ class RawCodec:
     """Codec 0: one layer, the tensors' little-endian values back to back."""
 
     table_id = NO_TABLES
-    progressive = False
 
     def encode(self, arrays: Sequence[np.ndarray]) -> list[bytes | memoryview]:
         """One layer; a single C-contiguous little-endian tensor is not copied."""

@@ -133,7 +133,7 @@ class _FirstLayers:
 
     def __init__(self, codec: Codec, layers: int) -> None:
         self.codec, self.layers = codec, layers
-        self.table_id, self.progressive = codec.table_id, codec.progressive
+        self.table_id = codec.table_id
 
     def encode(self, arrays: Sequence[np.ndarray]) -> list[bytes | memoryview]:
         """The first layers."""

@@ -267,7 +267,6 @@ class _Coded:
     """A codec whose layers are there already."""
 
     table_id = bytes(4)
-    progressive = False
 
     def __init__(self, layers: Sequence[bytes | memoryview]) -> None:
         self.layers = list(layers)
