@@ -120,7 +120,7 @@ def evaluate_exit(
         tail: One that accepts it.
         data: Pictures with the tail's class ids; their size is that of the head's preprocessing.
         name: Of the way.
-        layers: How many layers of the stream are sent; 0 for all.
+        layers: Of a progressive stream at most so many, the first ones, are sent; 0 for all.
         on_picture: Told about progress.
 
     Returns:
@@ -128,7 +128,6 @@ def evaluate_exit(
 
     Raises:
         PairError: Not a pair, or a head that takes no pictures.
-        WireError: More layers than the stream has.
     """
     runner = PairRunner(head, tail, layers=layers)
     try:

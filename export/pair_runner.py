@@ -10,18 +10,18 @@ import numpy.typing as npt
 
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import Artefact
-from edge_runtime.codecs import check_heads, codec_of, codecs_of
+from edge_runtime.codecs import check_heads, codec_of, codecs_of, encode_first
 from edge_runtime.early_exit import ExitAnswer, ExitGate
 from edge_runtime.preprocess import prepare
 from edge_runtime.session import Session, open_session
 from edge_runtime.wire import (
-    Codec,
     FormatError,
-    TensorHead,
+    Header,
     decode_frame,
     decode_tensors,
-    encode_tensors,
+    frame_layers,
     limits_of,
+    pack_heads,
 )
 from export.verify import dequantize
 
@@ -41,7 +41,7 @@ class PairRunner:
         head: The head's artefact.
         tail: One that accepts it.
         threads: Of both engines.
-        layers: How many layers of the stream are sent; 0 for all.
+        layers: Of a progressive stream at most so many, the first ones, are sent; 0 for all.
         head_ms: CPU time of each run of the head so far, in ms.
         encode_ms: The same of the entropy coder and the frame.
         decode_ms: The same of taking the frame apart.
@@ -59,8 +59,7 @@ class PairRunner:
 
     def __post_init__(self) -> None:
         check_pair(self.head, self.tail)
-        self._code, codec = codec_of(self.head)
-        self._codec = _FirstLayers(codec, self.layers) if self.layers else codec
+        self._code, self._codec = codec_of(self.head)
         self._codecs = codecs_of(self.tail)
         self._sessions: tuple[Session, Session] = (
             open_session(self.head, threads=self.threads),
@@ -88,11 +87,7 @@ class PairRunner:
 
     def frame(self, latents: Sequence[np.ndarray]) -> bytes:
         """The bytes that travel: header and layers."""
-        cut_id = bytes.fromhex(self.head.key)
-        pieces: list[bytes | memoryview] = _timed(
-            self.encode_ms, lambda: encode_tensors(latents, cut_id=cut_id, codec=self._codec, code=self._code)
-        )
-        return b"".join(pieces)
+        return b"".join(_timed(self.encode_ms, lambda: self._pieces(latents)))
 
     def logits(self, frame: bytes) -> np.ndarray:
         """The tail's answer to a frame, float32 (1, classes).
@@ -119,6 +114,10 @@ class PairRunner:
         for session in self._sessions:
             session.close()
 
+    def _pieces(self, latents: Sequence[np.ndarray]) -> list[bytes | memoryview]:
+        header = Header(self._code, bytes.fromhex(self.head.key), self._codec.table_id)
+        return frame_layers(header, encode_first(self._codec, latents, self.layers), pack_heads(latents), len(latents))
+
     def _decoded(self, data: bytes) -> list[np.ndarray]:
         frame = decode_frame(data, self._limits)
         cut = self.tail.manifest.cut
@@ -126,25 +125,6 @@ class PairRunner:
             raise FormatError(f"Wanted a frame of {cut and list(cut.accepts)}, found one of {frame.cut_id.hex()}.")
         check_heads(frame, self.tail.manifest.inputs)
         return decode_tensors(frame, self._codecs)
-
-
-class _FirstLayers:
-    """A codec of which only the first layers are sent."""
-
-    def __init__(self, codec: Codec, layers: int) -> None:
-        self.codec, self.layers = codec, layers
-        self.table_id = codec.table_id
-
-    def encode(self, arrays: Sequence[np.ndarray]) -> list[bytes | memoryview]:
-        """The first layers."""
-        found = self.codec.encode(arrays)
-        if len(found) < self.layers:
-            raise PairError(f"Wanted {self.layers} layers, found a stream of {len(found)}. Ask for fewer.")
-        return found[: self.layers]
-
-    def decode(self, heads: Sequence[TensorHead], layers: Sequence[memoryview]) -> list[np.ndarray]:
-        """As the codec does."""
-        return self.codec.decode(heads, layers)
 
 
 def check_pair(head: Artefact, tail: Artefact) -> None:

@@ -86,7 +86,6 @@ class Klt(Rounded):
         check_form(layer, form)
         channels, height, width = layer.shape
         assert layer.front is not None
-        self.shrink, self.step, self.sent, self.rates = form.shrink, form.step, form.latent_channels, form.rates
         size = channels * form.shrink**2
         count = form.latent_channels or size
         down, right = -height % form.shrink, -width % form.shrink
@@ -115,13 +114,13 @@ class Klt(Rounded):
         root, inverse = ((axes * scales.pow(power)) @ axes.T for power in (0.5, -0.5))
         sizes, components = torch.linalg.eigh(root @ found.covariance @ root)
         sizes, components = sizes.flip(0).clamp(min=0), components.flip(1)
-        step = self.step * sizes.mean().sqrt()
+        step = self.form.step * sizes.mean().sqrt()
         least = float(_REACH * sizes[0].sqrt() / _HIGH / sizes.mean().sqrt())
-        if self.step < least:
+        if self.form.step < least:
             raise BottleneckError(
-                f"Wanted a step of at least {least:.2g}, so that the largest component fits 8 bits, found {self.step}."
+                f"Wanted a step of at least {least:.2g}, so that the largest component fits 8 bits, found {self.form.step}."
             )
-        count = self.sent or max(1, int((sizes.sqrt() > _SMALLEST * step).sum()))
+        count = self.form.latent_channels or max(1, int((sizes.sqrt() > _SMALLEST * step).sum()))
         self._set(components.T[:count] @ root / step, inverse @ components[:, :count] * step, found.mean)
         stream = StreamPlan(self._stops((sizes[:count].sqrt() / step).tolist()))
         self.serve(stream, price_step=self.form.price_step, whole=self.form.whole)
@@ -131,7 +130,7 @@ class Klt(Rounded):
 
         A component of so many deviations of the step, were it normal, costs about log2(1 + 12 d^2) / 2 bits.
         """
-        layers = min(self.rates, len(deviations))
+        layers = min(self.form.rates, len(deviations))
         if layers == 1:
             return ()
         costs = torch.log2(1 + 12 * torch.tensor(deviations).square()).cumsum(0)
@@ -163,14 +162,14 @@ class Klt(Rounded):
 
     def _blocks(self, features: torch.Tensor) -> torch.Tensor:
         """(values of a block, blocks), float64, on the CPU."""
-        blocks = functional.pixel_unshuffle(features, self.shrink)
+        blocks = functional.pixel_unshuffle(features, self.form.shrink)
         return blocks.transpose(0, 1).flatten(1).cpu().double()
 
     def _set(self, there: torch.Tensor, back: torch.Tensor, mean: torch.Tensor) -> None:
         """New layers with this transform, its inverse, and the mean between them."""
         old, count = self.encoder[-1].conv, len(there)
         self.set_channels(count)
-        self.encoder[-1] = LatentConv(old.in_channels, count, gain=1.0, kernel=self.shrink)
+        self.encoder[-1] = LatentConv(old.in_channels, count, gain=1.0, kernel=self.form.shrink)
         self.decoder[0] = nn.Conv2d(count, len(mean), 1)
         with torch.no_grad():
             self.encoder[-1].conv.weight.copy_(there.reshape(self.encoder[-1].conv.weight.shape))
