@@ -183,10 +183,8 @@ class _Run:
         finally:
             if self.metrics:
                 self.metrics.close()
-        for one in (
-            self.student.eval(),
-            self.teacher,
-        ):  # a LiteRT tail of weights in another layout computed something else
+        self.student.eval()
+        for one in (self.student, self.teacher):  # a LiteRT tail of weights in another layout computed something else
             one.to(memory_format=torch.contiguous_format)
         resumed = checkpoint.position if checkpoint else None
         return TrainReport(tuple(steps), resumed, time.monotonic() - self.begin)
