@@ -217,20 +217,31 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "front_low": (3e-3,),
         "front_bottlefit": (0, 1, 2),
         "deep": (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "deep_fixed": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "deep_bottlefit": (0, 1),
         "peer_mshp": (4, 16, 64, 256, 1024),
         "entropic": (16, 64, 256, 1024),
         "klt": (1, 1.5, 2, 3, 4),
         "deep_klt": (1, 1.5, 2, 3, 4),
         "deep_klt_trained": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+        "deep_klt_long": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "deep_klt_stream": (3e-5,),
+        "deep_klt_stream_few": (3e-4,),
+        "deep_klt_stream_few_steep": (3e-4,),
+        "deep_klt_stream_fewest": (1e-3,),
+        "deep_klt_stream_fewest_steep": (1e-3,),
         "deep_klt_brief": (3e-4,),
         "deep_klt_moving": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "deep_klt_stream_moving": (3e-5,),
     },
-    "m": {"front": (1e-5, 1e-4, 1e-3), "klt": (1, 1.5, 2, 3, 4), "deep_klt": (1, 1.5, 2, 3, 4)},
-    "m224": {"deep_klt": (1, 1.5, 2, 3, 4)},
-    "b224": {"deep_klt": (1, 1.5, 2, 3, 4)},
+    "m": {
+        "front": (1e-5, 1e-4, 1e-3),
+        "klt": (1, 1.5, 2, 3, 4),
+        "deep_klt": (1, 1.5, 2, 3, 4),
+        "deep_klt_trained": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    },
+    "m224": {"deep_klt": (1, 1.5, 2, 3, 4), "deep_klt_trained": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3)},
+    "b224": {"deep_klt": (1, 1.5, 2, 3, 4), "deep_klt_trained": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3)},
 }
 OURS = {"a": "slim", "b": "front"}  # what `ours_bd` compares
 # Curves whose head keeps the network's own first layers, in protocol b: slim up to its cut, the same up to a deeper cut
@@ -240,16 +251,23 @@ FRONTS = {
     "front_progressive": "_blocks.4",
     "front_bottlefit": "_blocks.4",
     "deep": "_blocks.10",
+    "deep_fixed": "_blocks.10",
     "deep_bottlefit": "_blocks.10",
 }
-DEEP = ("deep", "deep_bottlefit")  # these cut where what they keep ends
+DEEP = ("deep", "deep_fixed", "deep_bottlefit")  # these cut where what they keep ends
 KLT = ("klt", "deep_klt")  # without training, at the coarse layer and deeper
 DEEPER = {"b": "_blocks.10", "m": "features.13"}  # the last layer of stride 16
-# Trained from there: step for each beta. A stream for several rates trains as long again as one of them
+# Trained from there: step for each beta. A stream for several rates trains as long again as one of them; those for few bytes
+# with a bit's price that rises slowly with each layer less, and steeply, as where bytes are many
 KLT_STEPS = {1e-5: 1.5, 3e-5: 2.0, 1e-4: 3.0, 3e-4: 4.0, 1e-3: 6.0, 3e-3: 8.0}
 KLT_TRAINED: dict[str, dict[str, Any]] = {
     "deep_klt_trained": {"epochs": (30, 10)},
+    "deep_klt_long": {"epochs": (70, 30)},
     "deep_klt_stream": {"epochs": (60, 20), "rates": 4},
+    "deep_klt_stream_few": {"epochs": (60, 20), "rates": 4, "price_step": 1.5},
+    "deep_klt_stream_few_steep": {"epochs": (60, 20), "rates": 4},
+    "deep_klt_stream_fewest": {"epochs": (60, 20), "rates": 4, "price_step": 1.5},
+    "deep_klt_stream_fewest_steep": {"epochs": (60, 20), "rates": 4},
     "deep_klt_brief": {"epochs": (8, 2)},
     "deep_klt_moving": {"epochs": (30, 10), "fixed_norm": False},
     "deep_klt_stream_moving": {"epochs": (60, 20), "rates": 4, "fixed_norm": False},
@@ -276,10 +294,10 @@ B_CHANNELS = 16
 # Where a second seed is too much time; klt has no chance in it
 _ONE_SEED = {
     "a": ("peer_mshp", "bottlefit"),
-    "b": ("peer_mshp", "entropic", "deep_klt_brief", *KLT),
-    "m": ("front", *KLT),
-    "m224": KLT,
-    "b224": KLT,
+    "b": ("deep_klt_brief", "deep_fixed", "deep_klt_long", *KLT),
+    "m": ("front", "deep_klt_trained", *KLT),
+    "m224": ("deep_klt_trained", *KLT),
+    "b224": ("deep_klt_trained", *KLT),
 }
 _B_BATCH = {"batch": 128}
 _B_FAST = {"task": MATCH, "task_lr": 2e-2, **_B_BATCH}
@@ -442,6 +460,8 @@ def _front_job(protocol: str, curve: str, rate: float, seed: int) -> Job:
     if curve == "front_progressive":
         options |= FRONT_PROGRESSIVE
         return Job(protocol, "progressive", options, seed, int8=True, keeps=True, curve=curve)
+    if curve == "deep_fixed":
+        return Job(protocol, "slim", {**options, "fixed_norm": True}, seed, int8=True, curve=curve, layer=layer)
     return Job(protocol, "slim", options, seed, int8=True, keeps=True, tunes=True, curve=curve, layer=layer)
 
 

@@ -50,6 +50,7 @@ from benchmarks.split.study_plan import (
     coder_jobs,
     prefix_jobs,
 )
+from split.klt import KltOptions
 
 WHERE = {
     "a": "CIFAR-10 copies, ResNet-18",
@@ -62,6 +63,7 @@ PEERS = {
     name: {"peer": f"sc2bench {kind}BasedResNetBottleneck", "peer_version": "0.1.1"}
     for name, kind in (("peer_fp", "FP"), ("peer_mshp", "MSHP"))
 }
+_FEW = ("few", "fewest", "few_steep", "fewest_steep")  # streams for few bytes
 _PARTLY = "over those accuracies alone that both curves reach, all rates, all pictures"
 
 
@@ -74,7 +76,8 @@ def said(curve: str) -> str:
         recipe = KLT_TRAINED[curve]
         norm = "that follow the pictures" if recipe.get("fixed_norm") is False else "that keep their statistics"
         return f"klt behind the network's own first layers (to {DEEPER['b']}), trained for {sum(recipe['epochs'])} epochs with normalisations {norm}"
-    return f"slim behind the network's own first layers (to {FRONTS[curve]})" if curve in FRONTS else curve
+    norm = " with normalisations that keep their statistics" if curve == "deep_fixed" else ""
+    return f"slim behind the network's own first layers (to {FRONTS[curve]}){norm}" if curve in FRONTS else curve
 
 
 def rows() -> Iterator[dict[str, Any]]:
@@ -154,6 +157,10 @@ def _informing_rows(curves: dict[str, Curves]) -> Iterator[dict[str, Any]]:
         ("klt.trained", "deep", curves["deep_klt_trained"], f"{said('deep_klt_trained')} against {said('deep')}, as it was trained for {sum(JOINT_EPOCHS['b'])}, both with int8 heads"),
         ("klt.training", "deep_klt", curves["deep_klt_trained"], f"{said('deep_klt_trained')} against the same without training"),
         ("klt.fixed_norm", "deep_klt_moving", curves["deep_klt_trained"], f"{said('deep_klt_trained')} against the same with normalisations that follow the pictures"),
+        ("klt.long", "deep_klt_trained", curves["deep_klt_long"], f"{said('deep_klt_long')} against the same trained for {sum(KLT_TRAINED['deep_klt_trained']['epochs'])}"),
+        ("klt.long.slim", "deep_fixed", curves["deep_klt_long"], f"{said('deep_klt_long')} against {said('deep_fixed')}, trained as long"),
+        ("slim.fixed_norm", "deep", curves["deep_fixed"], f"{said('deep_fixed')} against the same with normalisations that follow the pictures"),
+        ("es_mshp.b", "peer_mshp", curves["entropic"], "our Entropic Student against sc2bench's bottleneck with a mean-scale hyperprior, each with its own coder"),
         ("klt.b.deep", "deep", curves["deep_klt"], f"{said('deep_klt')} against {said('deep')}, as it was trained, both with int8 heads"),
     ):  # fmt: skip
         found = compare(curves[peer], tested, min_overlap=SHARED)
@@ -191,26 +198,35 @@ def prefix_rows(folder: Path, curves: Mapping[tuple[str, str], Curves]) -> Itera
 
 
 def _stream_rows(curves: Mapping[str, Curves]) -> Iterator[dict[str, Any]]:
-    """Streams of protocol b: the one that validation pictures choose, each, and what each loses at equal bytes."""
+    """Streams of protocol b: for many bytes and for few the one that validation pictures choose; each, and its loss at equal bytes."""
     long = f"{sum(FRONT_PROGRESSIVE['epochs'])} epochs against {sum(JOINT_EPOCHS['b'])} of each of them"
     pairs = {
         "front": ("front_progressive", "front", f"{said('front')}; {long}"),
-        "deep_klt": ("deep_klt_stream", "deep_klt_trained", f"{said('deep_klt_trained')}; {_klt_epochs('deep_klt_stream', 'deep_klt_trained')}"),
-        "moving": ("deep_klt_stream_moving", "deep_klt_moving", f"{said('deep_klt_moving')}; {_klt_epochs('deep_klt_stream_moving', 'deep_klt_moving')}"),
+        "deep_klt": ("deep_klt_stream", "deep_klt_trained", _klt_pair("deep_klt_stream", "deep_klt_trained")),
+        **{one: (f"deep_klt_stream_{one}", "deep_klt_trained", _klt_pair(f"deep_klt_stream_{one}", "deep_klt_trained")) for one in _FEW},
+        "moving": ("deep_klt_stream_moving", "deep_klt_moving", _klt_pair("deep_klt_stream_moving", "deep_klt_moving")),
         "deep_klt.slim": ("deep_klt_stream", "deep", f"{said('deep')}, against klt's stream; {sum(KLT_TRAINED['deep_klt_stream']['epochs'])} epochs against {sum(JOINT_EPOCHS['b'])} of each of them"),
     }  # fmt: skip
     known = {name: (curves.get(stream, {}), curves.get(single, {})) for name, (stream, single, _) in pairs.items()}
     found = {name: pair for name, pair in known.items() if set(pair[0]) & set(pair[1])}
-    families = {name: found[name] for name in ("front", "deep_klt") if name in found}
-    best = best_recipe(families) if families else "front"
-    what = f"{pairs[best][2]}; of {len(families)} families the one chosen on validation pictures"
-    yield from _excess_rows("progressive.b", what, progressive_excess(*known[best]), "b")
+    for row, names in (("progressive.b", ("front", "deep_klt")), ("progressive.b.few_bytes", _FEW)):
+        families = {name: found[name] for name in names if name in found}
+        best = best_recipe(families) if families else names[0]
+        what = f"{pairs[best][2]}; of {len(families)} streams for {'few' if names is _FEW else 'many'} bytes the one chosen on validation pictures"
+        yield from _excess_rows(row, what, progressive_excess(*known[best]), "b")
     for name in found:
         what = pairs[name][2]
         yield _excess_row(f"progressive.b.{name}", what, progressive_excess(*found[name]), "b")
         loss = progressive_loss(*found[name])
         what = f"points of accuracy of one stream below models of one rate ({what}) at equal bytes, at the worst number of layers, {WHERE['b']}: {loss.said('+.2f', ' points')}"
         yield {"id": f"progressive.b.{name}.loss", "what": what, "value": loss.value, "unit": "points", "direction": "info"}  # fmt: skip
+
+
+def _klt_pair(stream: str, single: str) -> str:
+    recipe = KLT_TRAINED[stream]
+    beta, *_ = RATES["b"][stream]
+    price = recipe.get("price_step", KltOptions.price_step)
+    return f"{said(single)}; beta {beta:g} at all layers, {price:g} times as much for each less, {_klt_epochs(stream, single)}"
 
 
 def _klt_epochs(*curves: str) -> str:

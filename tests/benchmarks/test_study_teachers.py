@@ -49,9 +49,11 @@ def test_jobs_of_mobilenet_are_of_one_seed_and_cut_at_its_own_layers():
     assert {job.name for job in fronts} == {f"m-front-beta{beta}-s0" for beta in ("1e-05", "0.0001", "0.001")}
     assert {job.options["front"] for job in fronts} == {PROTOCOLS["m"].coarse_layer}
     layers = [name for name, _ in PROTOCOLS["m"].network().named_modules()]
-    assert {(job.protocol, job.series): layer_of(job) for job in jobs if job.method == "klt"} == {
-        ("m", "klt"): PROTOCOLS["m"].coarse_layer, ("m", "deep_klt"): "features.13", ("m224", "deep_klt"): "features.13",
-    }  # fmt: skip
+    deeper = {
+        (protocol, series): "features.13" for protocol in ("m", "m224") for series in ("deep_klt", "deep_klt_trained")
+    }
+    found = {(job.protocol, job.series): layer_of(job) for job in jobs if job.method == "klt"}
+    assert found == {("m", "klt"): PROTOCOLS["m"].coarse_layer} | deeper
     assert all(layer_of(job) in layers for job in jobs)
 
 
