@@ -28,9 +28,18 @@ from export.mcu.emit_network import NetworkCode, comment_text, make_environment
 from export.mcu.errors import ScheduleError, UnsupportedOpError
 from export.mcu.network import Network, Port
 from export.mcu.oracle import Int8s, from_physical
+from split.patch_plan import InputMode
 
 HERE = Path(__file__).parent
 _STRUCT_BYTES = 24  # of one ht_head_tensor on a 32-bit core; with its wire form and layers a few more
+# What the run function takes: types and names
+_ARENA = ("int8_t *", "arena")
+_GIVEN = {
+    InputMode.RESIDENT: (_ARENA,),
+    InputMode.OVERWRITTEN: (_ARENA,),
+    InputMode.PULLED: (_ARENA, ("ht_pull_row ", "row"), ("void *", "user")),
+    InputMode.EXTERNAL: (_ARENA, ("const int8_t *", "picture")),
+}
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,7 @@ def emit_frame(network: Network, code: NetworkCode, request: FrameRequest) -> Fr
     scratch = _scratch_bytes(request.tables, lines)
     latent = sum(line.size_bytes for line in lines)
     layer_count = len(layers) or 1
+    given = _GIVEN[code.mode]
     buffer = FIXED_BYTES + 4 * layer_count + 8 * len(lines) + latent + len(layers) + scratch
     context: dict[str, Any] = {
         "prefix": code.prefix,
@@ -122,9 +132,11 @@ def emit_frame(network: Network, code: NetworkCode, request: FrameRequest) -> Fr
         "dtype": DTYPES.index("int8"),
         "layers": layers,
         "coded": request.tables is not None,
+        "progressive": len(layers) > 1 and len(lines) == 1,
+        "parameters": ", ".join(f"{kind}{name}" for kind, name in given),
+        "given": ", ".join(name for _, name in given),
         "scratch_bytes": scratch,
         "buffer_bytes": buffer,
-        "mode": code.mode.value,
     }
     environment = make_environment()
     files = {

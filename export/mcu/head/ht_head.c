@@ -3,9 +3,8 @@
 
 #include <string.h>
 
-static ht_status finish(const ht_head *head, uint8_t codec, const uint32_t *lengths, uint8_t *out, uint32_t room,
-                        ht_head_bytes *frame) {
-  const uint8_t layers = codec == HT_CODEC_RAW ? 1u : head->layer_count;
+static ht_status finish(const ht_head *head, uint8_t codec, uint8_t layers, const uint32_t *lengths, uint8_t *out,
+                        uint32_t room, ht_head_bytes *frame) {
   ht_frame parts;
   uint32_t i, size;
   const uint8_t *start;
@@ -42,21 +41,22 @@ ht_status ht_head_write_raw(const ht_head *head, const int8_t *arena, uint8_t *o
     memcpy(out + room, arena + tensor->offset, bytes);
   }
   length = capacity - room;
-  return finish(head, HT_CODEC_RAW, &length, out, room, frame);
+  return finish(head, HT_CODEC_RAW, 1u, &length, out, room, frame);
 }
 
-ht_status ht_head_write_coded(const ht_head *head, const int8_t *arena, uint8_t *out, uint32_t capacity,
-                              ht_head_bytes *frame) {
+ht_status ht_head_write_coded(const ht_head *head, const int8_t *arena, uint8_t layers, uint8_t *out,
+                              uint32_t capacity, ht_head_bytes *frame) {
+  const uint8_t count = layers != 0u && layers < head->layer_count ? layers : head->layer_count;
   uint32_t lengths[HT_FRAME_MAX_LAYERS];
   uint32_t room, i;
-  if (head->layer_count > HT_FRAME_MAX_LAYERS) {
+  if (count > HT_FRAME_MAX_LAYERS) {
     return HT_BAD_ARGUMENT;
   }
   if (capacity < head->scratch_bytes) {
     return HT_NO_SPACE;
   }
   room = capacity - head->scratch_bytes;
-  for (i = head->layer_count; i-- > 0;) {
+  for (i = count; i-- > 0;) {
     const ht_head_tensor *tensor = &head->tensors[head->layers[i].tensor];
     const uint32_t first = head->layers[i].first;
     const uint8_t *values = (const uint8_t *)arena + tensor->offset + first * tensor->channel_step;
@@ -76,5 +76,5 @@ ht_status ht_head_write_coded(const ht_head *head, const int8_t *arena, uint8_t 
     room -= (uint32_t)size;
     lengths[i] = (uint32_t)size;
   }
-  return finish(head, HT_CODEC_ENTROPY, lengths, out, room + head->scratch_bytes, frame);
+  return finish(head, HT_CODEC_ENTROPY, count, lengths, out, room + head->scratch_bytes, frame);
 }

@@ -50,12 +50,13 @@ typedef struct {
 } ht_head_bytes;
 
 /* Write the frame of the latents in `arena` into the END of out[0..capacity); `frame` says where it begins. What is free
- * in front of it may take the 24 bytes of a request's envelope. The arena is only read.
+ * in front of it may take the 24 bytes of a request's envelope. The arena is only read. Coded: at most the first `layers`
+ * layers, 0 for all; fewer than all are of use to the tail where they are a progressive stream.
  * Returns HT_OK, or HT_NO_SPACE when the buffer is too small. */
 ht_status ht_head_write_raw(const ht_head *head, const int8_t *arena, uint8_t *out, uint32_t capacity,
                             ht_head_bytes *frame);
-ht_status ht_head_write_coded(const ht_head *head, const int8_t *arena, uint8_t *out, uint32_t capacity,
-                              ht_head_bytes *frame);
+ht_status ht_head_write_coded(const ht_head *head, const int8_t *arena, uint8_t layers, uint8_t *out,
+                              uint32_t capacity, ht_head_bytes *frame);
 
 #ifdef __cplusplus
 }

@@ -12,10 +12,20 @@ from onnx import TensorProto, helper
 
 from device_profiles.errors import FitError
 from edge_runtime.artefact import open_artefact, read_raw
-from edge_runtime.codecs import codec_of, codecs_of
-from edge_runtime.entropy import CountOptions, count_tables
+from edge_runtime.codecs import codec_of, codecs_of, encode_first
+from edge_runtime.entropy import CountOptions, EntropyCodec, count_tables
 from edge_runtime.session import open_session
-from edge_runtime.wire import decode_frame, decode_tensors, encode_tensors, limits_of
+from edge_runtime.wire import (
+    CODEC_ENTROPY,
+    Header,
+    Limits,
+    decode_frame,
+    decode_tensors,
+    encode_tensors,
+    frame_layers,
+    limits_of,
+    pack_heads,
+)
 from export.cut_mcu import head_files, tflm_runner
 from export.cut_pair import cut_network, list_cuts
 from export.cut_source import open_cut_source
@@ -192,6 +202,45 @@ def test_layers_and_block_variants_are_equal_in_every_input_mode(layered, mode, 
     export = build_export(head, Board(), McuOptions(name="layers", input_mode=mode, frame=request))
     assert "scratch" in export.files["src/ht_layers_frame.h"].decode()
     assert prove(write_files(export.files, tmp_path)).differing == 0
+
+
+def test_c_sends_the_first_layers_alone_as_the_host_does(layered, tmp_path):
+    """Each number of layers, 0 and one too many: frames of the latents that the arena holds, which the tail decodes."""
+    head, tables = layered
+    cut_id, codec, limits = bytes(range(8)), EntropyCodec(tables), Limits(payload_bytes=4096, tensor_bytes=4096)
+    export = build_export(head, Board(), McuOptions(name="net", frame=FrameRequest(cut_id, tables)))
+    folder = write_files(export.files, tmp_path)
+    assert "#define HT_NET_FRAME_LAYERS 2u" in export.files["src/ht_net_frame.h"].decode()
+    (folder / "main.c").write_text(
+        """#include <stdio.h>
+#include "ht_net_frame.h"
+int main(int argc, char **argv) {
+  ht_head_bytes frame;
+  (void)argv;
+  if (fread(ht_net_input(ht_net_arena), 1, HT_NET_INPUT_BYTES, stdin) != HT_NET_INPUT_BYTES) return 1;
+  if (ht_net_frame_first(ht_net_arena, (uint8_t)(argc - 1), ht_net_frame_buffer, HT_NET_FRAME_BYTES, &frame)) return 2;
+  return fwrite(frame.data, 1, frame.size, stdout) == frame.size ? 0 : 3;
+}
+"""
+    )
+    sources = sorted(str(path) for path in (folder / "src").glob("*.c"))
+    strict = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-O1", "-fsanitize=address,undefined"]
+    subprocess.run(["cc", *strict, "-Isrc", "main.c", *sources, "-o", "first"], check=True, cwd=folder)
+    picture = np.random.default_rng(1).integers(-60, 60, (1, 16, 14, 3)).astype(np.int8)
+    latents = [Oracle(head, lower(head)).run((picture[0],)).outputs[0][np.newaxis]]
+    sizes = []
+    for layers in (0, 1, 2, 3):
+        done = subprocess.run(
+            [folder / "first", *["-"] * layers], input=picture.tobytes(), capture_output=True, check=True
+        )
+        pieces = encode_first(codec, latents, layers)
+        wanted = frame_layers(Header(CODEC_ENTROPY, cut_id, codec.table_id), pieces, pack_heads(latents), 1)
+        assert done.stdout == b"".join(wanted)
+        sizes.append(len(done.stdout))
+        (found,) = decode_tensors(decode_frame(done.stdout, limits), {CODEC_ENTROPY: codec})
+        kept = slice(0, tables.layers[0].stop if layers == 1 else None)
+        np.testing.assert_array_equal(found[..., kept], latents[0][..., kept])
+    assert sizes[1] < sizes[0] == sizes[2] == sizes[3]
 
 
 def test_no_buffer_is_overrun(layered, tmp_path):
