@@ -22,6 +22,7 @@ MAX_CHOICES = 64
 MAX_CELLS = 4096
 
 ChoiceKind = Literal["local", "remote", "split"]
+Objective = Literal["latency", "p95", "energy", "uplink", "accuracy"]
 
 
 class PlanTableError(EdgeError):
@@ -88,6 +89,7 @@ class PlanTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     link: Link  # what the grid varies: its jitter, ratio down to up and costs per message and byte stay
     deadline_ms: float | None = None
     min_accuracy: float | None = None
+    objective: Objective = "latency"  # that its cells are best for
 
     @property
     def table_id(self) -> str:
@@ -178,6 +180,8 @@ def dump_plan_table(table: PlanTable) -> bytes:
     for choice in plain["choices"]:
         if not choice["layers"]:
             del choice["layers"]  # agents from before streams take a table without any
+    if plain["objective"] == "latency":
+        del plain["objective"]  # as those do that know no other
     return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1) + b"\n"
 
 

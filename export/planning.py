@@ -9,14 +9,14 @@ from device_profiles.fit import resolve_board
 from device_profiles.link import Link, parse_link
 from device_profiles.load import load_board
 from device_profiles.measurement import ProfileMismatchError
-from device_profiles.plan_table import PlanTable
+from device_profiles.plan_table import Objective, PlanTable
 from device_profiles.schema import DeviceProfile
 from edge_runtime.artefact import Artefact
 from edge_runtime.profile_energy import stated_energy
 from export.cut_source import CutSource, open_cut_source
 from export.plan_inputs import MeasuredHere, PlaceTimes, pictures, place_times
 from export.plan_memory import device_memory
-from split.plan import Goal, Objective, Plan, PlanError, Power, make_plan
+from split.plan import Goal, Plan, PlanError, Power, make_plan
 from split.plan_heads import Candidate, cut_candidates, peak_bytes
 from split.plan_problem import RAW_INT8, make_problem
 from split.plan_sweep import Stretch, break_even, make_table
@@ -43,7 +43,7 @@ class PlanOptions:
         accuracy: Of the whole network, 0 to 1, when its manifest does not say.
         min_accuracy: Leaves out what is below it, or not known.
         variants: Measured bottlenecks, coders and accuracies on pictures (`headtail eval --variants`).
-        objective: latency (p50), p95, energy or uplink (bytes).
+        objective: What is least: latency (p50), p95, energy or uplink (bytes); or the most accuracy.
         message_ms: Cost of the broker and framing for each message; `byte_ms` for each byte. With a `Link`: ignored.
         image: Picture for the JPEG and WebP rivals.
         on_step: Told what is done next.

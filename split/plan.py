@@ -8,16 +8,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from device_profiles.errors import EdgeError
 from device_profiles.link import Link
-from device_profiles.plan_table import Choice
+from device_profiles.plan_table import Choice, Objective
 from split.plan_heads import Candidate
 
-Objective = Literal["latency", "p95", "energy", "uplink"]
 _NOT_WORTH = 0.02  # a split that gains less than this share is not worth a second artefact
 
 
@@ -155,21 +153,22 @@ def broken_anywhere(candidate: Candidate, goal: Goal) -> str | None:
         weights = candidate.weight_bytes if goal.weights_in_ram else 0
         if candidate.peak_bytes + (weights or 0) > goal.ram_bytes:
             return "do not fit the memory"
-    if goal.min_accuracy is not None:
-        if candidate.accuracy is None:
-            return "have no known accuracy"
-        if candidate.accuracy < goal.min_accuracy:
-            return "are below the accuracy floor"
+    if candidate.accuracy is None:
+        return "have no known accuracy" if goal.min_accuracy is not None or goal.objective == "accuracy" else None
+    if goal.min_accuracy is not None and candidate.accuracy < goal.min_accuracy:
+        return "are below the accuracy floor"
     return None
 
 
 def pareto_front(priced: Sequence[Priced]) -> tuple[Priced, ...]:
-    """Those that no other beats or equals in p50, p95, energy and uplink bytes at once; of equals, the first."""
-    ordered = sorted(priced, key=lambda one: (one.p50_ms, one.p95_ms, one.uplink_bytes, one.energy_mj or 0.0))
+    """Those that no other beats or equals in p50, p95, energy, uplink bytes and accuracy at once; of equals, the first."""
+    ordered = sorted(
+        priced, key=lambda one: (one.p50_ms, one.p95_ms, one.uplink_bytes, one.energy_mj or 0.0, _loss(one))
+    )
     kept: list[Priced] = []
-    rows = np.empty((0, 4))
+    rows = np.empty((0, 5))
     for one in ordered:
-        row = np.array([one.p50_ms, one.p95_ms, one.energy_mj or 0.0, one.uplink_bytes])
+        row = np.array([one.p50_ms, one.p95_ms, one.energy_mj or 0.0, one.uplink_bytes, _loss(one)])
         if not len(rows) or not (rows <= row).all(axis=1).any():
             kept.append(one)
             rows = np.vstack([rows, row])
@@ -228,11 +227,21 @@ def _check_times(*times: float) -> None:
 
 def _key(priced: Priced, objective: Objective) -> tuple[float, ...]:
     energy = priced.energy_mj or 0.0
-    main = {"latency": priced.p50_ms, "p95": priced.p95_ms, "energy": energy, "uplink": priced.uplink_bytes}[objective]
+    main = {
+        "latency": priced.p50_ms, "p95": priced.p95_ms, "energy": energy, "uplink": priced.uplink_bytes, "accuracy": _loss(priced),
+    }[objective]  # fmt: skip
     return (main, priced.p50_ms, priced.uplink_bytes, priced.p95_ms)
 
 
+def _loss(priced: Priced) -> float:
+    """Minus the accuracy; one that is not known is the least."""
+    accuracy = priced.candidate.accuracy
+    return 0.0 if accuracy is None else -accuracy
+
+
 def _about_equal(local: Priced, chosen: Priced, objective: Objective) -> bool:
+    if objective == "accuracy":
+        return _loss(local) == _loss(chosen) and _about_equal(local, chosen, "latency")
     mine, best = _key(local, objective)[0], _key(chosen, objective)[0]
     return mine * (1 - _NOT_WORTH) <= best
 
@@ -256,6 +265,8 @@ def _link_free(candidate: Candidate) -> list[float]:
 def _figures(priced: Priced, goal: Goal) -> str:
     if goal.objective == "energy" and priced.energy_mj is not None:
         return f"{priced.energy_mj:.3g} mJ ({format_ms(priced.p50_ms)})"
+    if goal.objective == "accuracy" and priced.candidate.accuracy is not None:
+        return f"{100 * priced.candidate.accuracy:.1f} % right ({format_ms(priced.p50_ms)})"
     if goal.objective == "uplink":
         return f"{priced.uplink_bytes:.0f} B ({format_ms(priced.p50_ms)})"
     return f"{format_ms(priced.p95_ms)} (p95)" if goal.objective == "p95" else format_ms(priced.p50_ms)

@@ -29,7 +29,7 @@ class Observation:
 class PlanEnv:
     """Evaluations of single candidates under a budget.
 
-    The reward is minus the objective (ms, mJ or bytes); -inf for a candidate that breaks a constraint.
+    The reward is minus the objective (ms, mJ or bytes), or the accuracy; -inf for a candidate that breaks a constraint.
 
     Args:
         candidates: As for `make_plan`.
@@ -91,6 +91,7 @@ class PlanEnv:
             "p95": priced.p95_ms,
             "energy": priced.energy_mj,
             "uplink": priced.uplink_bytes,
+            "accuracy": -(priced.candidate.accuracy or 0.0),
         }
         value = values[self.goal.objective]
         if value is None:

@@ -101,6 +101,7 @@ def make_table(
             link=link,
             deadline_ms=goal.deadline_ms,
             min_accuracy=goal.min_accuracy,
+            objective=goal.objective,
         )
     )
 

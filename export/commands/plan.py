@@ -10,11 +10,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from device_profiles.plan_table import dump_plan_table
+from device_profiles.plan_table import Objective, dump_plan_table
 from device_profiles.schema import DeviceProfile
 from export.commands.output import wide_console
 from export.planning import NetworkPlan, PlanOptions, plan_network
-from split.plan import Objective, PlanError, Priced, format_ms, prune
+from split.plan import PlanError, Priced, format_ms, prune
 from split.plan_heads import Candidate
 
 
@@ -60,7 +60,7 @@ def plan(
         accuracy: Of the whole network, 0 to 1, when its manifest does not say.
         min_accuracy: Leave out what is below it, or not known, 0 to 1.
         variants: Measured bottlenecks, coders and accuracies on pictures: what `headtail eval --variants` writes.
-        objective: What to minimise: latency (p50), p95, energy or uplink (bytes).
+        objective: What to minimise: latency (p50), p95, energy or uplink (bytes); or accuracy, the most of it, within the deadline.
         message_ms: Cost of the broker and framing for each message.
         byte_ms: Cost of serialising and the broker for each byte.
         image: Picture for the JPEG and WebP rivals.

@@ -125,6 +125,64 @@ def test_no_deadline_is_missed_after_the_step():
     assert 0 < local <= 12  # of 160: only while the new link was being learnt
 
 
+STREAM = (
+    Choice(name="local", kind="local", device_ms=200.0, device_p95_ms=210.0),
+    *(
+        Choice(name=f"{layers} layers", kind="split", device_ms=20.0, device_p95_ms=22.0, host_ms=4.0, host_p95_ms=5.0,
+               up_bytes=size, down_bytes=100, layers=layers)
+        for layers, size in ((1, 2_000), (2, 8_000), (3, 30_000))
+    ),
+)  # fmt: skip
+
+
+def _accurate(deadline_ms):
+    """Of the stream as many layers as keep the deadline; the fewest where none do."""
+    rates = tuple(0.1 * MBIT * 10 ** (step / 8) for step in range(25))
+
+    def best(rate):
+        link = BASE.at_rate(rate, BASE.rtt_ms)
+        return max([n for n in (1, 2, 3) if STREAM[n].latency_p95_ms(link) <= deadline_ms], default=1)
+
+    return check_plan_table(
+        PlanTable(model="m", device="d", host="h", rates_bytes_per_s=rates, rtts_ms=(BASE.rtt_ms,), choices=STREAM,
+                  cells=tuple((best(rate),) for rate in rates), link=BASE, deadline_ms=deadline_ms, objective="accuracy")
+    )  # fmt: skip
+
+
+def test_a_table_for_accuracy_sends_more_layers_on_a_better_link_though_they_take_longer():
+    adapter, rng = Adapter(_accurate(70.0)), random.Random(1)
+    assert adapter.current.name == "3 layers"
+    seen = []
+    for rate in (1 * MBIT, 20 * MBIT):
+        changes = []
+        for window in range(12):
+            _send(adapter, BASE.at_rate(rate), rng, jitter=0.1)
+            change = adapter.end_window()
+            if change is not None:
+                changes.append((window, change.plan.name, change.why))
+        seen.append(changes)
+    (down,), (up,) = seen  # one change each, then it stays
+    assert down[0] <= 2
+    assert down[1] == "1 layers"
+    assert "would miss 70 ms" in down[2]
+    assert up[1] == "3 layers"
+    assert "better for accuracy" in up[2]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_table_for_accuracy_does_not_flap_and_never_proposes_a_missed_deadline(seed):
+    for step in range(12, 25):
+        rate = 0.1 * MBIT * 10 ** (step / 8)
+        adapter, rng, changes = Adapter(_accurate(70.0)), random.Random(seed), 0
+        for window in range(60):
+            _send(adapter, BASE.at_rate(rate), rng, jitter=0.2)
+            change = adapter.end_window()
+            if change is not None:
+                assert change.plan.latency_p95_ms(adapter.link) <= 70.0 or change.plan.layers == 1
+                changes += window >= 20
+        assert changes <= 8  # of 40 windows, at the worst of the rates, which lies between two plans
+
+
 def test_guard_sends_a_request_home_when_too_little_time_is_left():
     adapter = Adapter(_table(100.0))
     assert adapter.route() == "plan"

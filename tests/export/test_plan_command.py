@@ -130,6 +130,30 @@ def test_measured_variants_are_candidates(plan, profile, tmp_path):
         assert (status, text.split(":")[0]) in ((1, "PlanError"), (1, "ProfileError"))
 
 
+def test_the_most_accuracy_sends_as_many_layers_as_the_link_carries_in_time(plan, profile, tmp_path):
+    slow, path, out = tmp_path / "device.json", tmp_path / "variants.json", tmp_path / "plan.json"
+    slow.write_bytes(dump_profile(msgspec.structs.replace(profile, whole=_times(200.0))))
+    stream = [
+        {"name": f"stream, {layers}", "head_ms": 5.0, "tail_ms": 1.0, "payload_bytes": size, "accuracy": accuracy, "layers": layers}
+        for layers, size, accuracy in ((1, 300, 0.7), (2, 3000, 0.8), (0, 30_000, 0.9))
+    ]  # fmt: skip
+    path.write_text(json.dumps({"bottlenecks": stream}))
+    words = ("--variants", str(path), "--deadline", "60ms", "--objective", "accuracy", "--json", "--out", str(out))
+    device = ("--device", this_board_id(), "--device-profile", str(slow))
+    found = []
+    for link in ("0.2mbit/5ms", "2mbit/5ms", "50mbit/5ms"):
+        status, text, _ = plan(*words, device=device, link=link)
+        report = json.loads(text)
+        assert status == 0
+        assert any(why == "have no known accuracy" for why in report["left_out"])  # the network itself has none
+        found.append(report["chosen"]["accuracy"])
+    assert found == [0.7, 0.8, 0.9]
+    table = parse_plan_table(out.read_bytes())
+    sent = [table.choices[table.lookup(rate, 5.0)].layers for rate in (25e3, 250e3, 6.25e6)]
+    assert (table.objective, sent) == ("accuracy", [1, 2, 0])
+    assert plan("--objective", "accuracy")[2].startswith("PlanError")
+
+
 @pytest.mark.parametrize(
     ("words", "error"),
     [

@@ -1,10 +1,12 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
 from device_profiles.link import parse_link
 from device_profiles.measurement import EngineSettings, KernelTime, Percentiles, Profile, ProfileError
+from device_profiles.plan_table import PlanTableError, dump_plan_table, parse_plan_table
 from edge_runtime.manifest import Quantisation
 from split.cut_graph import CutGraph, CutGraphError, CutNode, CutTensor
 from split.plan import Goal, PlanError, Power, make_plan, pareto_front, price, prune
@@ -85,6 +87,58 @@ def test_constraints_change_the_plan_and_are_counted():
     for goal in (Goal(min_accuracy=0.1), Goal(ram_bytes=10**9), Goal(flash_bytes=10**9)):
         with pytest.raises(PlanError, match=r"unknown|no known"):
             make_plan(unsure, WIFI, goal)
+
+
+def _stream():
+    """Three layers of one stream; the whole network on the device is better and late."""
+    layers = [(200, 0.80), (900, 0.85), (4000, 0.88)]
+    variants = [
+        Bottleneck(f"{count} layers", Cost(20, 22), Cost(4, 5), size, accuracy, None, None, layers=count)
+        for count, (size, accuracy) in enumerate(layers, 1)
+    ]
+    local = local_candidate(Cost(200, 210), accuracy=0.9, weight_bytes=15_000, peak_bytes=60_000)
+    return [local, *(bottleneck_candidate(one, 10) for one in variants)]
+
+
+def test_the_most_accuracy_within_a_deadline_sends_more_layers_where_the_link_carries_them():
+    stream, goal = _stream(), Goal("accuracy", deadline_ms=60)
+    sent = {
+        rate: make_plan(stream, parse_link(f"{rate}mbit/5ms"), goal).chosen.candidate.choice.layers
+        for rate in (0.2, 0.5, 20)
+    }
+    assert sent == {0.2: 1, 0.5: 2, 20: 3}
+    fast = make_plan(stream, parse_link("20mbit/5ms"), goal)
+    assert "88.0 % right" in fast.reason
+    assert {one.candidate.accuracy for one in fast.front} == {0.80, 0.85, 0.88}  # slower, and better
+    assert make_plan(stream, WIFI, Goal("accuracy")).chosen.candidate.method == "whole"
+    with pytest.raises(PlanError, match="1 have no known accuracy"):
+        make_plan([replace(stream[-1], accuracy=None)], WIFI, goal)
+
+
+def test_of_equal_accuracy_the_faster_plan_counts_and_the_whole_model_stays_where_a_split_hardly_pays():
+    rivals = [
+        local_candidate(Cost(40, 44), accuracy=0.9, weight_bytes=1, peak_bytes=1),
+        *(
+            bottleneck_candidate(Bottleneck(f"{ms} ms", Cost(ms, ms), Cost(1, 1), 10, 0.9, None, None, layers=1), 10)
+            for ms in (37, 33)
+        ),
+    ]
+    link = parse_link("1000mbit/1ms")
+    assert make_plan(rivals, link, Goal("accuracy")).chosen.candidate.choice.name == "33 ms"
+    assert (
+        make_plan(rivals[:1] + rivals[1:2], parse_link("1000mbit/2.4ms"), Goal("accuracy")).chosen.candidate.method
+        == "whole"
+    )
+
+
+def test_a_table_says_what_it_is_best_for_and_one_for_latency_is_as_it_was():
+    for objective, named in (("accuracy", True), ("latency", False)):
+        table = make_table(_stream(), WIFI, Goal(objective, deadline_ms=60), names=("m", "d", "h"))
+        written = dump_plan_table(table)
+        assert (b'"objective"' in written) == named
+        assert parse_plan_table(written) == table
+    with pytest.raises(PlanTableError, match="objective"):
+        parse_plan_table(written.replace(b'"model"', b'"objective": "luck", "model"'))
 
 
 def test_operators_that_the_device_lacks_are_never_in_a_head():
