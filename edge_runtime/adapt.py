@@ -65,13 +65,13 @@ class Adapter:
         """The link as it is estimated now."""
         return self._estimate.link
 
-    def finished(self, *, up_bytes: int, down_bytes: int, link_ms: float) -> None:
-        """A request of the current plan (or a probe) crossed the link, or was given up after `link_ms`.
+    def finished(self, *, up_bytes: int, down_bytes: int, link_ms: float, answered: bool = True) -> None:
+        """A request of the current plan (or a probe) crossed the link, or was given up after `link_ms` (not `answered`).
 
         Raises:
             TransferError: Impossible sizes or times.
         """
-        self._estimate.add(Transfer(up_bytes, down_bytes, link_ms))
+        self._estimate.add(Transfer(up_bytes, down_bytes, link_ms, answered))
 
     def saw_round_trip(self, rtt_ms: float) -> None:
         """A round trip that the connection itself shows.

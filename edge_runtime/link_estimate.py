@@ -26,6 +26,7 @@ class Transfer:
     up_bytes: int
     down_bytes: int
     link_ms: float
+    answered: bool = True  # else given up after that time
 
     def __post_init__(self) -> None:
         if self.up_bytes < 0 or self.down_bytes < 0 or not (math.isfinite(self.link_ms) and self.link_ms > 0):
@@ -38,6 +39,7 @@ class LinkEstimate:
 
     A window whose median lies more than `step` times away from the estimate is a step of the link, not noise: the
     second such window in a row replaces the estimate. Noise of 20 % gives at most a ratio of 1.5 between two windows.
+    A window of small transfers alone cannot tell a slow link from a long round trip, but the rate is at least what they show.
 
     Args:
         start: What is assumed before anything was measured; its costs per message and byte, and its ratio of the
@@ -86,9 +88,12 @@ class LinkEstimate:
             rtt = min(max(one.link_ms - 2 * self.start.per_message_ms, 0.0) for one in small)
             self._rtt_ms += self.weight * (rtt - self._rtt_ms)
         rates = sorted(rate for one in self._window if (rate := self._rate_of(one)) is not None)
+        least = sorted(1e3 * self._weighted(one) / one.link_ms for one in small if one.answered)
         self._window.clear()
         if rates:
             self._take(rates[len(rates) // 2])
+        elif least:
+            self._rate = max(self._rate, least[len(least) // 2])
         return True
 
     @property
@@ -118,8 +123,10 @@ class LinkEstimate:
         if transfer.up_bytes + transfer.down_bytes <= _SMALL_BYTES:
             return None
         start = self.start
-        ratio = start.up_bytes_per_s / start.down_bytes_per_s
-        weighted = transfer.up_bytes + ratio * transfer.down_bytes
         fixed = self._rtt_ms + 2 * start.per_message_ms + start.per_byte_ms * (transfer.up_bytes + transfer.down_bytes)
         moving_ms = max(transfer.link_ms - fixed, 0.05 * transfer.link_ms)  # the round trip itself may have shrunk
-        return 1e3 * weighted / moving_ms
+        return 1e3 * self._weighted(transfer) / moving_ms
+
+    def _weighted(self, transfer: Transfer) -> float:
+        """Bytes up that would take as long as both ways."""
+        return transfer.up_bytes + self.start.up_bytes_per_s / self.start.down_bytes_per_s * transfer.down_bytes

@@ -220,10 +220,13 @@ class PlannedOffloader:
             most = min((one for one in (choice.layers, self._options.layers) if one), default=0)
             answer = offloader.infer(*arrays, deadline_ms=deadline_ms, layers=most)
         found = answer.breakdown
-        link_ms = found.link_ms if answer.source == "remote" else found.waited_ms
+        remote = answer.source == "remote"
+        link_ms = found.link_ms if remote else found.waited_ms
         if link_ms > 0 and answer.bytes_sent:
             with self._lock:
-                self._adapter.finished(up_bytes=answer.bytes_sent, down_bytes=choice.down_bytes, link_ms=link_ms)
+                self._adapter.finished(
+                    up_bytes=answer.bytes_sent, down_bytes=choice.down_bytes, link_ms=link_ms, answered=remote
+                )
         if encode_ms:
             found = msgspec.structs.replace(
                 found, encode_ms=found.encode_ms + encode_ms, total_ms=found.total_ms + encode_ms

@@ -210,6 +210,23 @@ def test_estimate_recovers_the_true_link():
     assert estimate.link.rtt_ms == pytest.approx(30, rel=0.01)
 
 
+def test_small_transfers_show_that_a_link_is_not_slower_than_they_were():
+    slow = BASE.at_rate(1_000)
+    estimate = LinkEstimate(slow)
+    for answered, rate in ((False, 1_000), (True, 100_000)):  # what was given up never crossed it
+        estimate.add(Transfer(300, 100, 4.0, answered))
+        assert estimate.end_window()
+        assert estimate.link.up_bytes_per_s == pytest.approx(rate)
+    for _ in range(10):
+        estimate.add(Transfer(300, 100, 400.0))  # a slow link or a long round trip: not told
+        estimate.end_window()
+    assert estimate.link.up_bytes_per_s == pytest.approx(100_000)
+    for _ in range(3):
+        estimate.add(Transfer(3_000, 100, slow.uplink_ms(3_000) + slow.downlink_ms(100)))
+        estimate.end_window()
+    assert estimate.link.up_bytes_per_s < 1_500
+
+
 @pytest.mark.parametrize("bad", [(-1, 0, 1.0), (0, -1, 1.0), (1, 1, 0.0), (1, 1, math.nan), (1, 1, math.inf)])
 def test_impossible_transfers_are_refused(bad):
     with pytest.raises(TransferError):

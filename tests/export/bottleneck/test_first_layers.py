@@ -1,6 +1,7 @@
 """A device that sends the first layers of its stream alone: fewer bytes, the answer that an evaluation says, over a real broker."""
 
 import json
+import time
 from dataclasses import replace
 
 import msgspec
@@ -10,10 +11,11 @@ import torch
 from PIL import Image
 
 from device_profiles.link import parse_link
-from device_profiles.plan_table import PlanTable, PlanTableError, check_plan_table
+from device_profiles.plan_table import Choice, PlanTable, PlanTableError, check_plan_table
+from edge_runtime.adapt import Rules
 from edge_runtime.offload import OffloadError
 from edge_runtime.offloader import Offloader, OffloadOptions
-from edge_runtime.planned import PlannedOffloader
+from edge_runtime.planned import PlannedOffloader, PlannedOptions
 from edge_runtime.wire import ENVELOPE_BYTES
 from export.evaluation import EvaluationOptions, evaluate_pairs
 from export.pair_runner import PairRunner
@@ -108,6 +110,39 @@ def test_a_plan_sends_as_many_layers_as_it_was_measured_with(stream, picture_set
     assert least == [sizes[1]] * 3
     with pytest.raises(PlanTableError, match="Wanted layers >= 0 of choice 'stream, 2 layers', found -1"):
         check_plan_table(msgspec.structs.replace(table, choices=(msgspec.structs.replace(choice, layers=-1),)))
+
+
+def test_a_device_that_is_to_be_accurate_sends_more_layers_when_the_link_is_better_than_planned(
+    stream, picture_set, broker
+):
+    key = stream.head.key
+    choices = tuple(
+        Choice(name=name, kind="split", artefact=key, device_ms=1.0, device_p95_ms=2.0, host_ms=1.0, host_p95_ms=2.0,
+               up_bytes=size, down_bytes=100, layers=layers)
+        for name, size, layers in (("first layer", 150, 1), ("all layers", 400, 0))
+    )  # fmt: skip
+    table = check_plan_table(
+        PlanTable(model="m", device="d", host="h", rates_bytes_per_s=(1e3, 3e4), rtts_ms=(2.0,), choices=choices,
+                  cells=((0,), (1,)), link=parse_link("8kbit/2ms"), deadline_ms=10_000, objective="accuracy")
+    )  # fmt: skip
+    planned = PlannedOptions(window_s=0.02, rules=Rules(rest=1))
+    with (
+        TailServer(broker, [serve_artefact(stream.tail)]),
+        PlannedOffloader(broker, "dev", table, heads=[stream.head], planned=planned) as device,
+    ):
+        device.wait_connected()
+        runner = PairRunner(stream.head, stream.tail)
+        tensor = runner.input_of(picture(picture_set(6, seed=9)))
+        runner.close()
+        first, ends = device.infer(tensor), time.monotonic() + 60
+        while not device.changes and time.monotonic() < ends:
+            device.infer(tensor)
+        assert [change.plan.name for change in device.changes] == ["all layers"]
+        assert "better for accuracy" in device.changes[0].why
+        device.wait_connected()
+        last = device.infer(tensor)
+    assert (first.plan_id, last.plan_id) == tuple(choice.plan_id for choice in choices)
+    assert first.bytes_sent < last.bytes_sent
 
 
 def test_a_head_of_one_layer_sends_what_it_has(pairs, picture_set, broker):
