@@ -74,10 +74,13 @@ class PlannedOffloader:
         usable = [number for number, artefact in bound.items() if artefact is not None]
         self._table = table.restricted(usable)
         self._artefacts = [bound[number] for number in usable]
+        self._routes = [_route(table.choices[number], bound[number]) for number in usable]
         self._local = LocalModel(whole, threads=self._options.threads) if whole is not None else None
         self._lock = threading.Lock()  # guards what follows; never held while a model runs
         self._adapter = Adapter(self._table, self._planned.rules)
-        self._open: dict[int, _Open] = {}
+        self._open: dict[
+            str, _Open
+        ] = {}  # by route: the layers of a stream, or pictures of several qualities, share one
         self._counters = Counters()  # of offloaders that are closed, and of the local plan
         self._window_ends = time.monotonic() + self._planned.window_s
         self._probe_at = time.monotonic() + self._planned.probe_every_s
@@ -93,7 +96,7 @@ class PlannedOffloader:
             SubscriptionError: The broker refuses the replies' topic.
         """
         with self._lock:
-            current = self._open.get(self._adapter.number)
+            current = self._open.get(self._routes[self._adapter.number])
         if current is not None:
             current.offloader.wait_connected(timeout_s)
 
@@ -185,7 +188,7 @@ class PlannedOffloader:
 
     def _end_window(self, now: float) -> None:
         self._window_ends = now + self._planned.window_s
-        current = self._open.get(self._adapter.number)
+        current = self._open.get(self._routes[self._adapter.number])
         round_trip_ms = current.offloader.link.round_trip_ms if current is not None else None
         if (
             round_trip_ms is not None and round_trip_ms > self._adapter.link.rtt_ms
@@ -239,15 +242,15 @@ class PlannedOffloader:
             self._acquire(self._adapter.number).users -= 1
 
     def _acquire(self, number: int) -> _Open:
-        used = self._open.get(number)
+        route = self._routes[number]
+        used = self._open.get(route)
         if used is None:
-            artefact, choice = self._artefacts[number], self._table.choices[number]
-            head = artefact if choice.kind == "split" else None
-            key = None if head is not None or artefact is None else choice.artefact or artefact.key
+            head = self._artefacts[number] if self._table.choices[number].kind == "split" else None
+            key = route if head is None else None
             offloader = Offloader(
                 self._broker_url, self._device, head=head, key=key, fallback=self._local, options=self._options
             )
-            used = self._open[number] = _Open(offloader)
+            used = self._open[route] = _Open(offloader)
         used.users += 1
         return used
 
@@ -256,14 +259,22 @@ class PlannedOffloader:
         idle: list[_Open] = []
         with self._lock:
             used.users -= 1
+            kept = (self._routes[number], self._routes[self._adapter.number])
             for other, one in list(self._open.items()):
-                if one.users == 0 and other not in (number, self._adapter.number):
+                if one.users == 0 and other not in kept:
                     idle.append(self._open.pop(other))
         for one in idle:
             counters = one.offloader.counters
             one.offloader.close()
             with self._lock:
                 self._counters = self._counters.plus(counters)
+
+
+def _route(choice: Choice, artefact: Artefact | None) -> str:
+    """Key of the head, or of the whole model on the host; "" where nothing leaves the device."""
+    if artefact is None or choice.kind == "local":
+        return ""
+    return artefact.key if choice.kind == "split" else choice.artefact or artefact.key
 
 
 def bind(choice: Choice, heads: Sequence[Artefact], whole: Artefact | None) -> Artefact | None:

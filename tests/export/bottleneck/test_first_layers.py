@@ -113,9 +113,15 @@ def test_a_plan_sends_as_many_layers_as_it_was_measured_with(stream, picture_set
 
 
 def test_a_device_that_is_to_be_accurate_sends_more_layers_when_the_link_is_better_than_planned(
-    stream, picture_set, broker
+    stream, picture_set, broker, monkeypatch
 ):
-    key = stream.head.key
+    key, opened = stream.head.key, []
+
+    def counted(*given, **named):
+        opened.append(Offloader(*given, **named))
+        return opened[-1]
+
+    monkeypatch.setattr("edge_runtime.planned.Offloader", counted)
     choices = tuple(
         Choice(name=name, kind="split", artefact=key, device_ms=1.0, device_p95_ms=2.0, host_ms=1.0, host_p95_ms=2.0,
                up_bytes=size, down_bytes=100, layers=layers)
@@ -139,8 +145,9 @@ def test_a_device_that_is_to_be_accurate_sends_more_layers_when_the_link_is_bett
             device.infer(tensor)
         assert [change.plan.name for change in device.changes] == ["all layers"]
         assert "better for accuracy" in device.changes[0].why
-        device.wait_connected()
         last = device.infer(tensor)
+        assert device.counters.local == 0
+    assert len(opened) == 1  # the same head goes on, over the same connection
     assert (first.plan_id, last.plan_id) == tuple(choice.plan_id for choice in choices)
     assert first.bytes_sent < last.bytes_sent
 
