@@ -243,7 +243,9 @@ def _candidate_remarks(exact: bool, sent: list[Picture], others: VariantFile) ->
     if sent:
         remarks.append("Encoding of pictures was measured here, and scaled to the device as the whole network is.")
     if any(one.accuracy is None for one in sent):
-        remarks.append("The accuracy on JPEG and WebP pictures is not known: with --min-accuracy they are left out.")
+        remarks.append(
+            "The accuracy on JPEG and WebP pictures is not known: with --min-accuracy or --objective accuracy they are left out."
+        )
     if others.measured_on is not None:
         remarks.append(
             f"Variants were measured on {others.measured_on}; on another board they are scaled as the whole is."

@@ -5,6 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ MAX_FILES = 100_000
 MAX_PICTURE_BYTES = 64 << 20
 MAX_ARRAY_BYTES = 2 << 30
 LABELS = "labels"  # the key of the class ids in an .npz
+_ENCODED = ("data", "offset")  # the keys of encoded pictures there
 
 
 class DataError(EdgeError):
@@ -33,6 +35,7 @@ class SampleSet:
         sha256: Of file names and contents, in order; 64 hex digits.
         files: Pictures, in order; empty for arrays.
         arrays: By key; empty for pictures.
+        encoded: Pictures out of an .npz, in order; empty for files and arrays.
         folders: For each picture the name of the folder directly above it.
         labels: Class ids, int64; null where the data names none.
     """
@@ -43,11 +46,12 @@ class SampleSet:
     arrays: dict[str, np.ndarray] | None = None
     folders: tuple[str, ...] = ()
     labels: np.ndarray | None = None
+    encoded: tuple[memoryview, ...] = ()
 
     def __len__(self) -> int:
         if self.arrays:
             return len(next(iter(self.arrays.values())))
-        return len(self.files)
+        return len(self.files) or len(self.encoded)
 
     def picked(self, most: int) -> list[int]:
         """Indices of at most `most` samples, evenly spaced."""
@@ -79,15 +83,16 @@ class SampleSet:
             return
         spec = _picture_spec(specs, preprocessing, self.source)
         for index in indices:
-            image = decode_image(_read_picture(self.files[index]))
-            yield [prepare(image, spec, _known(preprocessing))]
+            data = bytes(self.encoded[index]) if self.encoded else _read_picture(self.files[index])
+            yield [prepare(decode_image(data), spec, _known(preprocessing))]
 
 
 def open_samples(path: Path | str, *, labels: Sequence[str] = ()) -> SampleSet:
     """Find the samples in a folder of pictures (any depth), an .npz, or a folder with one .npz.
 
     Class ids come from the folder directly above each picture: all integers, or all among the model's labels. In an
-    .npz they are the array `labels`; the other arrays are named like the inputs, samples first.
+    .npz they are the array `labels`; the other arrays are named like the inputs, samples first, or are encoded pictures
+    as `headtail split --data` takes them: the files back to back in `data`, and where each begins and the last ends in `offset`.
 
     Args:
         path: The folder or file.
@@ -145,11 +150,16 @@ def _open_arrays(path: Path, source: str) -> SampleSet:
     ) as error:
         raise DataError(f"Wanted an .npz of plain arrays, found: {error}, in {path}.") from error
     ids = arrays.pop(LABELS, None)
+    encoded: tuple[memoryview, ...] = ()
+    if set(_ENCODED) <= set(arrays) and arrays["data"].dtype == np.uint8 and arrays["data"].ndim == 1:
+        encoded = _encoded(arrays["data"], arrays["offset"], path)
+        arrays = {name: arrays[name] for name in _ENCODED}  # others are names and other labels
     if ids is not None and (ids.dtype.kind not in "iu" or ids.ndim != 1):
         raise DataError(
             f"Wanted class ids as whole numbers, one a sample, found {LABELS} as {ids.dtype} {ids.shape} in {path}."
         )
-    counts = {len(array) if array.ndim else 0 for array in (*arrays.values(), *([] if ids is None else [ids]))}
+    samples = [encoded] if encoded else [array if array.ndim else () for array in arrays.values()]
+    counts = {len(one) for one in (*samples, *([] if ids is None else [ids]))}
     if not arrays or len(counts) != 1 or 0 in counts:
         raise DataError(
             f"Wanted arrays with the same number of samples (first axis), found {sorted(counts)} in {path}."
@@ -160,7 +170,27 @@ def _open_arrays(path: Path, source: str) -> SampleSet:
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())
     if ids is not None:
         digest.update(ids.astype("<i8").tobytes())
-    return SampleSet(source, digest.hexdigest(), (), arrays, (), None if ids is None else ids.astype(np.int64))
+    labels = None if ids is None else ids.astype(np.int64)
+    return SampleSet(source, digest.hexdigest(), (), None if encoded else arrays, (), labels, encoded)
+
+
+def _encoded(data: np.ndarray, offset: np.ndarray, path: Path) -> tuple[memoryview, ...]:
+    """The pictures' files."""
+    if not (
+        offset.ndim == 1
+        and offset.dtype.kind in "iu"
+        and 2 <= len(offset) <= MAX_FILES + 1
+        and offset[0] >= 0
+        and (offset[:-1] <= offset[1:]).all()
+        and offset[-1] <= len(data)
+        and (offset[1:] - offset[:-1]).max() <= MAX_PICTURE_BYTES
+    ):
+        raise DataError(
+            f"Wanted 1 to {MAX_FILES} pictures of at most {MAX_PICTURE_BYTES} B, rising whole numbers in `offset` within {len(data)} B "
+            f"of `data`, found {offset.dtype} {offset.shape} from {offset.min(initial=0)} to {offset.max(initial=0)} in {path}."
+        )
+    whole = memoryview(data.tobytes())
+    return tuple(whole[start:stop] for start, stop in pairwise(offset.tolist()))
 
 
 def _class_ids(folders: tuple[str, ...], labels: Sequence[str]) -> np.ndarray | None:

@@ -54,7 +54,7 @@ def export(
         model: What to export.
         target: The board, see `headtail devices`; "this" is the machine at hand.
         precision: fp32, fp16 or int8. Default: int8 for microcontrollers, with --calibration or of a quantised file, fp16 for GPUs, else fp32.
-        calibration: Folder of pictures like those that the device will see, or an .npz of inputs; needed for int8.
+        calibration: Folder of pictures like those that the device will see, or an .npz of inputs or pictures; needed for int8.
         engine: Default: onnxruntime on Linux boards, tensorrt on Jetson, tflite-micro on microcontrollers.
         data: Folder of pictures in folders named by class id, or an .npz with `labels`: measure accuracy on it.
         out: Folder of the artefact. Default: build/MODEL-BOARD-PRECISION.

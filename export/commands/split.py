@@ -49,7 +49,7 @@ def split(
             is a C project too: network, entropy coder, and one function that writes the frame.
         tail_target: Board of the tail.
         codec: How the crossing integers travel: as they are, or entropy coded (smaller; needs --calibration).
-        calibration: A folder of pictures or an .npz of inputs, on which the entropy tables are counted.
+        calibration: A folder of pictures, or an .npz of inputs or pictures, on which the entropy tables are counted.
         max_tensors: List only cuts with at most this many crossing tensors.
         training: See `TrainFlags`.
         json: Print JSON instead of a table.

@@ -92,6 +92,35 @@ def test_a_folder_without_pictures_is_named(tmp_path):
         open_calibration(tmp_path)
 
 
+def _packed(folder, *files):
+    """What `headtail split --data` takes: the files back to back."""
+    blobs = [(folder / name).read_bytes() for name in files]
+    offset = np.cumsum([0, *map(len, blobs)])
+    return {"data": np.frombuffer(b"".join(blobs), np.uint8), "offset": offset}
+
+
+def test_encoded_pictures_in_an_archive_are_those_of_a_folder(tmp_path):
+    _pictures(tmp_path / "folder", ["a.png", "b.png", "c.png"])
+    arrays = _packed(tmp_path / "folder", "a.png", "b.png", "c.png")
+    names = np.array(["one", "two"])  # what else is in such a file
+    np.savez(tmp_path / "x.npz", **arrays, labels=np.array([2, 0, 1]), coarse_label=np.array([1, 0, 0]), names=names)
+    found = open_samples(tmp_path / "x.npz")
+    assert (len(found), found.labels.tolist(), found.arrays) == (3, [2, 0, 1], None)
+    folder = open_samples(tmp_path / "folder")
+    for a, b in zip(*(one.inputs([SPEC], PICTURES, range(3)) for one in (found, folder)), strict=True):
+        np.testing.assert_array_equal(a[0], b[0])
+    np.savez(tmp_path / "y.npz", **arrays, labels=np.array([2, 0]))
+    with pytest.raises(samples.DataError, match=r"same number of samples.*\[2, 3\]"):
+        open_samples(tmp_path / "y.npz")
+
+
+@pytest.mark.parametrize("offset", [[0, 5, 3], [0, 10**6], [-1, 4], [0], [0.0, 4.0], [[0, 4]], []], ids=str)
+def test_offsets_that_lead_out_of_the_data_are_refused(tmp_path, offset):
+    np.savez(tmp_path / "x.npz", data=np.zeros(100, np.uint8), offset=np.array(offset))
+    with pytest.raises(samples.DataError, match="rising whole numbers in `offset` within 100 B"):
+        open_samples(tmp_path / "x.npz")
+
+
 @pytest.mark.parametrize("labels", [np.array(["cat", "dog"]), np.eye(2), np.array([[0], [1]])], ids=str)
 def test_class_ids_are_whole_numbers_one_a_sample(tmp_path, labels):
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 3, 8, 8), np.float32), labels=labels)
