@@ -78,9 +78,8 @@ class PlannedOffloader:
         self._local = LocalModel(whole, threads=self._options.threads) if whole is not None else None
         self._lock = threading.Lock()  # guards what follows; never held while a model runs
         self._adapter = Adapter(self._table, self._planned.rules)
-        self._open: dict[
-            str, _Open
-        ] = {}  # by route: the layers of a stream, or pictures of several qualities, share one
+        # By route: the layers of a stream share one, and so do pictures of several qualities
+        self._open: dict[str, _Open] = {}
         self._counters = Counters()  # of offloaders that are closed, and of the local plan
         self._window_ends = time.monotonic() + self._planned.window_s
         self._probe_at = time.monotonic() + self._planned.probe_every_s
