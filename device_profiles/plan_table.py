@@ -181,7 +181,7 @@ def dump_plan_table(table: PlanTable) -> bytes:
         if not choice["layers"]:
             del choice["layers"]  # agents from before streams take a table without any
     if plain["objective"] == "latency":
-        del plain["objective"]  # as those do that know no other
+        del plain["objective"]  # agents that know no other objective take such a table
     return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1) + b"\n"
 
 

@@ -85,9 +85,9 @@ class Adapter:
         """Close a window; the change of plan, if there is one now.
 
         A plan is changed when the table's plan for the link saves `min_gain` of the latency, or keeps a deadline that
-        the current plan misses, in `windows` windows in a row; where the table is not for the least latency, when it names
-        that plan in so many. A window without transfers changes nothing: while all
-        runs locally, the caller sends a small and a plan-sized probe now and then to see the link again.
+        the current plan misses, in `windows` windows in a row. A table that is not for the least latency need not save
+        any: its plan is taken when it is the same one in `windows` windows in a row and keeps the deadline. A window
+        without transfers changes nothing: while all runs locally, the caller sends a probe now and then to see the link again.
         """
         self._rest = max(self._rest - 1, 0)
         if not self._estimate.end_window():
@@ -140,8 +140,8 @@ class Adapter:
         if missed and new.latency_p95_ms(link) <= (deadline or 0.0):
             return f"{old.name} would miss {deadline:g} ms over {link}; {new.name} keeps it"
         before, after = old.latency_ms(link), new.latency_ms(link)
-        if self.table.objective not in ("latency", "p95"):
-            late = deadline is not None and new.latency_p95_ms(link) > deadline
+        late = deadline is not None and new.latency_p95_ms(link) > deadline
+        if self.table.objective != "latency" and not (missed and late):
             return None if self._rest or late else f"{new.name} is better for {self.table.objective} over {link}"
         if self._rest or after > before * (1 - self.rules.min_gain):
             return None

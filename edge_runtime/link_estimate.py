@@ -13,6 +13,7 @@ from device_profiles.errors import EdgeError
 from device_profiles.link import Link
 
 _SMALL_BYTES = 512  # a transfer this small shows the round trip, not the rate
+_SHOWN_MS = 1.0  # the shortest time of a small transfer that shows a rate: threads and clocks are no finer
 
 
 class TransferError(EdgeError):
@@ -39,7 +40,8 @@ class LinkEstimate:
 
     A window whose median lies more than `step` times away from the estimate is a step of the link, not noise: the
     second such window in a row replaces the estimate. Noise of 20 % gives at most a ratio of 1.5 between two windows.
-    A window of small transfers alone cannot tell a slow link from a long round trip, but the rate is at least what they show.
+    A window of small transfers alone cannot tell a slow link from a long round trip, but the rate is at least what the last two
+    such windows show; that bound goes with them.
 
     Args:
         start: What is assumed before anything was measured; its costs per message and byte, and its ratio of the
@@ -55,13 +57,14 @@ class LinkEstimate:
     history: int = 64
     _rate: float = field(init=False)
     _rtt_ms: float = field(init=False)
+    _shown: deque[float] = field(init=False)  # bytes per second, of the last windows of small transfers alone
     _steps: int = field(init=False, default=0)
     _window: list[Transfer] = field(init=False, default_factory=list)
     _excess_ms: deque[float] = field(init=False)
 
     def __post_init__(self) -> None:
         self._rate, self._rtt_ms = self.start.up_bytes_per_s, self.start.rtt_ms
-        self._excess_ms = deque(maxlen=self.history)
+        self._excess_ms, self._shown = deque(maxlen=self.history), deque(maxlen=2)
 
     def add(self, transfer: Transfer) -> None:
         """One more finished transfer of this window. One that was given up counts with the time waited."""
@@ -88,18 +91,21 @@ class LinkEstimate:
             rtt = min(max(one.link_ms - 2 * self.start.per_message_ms, 0.0) for one in small)
             self._rtt_ms += self.weight * (rtt - self._rtt_ms)
         rates = sorted(rate for one in self._window if (rate := self._rate_of(one)) is not None)
-        least = sorted(1e3 * self._weighted(one) / one.link_ms for one in small if one.answered)
+        shown = sorted(1e3 * self._weighted(one) / max(one.link_ms, _SHOWN_MS) for one in small if one.answered)
         self._window.clear()
         if rates:
             self._take(rates[len(rates) // 2])
-        elif least:
-            self._rate = max(self._rate, least[len(least) // 2])
+            self._shown.clear()
+        else:
+            self._shown.append(shown[len(shown) // 2] if shown else 0.0)
         return True
 
     @property
     def link(self) -> Link:
         """The link as estimated; `jitter_ms` is the p95 of what single transfers took beyond the estimate."""
-        return msgspec.structs.replace(self.start.at_rate(self._rate, self._rtt_ms), jitter_ms=self.excess_p95_ms)
+        least = min(self._shown) if len(self._shown) == self._shown.maxlen else 0.0
+        rate = max(self._rate, least)
+        return msgspec.structs.replace(self.start.at_rate(rate, self._rtt_ms), jitter_ms=self.excess_p95_ms)
 
     @property
     def excess_p95_ms(self) -> float:

@@ -135,6 +135,10 @@ class Breaker:
         if self.is_open:
             self._closed_again_at = now + self._pause_s
 
+    def reset(self) -> None:
+        """Ask again at once: what is asked has changed."""
+        self.succeeded()
+
     def released(self) -> None:
         """The probe ended without telling anything of the tail."""
         self._probing = False

@@ -103,7 +103,7 @@ class Offloader:
         self._lock = threading.Lock()  # guards what follows; never held while publishing
         self._clock = ClockOffset()
         self._pending = Pending(self._options.in_flight)
-        self._breaker = Breaker(failures=self._options.breaker_failures)
+        self.breaker = Breaker(failures=self._options.breaker_failures)
         self._counters = Counters()
         self.boot = os.urandom(8).hex()
         self._id_prefix, self._next_id = os.urandom(8), 0
@@ -291,7 +291,7 @@ class Offloader:
 
     def _open(self, attempt: Attempt, ended: threading.Lock, now: float) -> Ticket:
         with self._lock:
-            if not self._breaker.allow(now):
+            if not self.breaker.allow(now):
                 raise TailUnavailableError(
                     "Wanted the tail, found that the last requests went without an answer; it is asked again soon."
                 )
@@ -299,7 +299,7 @@ class Offloader:
             request_id = attempt.trace_id or self._id_prefix + self._next_id.to_bytes(8, "little")
             ticket = Ticket(request_id, attempt.deadline, ended.release)
             if not self._pending.add(ticket):
-                self._breaker.released()
+                self.breaker.released()
                 raise TailUnavailableError(
                     f"Wanted fewer than {self._options.in_flight} open requests, found as many. Call less often."
                 )
@@ -310,7 +310,7 @@ class Offloader:
         with self._lock:
             ours = self._pending.give_up(ticket.request_id)
             if ours:
-                self._breaker.failed(time.perf_counter())
+                self.breaker.failed(time.perf_counter())
             return ours
 
     def _on_reply(self, _topic: str, payload: bytes | memoryview, _qos: int) -> None:
@@ -321,12 +321,12 @@ class Offloader:
             return
         with self._lock:
             if self._pending.answer(reply, view[REPLY_BYTES:], now):
-                self._breaker.succeeded()
+                self.breaker.succeeded()
 
     def _on_lost(self) -> None:
         with self._lock:
             self._pending.give_up_all()  # their answers go to a session that is no more
-            self._breaker.released()  # one of them may have been the probe
+            self.breaker.released()  # one of them may have been the probe
 
     def _read_answer(self, ticket: Ticket, attempt: Attempt) -> Answer:
         reply = ticket.reply

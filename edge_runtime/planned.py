@@ -198,6 +198,9 @@ class PlannedOffloader:
             log.info("plan %s: %s", change.plan.plan_id, change.why)
             self.changes.append(change)
             self._acquire_current()
+            shared = self._open.get(self._routes[self._adapter.number])
+            if shared is not None:
+                shared.offloader.breaker.reset()  # the plan before may have been too large for the link
 
     def _run_here(self, arrays: Sequence[np.ndarray]) -> Answer:
         if self._local is None:

@@ -93,6 +93,7 @@ def open_samples(path: Path | str, *, labels: Sequence[str] = ()) -> SampleSet:
     Class ids come from the folder directly above each picture: all integers, or all among the model's labels. In an
     .npz they are the array `labels`; the other arrays are named like the inputs, samples first, or are encoded pictures
     as `headtail split --data` takes them: the files back to back in `data`, and where each begins and the last ends in `offset`.
+    Class ids under another name than `labels` are not read.
 
     Args:
         path: The folder or file.
@@ -187,9 +188,9 @@ def _encoded(data: np.ndarray, offset: np.ndarray, path: Path) -> tuple[memoryvi
     ):
         raise DataError(
             f"Wanted 1 to {MAX_FILES} pictures of at most {MAX_PICTURE_BYTES} B, rising whole numbers in `offset` within {len(data)} B "
-            f"of `data`, found {offset.dtype} {offset.shape} from {offset.min(initial=0)} to {offset.max(initial=0)} in {path}."
+            f"of `data`, found {offset.dtype} {offset.shape} in {path}."
         )
-    whole = memoryview(data.tobytes())
+    whole = np.ascontiguousarray(data).data
     return tuple(whole[start:stop] for start, stop in pairwise(offset.tolist()))
 
 

@@ -266,7 +266,7 @@ def _figures(priced: Priced, goal: Goal) -> str:
     if goal.objective == "energy" and priced.energy_mj is not None:
         return f"{priced.energy_mj:.3g} mJ ({format_ms(priced.p50_ms)})"
     if goal.objective == "accuracy" and priced.candidate.accuracy is not None:
-        return f"{100 * priced.candidate.accuracy:.1f} % right ({format_ms(priced.p50_ms)})"
+        return f"{format_ms(priced.p50_ms)} and is right in {100 * priced.candidate.accuracy:.1f} %"
     if goal.objective == "uplink":
         return f"{priced.uplink_bytes:.0f} B ({format_ms(priced.p50_ms)})"
     return f"{format_ms(priced.p95_ms)} (p95)" if goal.objective == "p95" else format_ms(priced.p50_ms)

@@ -56,6 +56,11 @@ def test_the_breaker_opens_probes_once_and_closes_again():
     breaker.succeeded()
     assert breaker.allow(3.0)
     assert not breaker.is_open
+    breaker.failed(3.0)
+    breaker.failed(3.0)
+    assert not breaker.allow(3.0)
+    breaker.reset()
+    assert breaker.allow(3.0)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.floats(0, 1)), max_size=100))

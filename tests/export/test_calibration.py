@@ -114,7 +114,7 @@ def test_encoded_pictures_in_an_archive_are_those_of_a_folder(tmp_path):
         open_samples(tmp_path / "y.npz")
 
 
-@pytest.mark.parametrize("offset", [[0, 5, 3], [0, 10**6], [-1, 4], [0], [0.0, 4.0], [[0, 4]], []], ids=str)
+@pytest.mark.parametrize("offset", [[0, 5, 3], [0, 10**6], [-1, 4], [0], [0.0, 4.0], [[0, 4]], [], ["a", "b"]], ids=str)
 def test_offsets_that_lead_out_of_the_data_are_refused(tmp_path, offset):
     np.savez(tmp_path / "x.npz", data=np.zeros(100, np.uint8), offset=np.array(offset))
     with pytest.raises(samples.DataError, match="rising whole numbers in `offset` within 100 B"):

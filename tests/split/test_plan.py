@@ -108,7 +108,7 @@ def test_the_most_accuracy_within_a_deadline_sends_more_layers_where_the_link_ca
     }
     assert sent == {0.2: 1, 0.5: 2, 20: 3}
     fast = make_plan(stream, parse_link("20mbit/5ms"), goal)
-    assert "88.0 % right" in fast.reason
+    assert "is right in 88.0 %" in fast.reason
     assert {one.candidate.accuracy for one in fast.front} == {0.80, 0.85, 0.88}  # slower, and better
     assert make_plan(stream, WIFI, Goal("accuracy")).chosen.candidate.method == "whole"
     with pytest.raises(PlanError, match="1 have no known accuracy"):

@@ -115,10 +115,11 @@ def test_a_plan_sends_as_many_layers_as_it_was_measured_with(stream, picture_set
 def test_a_device_that_is_to_be_accurate_sends_more_layers_when_the_link_is_better_than_planned(
     stream, picture_set, broker, monkeypatch
 ):
-    key, opened = stream.head.key, []
+    key, opened, resets = stream.head.key, [], []
 
     def counted(*given, **named):
         opened.append(Offloader(*given, **named))
+        opened[-1].breaker.reset = lambda: resets.append(len(opened))
         return opened[-1]
 
     monkeypatch.setattr("edge_runtime.planned.Offloader", counted)
@@ -148,6 +149,7 @@ def test_a_device_that_is_to_be_accurate_sends_more_layers_when_the_link_is_bett
         last = device.infer(tensor)
         assert device.counters.local == 0
     assert len(opened) == 1  # the same head goes on, over the same connection
+    assert resets == [1]  # what did not get through before may do so now
     assert (first.plan_id, last.plan_id) == tuple(choice.plan_id for choice in choices)
     assert first.bytes_sent < last.bytes_sent
 
