@@ -244,7 +244,7 @@ def _candidate_remarks(exact: bool, sent: list[Picture], others: VariantFile) ->
         remarks.append("Encoding of pictures was measured here, and scaled to the device as the whole network is.")
     if any(one.accuracy is None for one in sent):
         remarks.append(
-            "The accuracy on JPEG and WebP pictures is not known: with --min-accuracy or --objective accuracy they are left out."
+            "The accuracy on JPEG and WebP pictures is not known: with --min-accuracy they are left out, with --objective accuracy last."
         )
     if others.measured_on is not None:
         remarks.append(

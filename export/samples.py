@@ -5,7 +5,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +12,13 @@ import numpy as np
 from device_profiles.errors import EdgeError
 from edge_runtime.manifest import Preprocessing, TensorSpec
 from edge_runtime.preprocess import decode_image, prepare
+from split.picture_archive import KEYS, PictureArchiveError, label_key, picture_files
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_FILES = 100_000
 MAX_PICTURE_BYTES = 64 << 20
 MAX_ARRAY_BYTES = 2 << 30
 LABELS = "labels"  # the key of the class ids in an .npz
-_ENCODED = ("data", "offset")  # the keys of encoded pictures there
 
 
 class DataError(EdgeError):
@@ -91,9 +90,8 @@ def open_samples(path: Path | str, *, labels: Sequence[str] = ()) -> SampleSet:
     """Find the samples in a folder of pictures (any depth), an .npz, or a folder with one .npz.
 
     Class ids come from the folder directly above each picture: all integers, or all among the model's labels. In an
-    .npz they are the array `labels`; the other arrays are named like the inputs, samples first, or are encoded pictures
-    as `headtail split --data` takes them: the files back to back in `data`, and where each begins and the last ends in `offset`.
-    Class ids under another name than `labels` are not read.
+    .npz they are the array `labels`; the other arrays are named like the inputs, samples first. It may hold encoded pictures
+    instead, as for training (`split.picture_archive`).
 
     Args:
         path: The folder or file.
@@ -150,14 +148,19 @@ def _open_arrays(path: Path, source: str) -> SampleSet:
         MemoryError,
     ) as error:
         raise DataError(f"Wanted an .npz of plain arrays, found: {error}, in {path}.") from error
-    ids = arrays.pop(LABELS, None)
     encoded: tuple[memoryview, ...] = ()
-    if set(_ENCODED) <= set(arrays) and arrays["data"].dtype == np.uint8 and arrays["data"].ndim == 1:
-        encoded = _encoded(arrays["data"], arrays["offset"], path)
-        arrays = {name: arrays[name] for name in _ENCODED}  # others are names and other labels
+    if set(KEYS) <= set(arrays) and arrays["data"].dtype == np.uint8 and arrays["data"].ndim == 1:
+        try:
+            encoded = tuple(picture_files(arrays["data"], arrays["offset"]))
+        except PictureArchiveError as error:
+            raise DataError(f"{error} Look at {path}.") from error
+    key = label_key(arrays) if encoded else LABELS
+    ids = arrays.pop(key, None)
+    if encoded:
+        arrays = {name: arrays[name] for name in KEYS}  # others are names and other class ids
     if ids is not None and (ids.dtype.kind not in "iu" or ids.ndim != 1):
         raise DataError(
-            f"Wanted class ids as whole numbers, one a sample, found {LABELS} as {ids.dtype} {ids.shape} in {path}."
+            f"Wanted class ids as whole numbers, one a sample, found {key} as {ids.dtype} {ids.shape} in {path}."
         )
     samples = [encoded] if encoded else [array if array.ndim else () for array in arrays.values()]
     counts = {len(one) for one in (*samples, *([] if ids is None else [ids]))}
@@ -173,25 +176,6 @@ def _open_arrays(path: Path, source: str) -> SampleSet:
         digest.update(ids.astype("<i8").tobytes())
     labels = None if ids is None else ids.astype(np.int64)
     return SampleSet(source, digest.hexdigest(), (), None if encoded else arrays, (), labels, encoded)
-
-
-def _encoded(data: np.ndarray, offset: np.ndarray, path: Path) -> tuple[memoryview, ...]:
-    """The pictures' files."""
-    if not (
-        offset.ndim == 1
-        and offset.dtype.kind in "iu"
-        and 2 <= len(offset) <= MAX_FILES + 1
-        and offset[0] >= 0
-        and (offset[:-1] <= offset[1:]).all()
-        and offset[-1] <= len(data)
-        and (offset[1:] - offset[:-1]).max() <= MAX_PICTURE_BYTES
-    ):
-        raise DataError(
-            f"Wanted 1 to {MAX_FILES} pictures of at most {MAX_PICTURE_BYTES} B, rising whole numbers in `offset` within {len(data)} B "
-            f"of `data`, found {offset.dtype} {offset.shape} in {path}."
-        )
-    whole = np.ascontiguousarray(data).data
-    return tuple(whole[start:stop] for start, stop in pairwise(offset.tolist()))
 
 
 def _class_ids(folders: tuple[str, ...], labels: Sequence[str]) -> np.ndarray | None:

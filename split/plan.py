@@ -121,6 +121,10 @@ def make_plan(candidates: Sequence[Candidate], link: Link, goal: Goal, power: Po
             f"{reasons}. Relax the deadline or floor, state accuracies (--accuracy, --variants), or take a larger board."
         )
     chosen = min(kept, key=lambda priced: _key(priced, goal.objective))
+    if goal.objective == "accuracy" and chosen.candidate.accuracy is None:
+        raise PlanError(
+            f"Wanted a plan of known accuracy that keeps every constraint over {link}, found none. State it: --accuracy, --variants."
+        )
     local = next((one for one in kept if one.candidate.choice.kind == "local"), None)
     if local is not None and _about_equal(local, chosen, goal.objective):
         chosen = local
@@ -153,10 +157,11 @@ def broken_anywhere(candidate: Candidate, goal: Goal) -> str | None:
         weights = candidate.weight_bytes if goal.weights_in_ram else 0
         if candidate.peak_bytes + (weights or 0) > goal.ram_bytes:
             return "do not fit the memory"
-    if candidate.accuracy is None:
-        return "have no known accuracy" if goal.min_accuracy is not None or goal.objective == "accuracy" else None
-    if goal.min_accuracy is not None and candidate.accuracy < goal.min_accuracy:
-        return "are below the accuracy floor"
+    if goal.min_accuracy is not None:
+        if candidate.accuracy is None:
+            return "have no known accuracy"
+        if candidate.accuracy < goal.min_accuracy:
+            return "are below the accuracy floor"
     return None
 
 

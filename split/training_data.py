@@ -8,7 +8,6 @@ import sys
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,11 @@ import torch
 from PIL import Image
 
 from device_profiles.errors import EdgeError
+from split.picture_archive import KEYS, LABEL_KEYS, PictureArchiveError, label_key, picture_files
 
 logger = logging.getLogger(__name__)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-LABEL_KEYS = ("label", "labels", "coarse_label")
 MAX_PIXELS = 64 << 20  # of one encoded picture
 _MAX_NAMED = 8
 
@@ -184,32 +183,26 @@ def _folder(path: Path) -> _Raw:
     return _Raw(str(path), pictures, np.array([number for _, number in files]), classes, names)
 
 
-def _archive(path: Path, label_key: str) -> _Raw:
+def _archive(path: Path, wanted: str) -> _Raw:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise TrainingDataError(f"Wanted an .npz without pickled objects, found {error} in {path}.") from error
-    key = label_key or next((one for one in LABEL_KEYS if one in arrays), "")
-    if key not in arrays or not ({"data", "offset"} <= set(arrays) or "images" in arrays):
+    key = wanted or label_key(arrays)
+    if key not in arrays or not (set(KEYS) <= set(arrays) or "images" in arrays):
         raise TrainingDataError(
-            f"Wanted arrays `images`, or `data` and `offset`, and labels ({label_key or ', '.join(LABEL_KEYS)}) in {path}, "
+            f"Wanted arrays `images`, or `data` and `offset`, and labels ({wanted or ', '.join(LABEL_KEYS)}) in {path}, "
             f"found {sorted(arrays)}. Name the labels with --label-key."
         )
     if "images" in arrays:
         pictures = [_decoder_of_array(one) for one in arrays["images"]]
         return _Raw(str(path), pictures, arrays[key])
-    data, offset = arrays["data"], arrays["offset"]
-    if (
-        data.dtype != np.uint8
-        or offset.ndim != 1
-        or (np.diff(offset) < 0).any()
-        or offset[-1] > len(data)
-        or offset[0] < 0
-    ):
-        raise TrainingDataError(f"Wanted uint8 `data` and rising `offset` within it in {path}, found others.")
-    blobs = [data[start:stop].tobytes() for start, stop in pairwise(offset.tolist())]
-    return _Raw(str(path), [_decoder_of_bytes(one) for one in blobs], arrays[key])
+    try:
+        files = picture_files(*(arrays[one] for one in KEYS))
+    except PictureArchiveError as error:
+        raise TrainingDataError(f"{error} Look at {path}.") from error
+    return _Raw(str(path), [_decoder_of_bytes(one) for one in files], arrays[key])
 
 
 def _function(source: str) -> _Raw:
@@ -234,7 +227,7 @@ def _decoder_of_file(path: Path) -> Decode:
     return lambda: _decode(path.read_bytes())
 
 
-def _decoder_of_bytes(data: bytes) -> Decode:
+def _decoder_of_bytes(data: bytes | memoryview) -> Decode:
     return lambda: _decode(data)
 
 
@@ -248,7 +241,7 @@ def _decoder_of_array(array: npt.ArrayLike) -> Decode:
     return check
 
 
-def _decode(data: bytes) -> U8:
+def _decode(data: bytes | memoryview) -> U8:
     with Image.open(io.BytesIO(data)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
