@@ -9,8 +9,9 @@ Processing Magazine 18(5)); errors weighted by what follows, Linder and Zamir 19
 non-difference distortion measures (IEEE Transactions on Information Theory 45(2)).
 """
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -102,7 +103,8 @@ class Klt(Rounded):
 
     def fit(self, batches: Iterable[torch.Tensor], tail: nn.Module) -> None:
         """Principal components of the layer's output, and as many of them as the step leaves."""
-        found = self._moments(batches, tail)
+        with _full_precision():
+            found = self._moments(batches, tail)
         if not found.covariance.trace() > _SAME * found.mean.square().sum():
             raise BottleneckError(
                 "Wanted a layer whose output is finite and differs between pictures, found one that is not. Choose another."
@@ -205,6 +207,19 @@ class Moments:
         """Means."""
         mean = self.mean / self.count
         return Moments(mean, self.covariance / self.count - mean[:, None] * mean, self.weights, self.count)
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 without TF32 on a GPU: how many components the step leaves should not depend on the device."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 class Correction(nn.Module):

@@ -1,19 +1,23 @@
-"""The queue of the rate-accuracy study: prepare data and teachers, then jobs, several at a time, until a deadline.
+"""The queue of the rate-accuracy study: jobs, several at a time, until a deadline, each as soon as its data and teacher are there.
 
-    python -m benchmarks.split.study WORK --data FOLDER [--devices cuda:0,cuda:1] [--each 6] [--deadline 540] [--only a]
+    python -m benchmarks.split.study WORK --data FOLDER [--devices cuda:0,cuda:1] [--each 11] [--deadline 540] [--only a- | --jobs FILE]
 
 FOLDER holds the data sets (benchmarks/data.toml). Protocol b's teacher is the committed one (teacher_b.npz), or the weights that
 GROCERY_WEIGHTS names; the other teachers are trained first, MobileNetV2's from what MOBILENET_V2_WEIGHTS names
-(mobilenet_weights.py). A job that was cut off continues from its checkpoint in WORK/runs.
+(mobilenet_weights.py). A job that was cut off continues from its checkpoint in WORK/runs. For many on one GPU start CUDA's
+multi-process service first.
 """
 
 import argparse
+import contextlib
 import lzma
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,13 +25,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from benchmarks.rows import ROOT
+from benchmarks.rows import ROOT, RowError
 from benchmarks.split.study_job import read_set
 from benchmarks.split.study_plan import JOBS, PROTOCOLS, Protocol, TeacherNote
+from benchmarks.split.study_worker import CLAIMS
 from split.augment import augment, centre, draw
 from split.training_data import DataOptions, PictureSet, open_pictures
-
-_PEER = ROOT / ".sc2bench" / "bin" / "python"
 
 
 def main() -> int:
@@ -39,6 +42,7 @@ def main() -> int:
     parser.add_argument("--each", type=int, default=2, help="jobs at a time on each device")
     parser.add_argument("--deadline", type=float, default=12 * 3600, help="seconds")
     parser.add_argument("--only", default="", help="jobs whose names start so; several with commas")
+    parser.add_argument("--jobs", type=Path, help="a file with the names of the jobs, in their order")
     parser.add_argument(
         "--teachers", default="", help="protocols whose teachers are prepared, and no jobs: m,m224,b224"
     )
@@ -46,45 +50,58 @@ def main() -> int:
     teachers = [name for name in options.teachers.split(",") if name]
     if unknown := set(teachers) - set(PROTOCOLS):
         parser.error(f"wanted protocols of {', '.join(PROTOCOLS)}, found {', '.join(sorted(unknown))}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that workers end too
     end = time.monotonic() + options.deadline
     options.work.mkdir(parents=True, exist_ok=True)
-    names = [] if teachers else [name for name in JOBS if name.startswith(tuple(options.only.split(",")))]
-    for protocol in teachers or sorted({JOBS[name].protocol for name in names}):
-        prepare(PROTOCOLS[protocol], options.work, options.data, options.devices.split(",")[0])
-    slots = options.devices.split(",") * options.each
-    queue(names, options.work, slots, end)
-    done = sum(JOBS[name].done(options.work) for name in names)
-    print(f"{done} of {len(names)} jobs are done")
+    names = [] if teachers else chosen(options.only.split(","), options.jobs)
+    slots = options.devices.split(",") * options.each if names else []
+    shutil.rmtree(options.work / CLAIMS, ignore_errors=True)
+    workers = [start(names, options.work, device) for device in slots]
+    try:
+        for protocol in teachers or dict.fromkeys(JOBS[name].protocol for name in names):
+            prepare(PROTOCOLS[protocol], options.work, options.data, options.devices.split(",")[0])
+        wait(workers, end)
+    finally:
+        stop(workers)
+    left = [name for name in names if not JOBS[name].done(options.work)]
+    print(f"{len(names) - len(left)} of {len(names)} jobs are done")
     return 0
 
 
-def queue(names: list[str], work: Path, slots: list[str], end: float) -> None:
-    """Keep every slot busy with the next job; at the end, stop what still runs (its checkpoint stays)."""
-    waiting = [name for name in names if not JOBS[name].done(work)]
-    running: dict[int, tuple[subprocess.Popen[bytes], str]] = {}
-    while (waiting or running) and time.monotonic() < end:
-        for slot, (process, name) in list(running.items()):
-            if process.poll() is not None:
-                del running[slot]
-                if process.returncode:
-                    print(f"{name} failed: {(work / f'{name}.log').read_text()[-1500:]}", flush=True)
-        for slot, device in enumerate(slots):
-            if waiting and slot not in running:
-                name = waiting.pop(0)
-                running[slot] = (start(name, work, device), name)
-        time.sleep(0.5)
-    for process, _ in running.values():
-        process.terminate()
-        process.wait()
+def chosen(only: Sequence[str], listing: Path | None) -> list[str]:
+    """Names of jobs: those of a file, or all that start so, as planned.
+
+    Raises:
+        RowError: The file names a job that is not planned.
+    """
+    names = listing.read_text().split() if listing else list(JOBS)
+    if unknown := [name for name in names if name not in JOBS]:
+        raise RowError(
+            f"Wanted names of planned jobs, found {unknown[0]!r} in {listing}. See benchmarks/split/study_plan.py."
+        )
+    return [name for name in names if name.startswith(tuple(only))]
 
 
-def start(name: str, work: Path, device: str) -> "subprocess.Popen[bytes]":
-    """One job in a process of its own, in the peer's environment where it has one and the job is the peer's."""
-    python = str(_PEER) if JOBS[name].method.startswith("peer_") and _PEER.exists() else sys.executable
-    command = [python, "-m", "benchmarks.split.study_job", name, str(work), "--device", device]
+def start(names: Sequence[str], work: Path, device: str) -> "subprocess.Popen[bytes]":
+    """A worker, which takes what no other has taken."""
+    command = [sys.executable, "-m", "benchmarks.split.study_worker", str(work), *names, "--device", device]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    with (work / f"{name}.log").open("wb") as log:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+
+
+def wait(workers: Sequence["subprocess.Popen[bytes]"], end: float) -> None:
+    """Until all have ended, or the deadline."""
+    while any(worker.poll() is None for worker in workers) and time.monotonic() < end:
+        time.sleep(0.2)
+
+
+def stop(workers: Sequence["subprocess.Popen[bytes]"]) -> None:
+    """What still runs, with what it started; checkpoints stay."""
+    for worker in workers:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(worker.pid, signal.SIGTERM)
+    for worker in workers:
+        worker.wait()
 
 
 def prepare(protocol: Protocol, work: Path, data: Path, device: str) -> None:
@@ -92,16 +109,19 @@ def prepare(protocol: Protocol, work: Path, data: Path, device: str) -> None:
     paths = {name: work / f"{protocol.name}-{name}.npz" for name in ("train", "val", "test")}
     if not all(path.is_file() for path in paths.values()):
         for name, one in decoded(protocol, data / protocol.data, work).items():
-            np.savez(paths[name], images=one.images.numpy(), labels=one.labels.numpy(), classes=np.array(one.classes))
+            partial = paths[name].with_suffix(".part.npz")
+            np.savez(partial, images=one.images.numpy(), labels=one.labels.numpy(), classes=np.array(one.classes))
+            partial.replace(paths[name])
     weights = work / f"{protocol.name}-teacher.pt"
     if weights.is_file():
         return
+    partial = weights.with_suffix(".part")
     given = os.environ.get(protocol.weights, "") if protocol.weights else ""
     if given:
-        shutil.copy(given, weights)
+        shutil.copy(given, partial)
     elif protocol.committed_teacher().is_file():
         with np.load(protocol.committed_teacher(), allow_pickle=False) as file:
-            torch.save({name: torch.from_numpy(one).float() for name, one in file.items()}, weights)
+            torch.save({name: torch.from_numpy(one).float() for name, one in file.items()}, partial)
     else:
         sets = {name: read_set(path) for name, path in paths.items()}
         network = teach(protocol, sets, device)
@@ -111,7 +131,8 @@ def prepare(protocol: Protocol, work: Path, data: Path, device: str) -> None:
         (work / "points").mkdir(exist_ok=True)
         (work / "points" / f"{protocol.name}-teacher.json").write_bytes(msgspec.json.encode(note) + b"\n")
         print(f"teacher {protocol.name}: {note}", flush=True)
-        torch.save({key: value.cpu() for key, value in network.state_dict().items()}, weights)
+        torch.save({key: value.cpu() for key, value in network.state_dict().items()}, partial)
+    partial.replace(weights)
 
 
 def decoded(protocol: Protocol, folder: Path, work: Path) -> dict[str, PictureSet]:

@@ -63,6 +63,12 @@ class Protocol:
     weights: str = ""
     row: str = ""
 
+    def prepared(self, work: Path) -> bool:
+        """Whether its pictures and its teacher are there."""
+        return all(
+            (work / f"{self.name}-{one}").is_file() for one in ("train.npz", "val.npz", "test.npz", "teacher.pt")
+        )
+
     def committed_teacher(self) -> Path:
         """Its trained teacher beside this file, where there is one: weights in half precision, the rest in single."""
         return Path(__file__).with_name(f"teacher_{self.name}.npz")
@@ -209,7 +215,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
     },
     "b": {
         "slim": (3e-6, 1e-5, 3e-5, 1e-4),
-        "peer_fp": (16, 64, 256, 1024),
+        "peer_fp": (16, 64, 256, 1024, 4),
         "bottlefit": (4, 8),
         "progressive": (3e-5,),
         "front_progressive": (3e-5,),
@@ -220,7 +226,7 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "deep_fixed": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "deep_bottlefit": (0, 1),
         "peer_mshp": (4, 16, 64, 256, 1024),
-        "entropic": (16, 64, 256, 1024),
+        "entropic": (16, 64, 256, 1024, 4),
         "klt": (1, 1.5, 2, 3, 4),
         "deep_klt": (1, 1.5, 2, 3, 4),
         "deep_klt_trained": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
@@ -230,6 +236,10 @@ RATES: dict[str, dict[str, tuple[float, ...]]] = {
         "deep_klt_stream_few_steep": (3e-4,),
         "deep_klt_stream_fewest": (1e-3,),
         "deep_klt_stream_fewest_steep": (1e-3,),
+        "deep_klt_stream_few_whole": (3e-4,),
+        "deep_klt_stream_fewest_whole": (1e-3,),
+        "deep_klt_stream_fewest_pair": (1e-3,),
+        "deep_klt_stream_fewest_long": (1e-3,),
         "deep_klt_brief": (3e-4,),
         "deep_klt_moving": (1e-5, 1e-4, 3e-4, 1e-3, 3e-3),
         "deep_klt_stream_moving": (3e-5,),
@@ -268,6 +278,10 @@ KLT_TRAINED: dict[str, dict[str, Any]] = {
     "deep_klt_stream_few_steep": {"epochs": (60, 20), "rates": 4},
     "deep_klt_stream_fewest": {"epochs": (60, 20), "rates": 4, "price_step": 1.5},
     "deep_klt_stream_fewest_steep": {"epochs": (60, 20), "rates": 4},
+    "deep_klt_stream_few_whole": {"epochs": (60, 20), "rates": 4, "price_step": 1.5, "whole": 0.75},
+    "deep_klt_stream_fewest_whole": {"epochs": (60, 20), "rates": 4, "price_step": 1.5, "whole": 0.75},
+    "deep_klt_stream_fewest_pair": {"epochs": (60, 20), "rates": 2, "price_step": 1.5, "whole": 0.5},
+    "deep_klt_stream_fewest_long": {"epochs": (120, 40), "rates": 4, "price_step": 1.5, "whole": 0.5},
     "deep_klt_brief": {"epochs": (8, 2)},
     "deep_klt_moving": {"epochs": (30, 10), "fixed_norm": False},
     "deep_klt_stream_moving": {"epochs": (60, 20), "rates": 4, "fixed_norm": False},

@@ -63,7 +63,8 @@ PEERS = {
     name: {"peer": f"sc2bench {kind}BasedResNetBottleneck", "peer_version": "0.1.1"}
     for name, kind in (("peer_fp", "FP"), ("peer_mshp", "MSHP"))
 }
-_FEW = ("few", "fewest", "few_steep", "fewest_steep")  # streams for few bytes
+# streams for few bytes
+_FEW = ("few", "fewest", "few_steep", "fewest_steep", "few_whole", "fewest_whole", "fewest_pair", "fewest_long")
 _PARTLY = "over those accuracies alone that both curves reach, all rates, all pictures"
 
 

@@ -213,6 +213,24 @@ def test_an_estimate_knows_the_seconds_before_training(tiny, pictures, tmp_path)
     assert found.fit_s > 0
 
 
+def test_components_are_computed_in_full_precision_and_training_keeps_its_own(tiny, pictures):
+    """With TF32 a GPU might leave another number of components than a CPU."""
+    student, _, _ = cut(tiny)
+    seen = set()
+    hook = student.tail.register_forward_pre_hook(
+        lambda *_: seen.add((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+    )
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        fit(student, pictures, VIEW)
+        hook.remove()
+        assert seen == {("highest", False)}
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_what_makes_no_transform_is_named(tiny, pictures):
     options = METHOD.options()
     trace = trace_network(tiny, torch.rand(1, 3, 32, 32))
