@@ -109,7 +109,11 @@ class PlanTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.cells[row][_nearest(list(self.rtts_ms), rtt_ms)]
 
     def restricted(self, usable: Sequence[int]) -> "PlanTable":
-        """The same table with these choices only: a cell of another one takes the usable one that is fastest there.
+        """The same table with these choices only.
+
+        A cell of another one takes the usable one that keeps the deadline there and is fastest. Where the table is for
+        something else than latency, the one that it chose at the nearest rate with this round trip goes before: what
+        these plans have of energy or accuracy does not stand in the table, and the planner weighed it there.
 
         Raises:
             PlanTableError: None is usable.
@@ -119,18 +123,24 @@ class PlanTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"Wanted a plan that can be used here, found none of {len(self.choices)}. Deploy its head."
             )
         kept = tuple(self.choices[number] for number in usable)
+        limit = math.inf if self.deadline_ms is None else self.deadline_ms
 
-        def cell(number: int, link: Link) -> int:
-            if number in usable:
-                return usable.index(number)
-            limit = math.inf if self.deadline_ms is None else self.deadline_ms
-            late = [(one.latency_p95_ms(link) > limit, one.latency_ms(link)) for one in kept]
-            return late.index(min(late))
+        def cell(row: int, column: int) -> int:
+            if self.cells[row][column] in usable:
+                return usable.index(self.cells[row][column])
+            link = self.link.at_rate(self.rates_bytes_per_s[row], self.rtts_ms[column])
+            away = dict.fromkeys(usable, math.inf)
+            if self.objective != "latency":
+                for place, other in enumerate(self.cells):
+                    if other[column] in away:
+                        away[other[column]] = min(away[other[column]], abs(place - row))
+            cost = [
+                (one.latency_p95_ms(link) > limit, away[number], one.latency_ms(link))
+                for number, one in zip(usable, kept, strict=True)
+            ]
+            return cost.index(min(cost))
 
-        cells = tuple(
-            tuple(cell(number, self.link.at_rate(rate, rtt)) for number, rtt in zip(row, self.rtts_ms, strict=True))
-            for row, rate in zip(self.cells, self.rates_bytes_per_s, strict=True)
-        )
+        cells = tuple(tuple(cell(row, column) for column in range(len(self.rtts_ms))) for row in range(len(self.cells)))
         return msgspec.structs.replace(self, choices=kept, cells=cells)
 
     @property

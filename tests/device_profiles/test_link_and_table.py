@@ -105,6 +105,24 @@ def test_bad_tables_are_refused(bad):
         check_plan_table(_table(**bad))
 
 
+def test_a_plan_whose_head_is_missing_gives_way_to_the_fastest_or_for_other_objectives_to_its_neighbour():
+    few, many, all_of_it = (
+        msgspec.structs.replace(SPLIT, name=name, up_bytes=size, device_ms=device)
+        for name, size, device in (("few", 100, 9.0), ("many", 1000, 5.0), ("all", 4000, 5.0))
+    )
+    table = _table(
+        choices=(LOCAL, few, many, all_of_it), rates_bytes_per_s=(1e3, 1e4, 1e5, 1e6), rtts_ms=(5.0,),
+        cells=((0,), (1,), (2,), (3,)), deadline_ms=200.0,
+    )  # fmt: skip
+    assert table.restricted([0, 1, 3]).cells == ((0,), (1,), (1,), (2,))  # at 100 kB/s the few bytes are fastest
+    accurate = msgspec.structs.replace(table, objective="accuracy")
+    assert accurate.restricted([0, 1, 2]).cells == ((0,), (1,), (2,), (2,))  # not what is fastest, which is `few`
+    assert accurate.restricted([0, 3]).cells == ((0,), (0,), (1,), (1,))  # 4000 B at 10 kB/s would be late
+    assert accurate.restricted([2]).cells == ((0,),) * 4
+    with pytest.raises(PlanTableError, match="Deploy its head"):
+        table.restricted([])
+
+
 def test_bad_bytes_are_refused():
     good = dump_plan_table(_table())
     for junk in (
