@@ -5,7 +5,7 @@
 FOLDER holds the data sets (benchmarks/data.toml). Protocol b's teacher is the committed one (teacher_b.npz), or the weights that
 GROCERY_WEIGHTS names; the other teachers are trained first, MobileNetV2's from what MOBILENET_V2_WEIGHTS names
 (mobilenet_weights.py). A job that was cut off continues from its checkpoint in WORK/runs. For many on one GPU start CUDA's
-multi-process service first.
+multi-process service first. Several queues may share WORK.
 """
 
 import argparse
@@ -28,7 +28,6 @@ from torch.nn import functional
 from benchmarks.rows import ROOT, RowError
 from benchmarks.split.study_job import read_set
 from benchmarks.split.study_plan import JOBS, PROTOCOLS, Protocol, TeacherNote
-from benchmarks.split.study_worker import CLAIMS
 from split.augment import augment, centre, draw
 from split.training_data import DataOptions, PictureSet, open_pictures
 
@@ -55,7 +54,6 @@ def main() -> int:
     options.work.mkdir(parents=True, exist_ok=True)
     names = [] if teachers else chosen(options.only.split(","), options.jobs)
     slots = options.devices.split(",") * options.each if names else []
-    shutil.rmtree(options.work / CLAIMS, ignore_errors=True)
     workers = [start(names, options.work, device) for device in slots]
     try:
         for protocol in teachers or dict.fromkeys(JOBS[name].protocol for name in names):

@@ -7,12 +7,14 @@ It stays from job to job, since start-up and, on a GPU, its context would be pai
 
 import argparse
 import contextlib
+import fcntl
 import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -21,7 +23,7 @@ from benchmarks.split.peer import PYTHON
 from benchmarks.split.study_job import run
 from benchmarks.split.study_plan import JOBS, PROTOCOLS, Job
 
-CLAIMS = "claims"  # folder of empty files named as the jobs that somebody does or did
+CLAIMS = "claims"  # folder of files named as jobs; who does one holds a lock on its file, which ends with its process
 
 
 def main() -> None:
@@ -38,14 +40,15 @@ def main() -> None:
 
 def work_off(names: Sequence[str], work: Path, device: str) -> None:
     """Do those that have no points and that nobody else took; what fails is reported, and the others go on."""
-    waiting = list(names)
+    waiting, failed = list(names), []
     while waiting:
         name = next((one for one in waiting if PROTOCOLS[JOBS[one].protocol].prepared(work)), "")
         if not name:
             time.sleep(0.2)
             continue
         waiting.remove(name)
-        if JOBS[name].done(work) or not claim(work, name):
+        claimed = claim(work, name)
+        if claimed is None or JOBS[name].done(work):
             continue
         log = work / f"{name}.log"
         with log.open("w") as file, contextlib.redirect_stdout(file):
@@ -54,18 +57,21 @@ def work_off(names: Sequence[str], work: Path, device: str) -> None:
             except Exception as error:
                 traceback.print_exc(file=file)
                 print(f"{name} failed, see {log}: {error!r}", file=sys.stderr, flush=True)
+                failed.append(claimed)  # no other worker of now tries it too
         if device != "cpu":
             torch.cuda.empty_cache()
 
 
-def claim(work: Path, name: str) -> bool:
-    """Whether the job is now the caller's."""
+def claim(work: Path, name: str) -> IO[bytes] | None:
+    """The job is the caller's as long as this file is open; null where it is another's."""
     (work / CLAIMS).mkdir(exist_ok=True)
+    file = (work / CLAIMS / name).open("wb")
     try:
-        (work / CLAIMS / name).touch(exist_ok=False)
-    except FileExistsError:
-        return False
-    return True
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def do(job: Job, work: Path, device: str) -> None:

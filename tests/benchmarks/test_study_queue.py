@@ -34,9 +34,11 @@ def test_a_worker_does_what_is_left_and_goes_on_after_a_failure(tmp_path, monkey
     ready(tmp_path, "b")
     (tmp_path / "points").mkdir()
     (tmp_path / "points" / f"{NAMES[0]}.npz").touch()  # done before
-    assert study_worker.claim(tmp_path, NAMES[2])  # another worker's
-    study_worker.work_off(NAMES, tmp_path, "cpu")
+    with study_worker.claim(tmp_path, NAMES[2]):  # another worker's
+        study_worker.work_off(NAMES, tmp_path, "cpu")
     assert done == [(NAMES[1], "cpu"), (NAMES[3], "cpu")]
+    study_worker.work_off(NAMES[2:], tmp_path, "cpu")  # whose process ended
+    assert done[2:] == [(NAMES[2], "cpu")]
     assert f"{NAMES[1]} failed" in capsys.readouterr().err
     log = (tmp_path / f"{NAMES[1]}.log").read_text()
     assert "trained" in log
