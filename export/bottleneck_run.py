@@ -24,7 +24,7 @@ from export.trained_manifest import PairEngine, TrainedPairOptions
 from export.trained_pair import TrainedPair, augmentation_of, state_quality, write_trained_pair
 from split.augment import IMAGENET_MEAN, IMAGENET_STD, Augmentation
 from split.checkpoint import make_folder, replace_file
-from split.distill import Progress, TrainOptions, train
+from split.distill import Progress, StageSteps, TrainOptions, train
 from split.early_exit import ExitOptions
 from split.inject import SplitNetwork, Teacher, inject, trace_network
 from split.methods import find_method, options_from
@@ -126,6 +126,7 @@ class TrainedBottleneck:
     pair: TrainedPair
     whole: Artefact
     evaluation: Evaluation
+    training: tuple[StageSteps, ...]
 
 
 def train_bottleneck(model: str | ModelSource, options: BottleneckOptions) -> TrainedBottleneck | None:
@@ -146,7 +147,7 @@ def train_bottleneck(model: str | ModelSource, options: BottleneckOptions) -> Tr
     ready = prepare(model, options)
     _list_skipped(ready, options)
     options.say(f"Training {options.method} behind {options.layer} on {len(ready.train_data)} pictures")
-    train(ready.student, ready.teacher, ready.train_data, ready.stages, ready.options)
+    trained = train(ready.student, ready.teacher, ready.train_data, ready.stages, ready.options)
     if int(os.environ.get("RANK", "0")):
         return None
     options.say("Quantising the head, counting tables, writing head and tail")
@@ -161,7 +162,7 @@ def train_bottleneck(model: str | ModelSource, options: BottleneckOptions) -> Tr
         EvaluationOptions(data=options.test_data or f"every fifth of {options.data}", codecs=options.codec_qualities),
     )
     pair = state_quality(pair, _quality(found, options, ready.test_data))
-    return TrainedBottleneck(pair, whole, found)
+    return TrainedBottleneck(pair, whole, found, trained.stages)
 
 
 def _list_skipped(ready: Prepared, options: BottleneckOptions) -> None:
@@ -280,6 +281,11 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
     data = open_labelled(options.data, data_options, network.labels)
     if options.test_data is None:
         data, test = hold_out(data)
+        if not len(test):
+            raise BottleneckRunError(
+                f"Wanted five pictures of a class or more, every fifth to measure on, found fewer of each in {options.data}. "
+                "Give more, or others as --test-data."
+            )
     else:
         test = open_labelled(options.test_data, data_options, network.labels)
     data, val = _validation(data, data_options, network.labels, options)

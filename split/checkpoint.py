@@ -35,12 +35,14 @@ class Position:
         step: Steps of this stage that are done.
         elapsed_s: Time spent in this stage's steps, over all processes that ran it.
         metrics_bytes: Length of the metrics file.
+        finished: Steps that the stages before this one took; fewer than planned where a time budget ended one.
     """
 
     stage: int = 0
     step: int = 0
     elapsed_s: float = 0.0
     metrics_bytes: int = 0
+    finished: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, run: str) -> None:
             "format": _FORMAT,
             "run": run,
             "position": [position.stage, position.step, position.elapsed_s, position.metrics_bytes],
+            "finished": list(position.finished),
             "student": dict(checkpoint.student),
             "optimiser": checkpoint.optimiser,
         },
@@ -91,7 +94,8 @@ def load_checkpoint(folder: Path, *, run: str, device: torch.device) -> Checkpoi
         state = torch.load(path, map_location=device, weights_only=True)
         found = state["run"], state["format"]
         stage, step, elapsed_s, metrics_bytes = state["position"]
-        checkpoint = Checkpoint(Position(stage, step, elapsed_s, metrics_bytes), state["student"], state["optimiser"])
+        position = Position(stage, step, elapsed_s, metrics_bytes, tuple(state.get("finished", ())))
+        checkpoint = Checkpoint(position, state["student"], state["optimiser"])
     except Exception as error:
         raise CheckpointError(
             f"Wanted a checkpoint at {path}, found {type(error).__name__}. Delete it to start over, or restore a copy."

@@ -72,12 +72,26 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class StageSteps:
+    """How far a stage came: `step` of `steps` as planned, in all processes that ran it."""
+
+    stage: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class TrainReport:
     """What was done."""
 
-    steps: tuple[int, ...]  # of each stage
+    stages: tuple[StageSteps, ...]
     resumed_at: Position | None
     seconds: float  # of this process
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Of each stage."""
+        return tuple(one.step for one in self.stages)
 
 
 def train(
@@ -165,7 +179,9 @@ class _Run:
         self.position = checkpoint.position if checkpoint else Position()
         if self.place.rank == 0:
             self.metrics = MetricsFile(self.options.folder, self.position.metrics_bytes)
-        steps = []
+        before = [self._planned(stage) for stage in self.stages[: self.position.stage]]
+        if len(self.position.finished) < len(before):  # a checkpoint from before these were kept
+            self.position = replace(self.position, finished=tuple(before))
         try:
             for number, stage in enumerate(self.stages):
                 self._enter(stage)
@@ -174,8 +190,8 @@ class _Run:
                 if checkpoint and number == checkpoint.position.stage:
                     self._restore(checkpoint)
                 self._run_stage(number, stage)
-                steps.append(self.position.step)
-                self.position = replace(self.position, stage=number + 1, step=0, elapsed_s=0.0)
+                finished = (*self.position.finished, self.position.step)
+                self.position = replace(self.position, stage=number + 1, step=0, elapsed_s=0.0, finished=finished)
                 self.optimiser = None
                 self._save()
             if checkpoint and checkpoint.position.stage == len(self.stages):
@@ -187,7 +203,9 @@ class _Run:
         for one in (self.student, self.teacher):  # a LiteRT tail of weights in another layout computed something else
             one.to(memory_format=torch.contiguous_format)
         resumed = checkpoint.position if checkpoint else None
-        return TrainReport(tuple(steps), resumed, time.monotonic() - self.begin)
+        taken = zip(self.stages, self.position.finished, strict=True)
+        reached = tuple(StageSteps(stage.name, step, self._planned(stage)) for stage, step in taken)
+        return TrainReport(reached, resumed, time.monotonic() - self.begin)
 
     def _enter(self, stage: Stage) -> None:
         """Freeze what this stage freezes, and make its optimiser."""
@@ -220,8 +238,7 @@ class _Run:
             self.optimiser.load_state_dict(dict(checkpoint.optimiser))
 
     def _run_stage(self, number: int, stage: Stage) -> None:
-        per_epoch = len(self.data) // stage.batch
-        planned = per_epoch * stage.epochs
+        per_epoch, planned = len(self.data) // stage.batch, self._planned(stage)
         share = self._share(stage)
         while self.position.step < planned:
             step, elapsed = self.position.step, self.position.elapsed_s
@@ -310,8 +327,11 @@ class _Run:
             self.options.folder, Checkpoint(self.position, self.student.state_dict(), optimiser), run=self.run
         )
 
+    def _planned(self, stage: Stage) -> int:
+        return len(self.data) // stage.batch * stage.epochs
+
     def _pictures(self, stage: Stage) -> int:
-        return len(self.data) // stage.batch * stage.batch * stage.epochs
+        return self._planned(stage) * stage.batch
 
     def _share(self, stage: Stage) -> float:
         """Seconds of the budget that belong to a stage; 0 for no limit."""

@@ -18,6 +18,7 @@ from export.commands.output import print_json
 from export.commands.train_flags import TrainFlags
 from export.evaluation_report import write_report
 from split.distill import Progress as Step
+from split.distill import StageSteps
 from split.estimate import estimate
 from split.estimate_late import estimate_late
 from split.methods import find_method
@@ -46,10 +47,8 @@ def train_command(model: str, flags: TrainFlags, *, out: Path, target: str, tail
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rest]}"))
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("", rest="")
-        reached: dict[str, Step] = {}
 
         def on_step(step: Step) -> None:
-            reached[step.stage] = step
             rest = f"step {step.step} of {step.steps}, loss {step.loss:.4g}, {_spoken(step.left_s)} left"
             bar.update(task, description=step.stage, completed=step.step, total=step.steps, rest=rest)
 
@@ -59,14 +58,14 @@ def train_command(model: str, flags: TrainFlags, *, out: Path, target: str, tail
 
         made = train_bottleneck(model, replace(options, on_step=on_step, say=say))
     if made is not None:
-        _show(made, options, tuple(reached.values()), json=json)
+        _show(made, options, json=json)
 
 
-def remark_of(reached: Sequence[Step], *, fitted: bool = False) -> str:
+def remark_of(reached: Sequence[StageSteps], *, fitted: bool = False) -> str:
     """What to say of a training that a time budget ended; empty where all steps were taken.
 
     Args:
-        reached: The last step of each stage.
+        reached: How far each stage came.
         fitted: The pair worked before training.
     """
     if all(one.step == one.steps for one in reached):
@@ -172,8 +171,8 @@ def _dry_run(model: str, options: BottleneckOptions, *, json: bool) -> None:
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _show(made: TrainedBottleneck, options: BottleneckOptions, reached: Sequence[Step], *, json: bool) -> None:
-    head, tail, equality = made.pair.head, made.pair.tail, made.pair.equality
+def _show(made: TrainedBottleneck, options: BottleneckOptions, *, json: bool) -> None:
+    head, tail, equality, reached = made.pair.head, made.pair.tail, made.pair.equality, made.training
     remark = remark_of(reached, fitted=find_method(options.method).fitted)
     title = f"{head.manifest.model.name} with {options.method} behind {options.layer}"
     page = write_report(made.evaluation, options.out, title=title, remark=remark)

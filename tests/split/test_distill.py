@@ -84,7 +84,7 @@ def test_killed_runs_end_like_an_uninterrupted_one(tiny, pictures, tmp_path, aug
     assert all(torch.equal(student.state_dict()[name], value) for name, value in wanted.items())
     assert (folder / METRICS).read_bytes() == rows
     again, teacher = _pair(tiny, seed=98)
-    assert train(again, teacher, pictures, STAGES, _options(folder)).steps == ()
+    assert train(again, teacher, pictures, STAGES, _options(folder)).steps == (6, 8)  # taken before
     assert all(torch.equal(again.state_dict()[name], value) for name, value in wanted.items())
 
 
@@ -194,6 +194,9 @@ def test_time_budget_ends_both_stages_early(tiny, pictures, tmp_path):
     assert 0 <= shown[0].left_s <= 1.5
     rows = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
     assert rows[-1]["lr"] == pytest.approx(1e-4)
+    again = train(*_pair(tiny), pictures, stages, _options(tmp_path, time_budget_s=1.5))
+    assert again.stages == report.stages  # a later process knows that the budget ended them
+    assert all(one.step < one.steps == 300_000 for one in again.stages)
 
 
 def test_mixed_pictures_want_a_loss_without_labels(tiny, pictures, tmp_path):
