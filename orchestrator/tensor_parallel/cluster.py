@@ -14,7 +14,7 @@ from device_profiles.errors import EdgeError
 from edge_runtime.broker_url import is_loopback_host
 from orchestrator.tensor_parallel.choice import choose, describe
 from orchestrator.tensor_parallel.collectives import Collective, MeshCollective, StarCollective
-from orchestrator.tensor_parallel.dial import answers, dial
+from orchestrator.tensor_parallel.dial import CONNECT_S, DIAL_S, answers, dial
 from orchestrator.tensor_parallel.errors import MemoryLimitError, NodesLostError, PartitionError, PeerError, ShardError
 from orchestrator.tensor_parallel.nodes import Node
 from orchestrator.tensor_parallel.partition import Share, cut
@@ -184,7 +184,8 @@ class Cluster:
             if rank in dead or self._keys is None:
                 continue
             try:
-                links[rank] = dial(node.host_port(), self._keys, hello, peer=node.name, timeout_s=2.0)
+                address = node.host_port()
+                links[rank] = dial(address, self._keys, hello, peer=node.name, timeout_s=DIAL_S, connect_s=CONNECT_S)
             except PeerError as error:
                 if require_all:
                     _close(links)

@@ -104,6 +104,10 @@ class Keys:
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             with contextlib.suppress(OSError):
                 raw.close()
+            if isinstance(error, TimeoutError):
+                raise PeerError(
+                    f"Wanted {peer} to shake hands within {timeout_s:.1f} s, found no answer. Is it busy, or does it hang?"
+                ) from error
             raise PeerError(
                 f"Wanted a member of the cluster, found {error} at {peer}. Do both have the same key?"
             ) from error

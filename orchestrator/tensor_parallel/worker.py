@@ -280,7 +280,7 @@ class Worker:
         master.begin_receive(kind, sequence=None, limit=limit, or_probe=newer)
         poll = select.poll()
         poll.register(master.fileno(), select.POLLIN)
-        if newer:  # before Connect, whoever dials is a peer of this epoch and stays in the backlog
+        if newer:  # before Connect, whoever dials is a peer of this epoch and stays in the queue
             poll.register(self._listener.fileno(), select.POLLIN)
         while not master.fill():
             if master.is_receiving:

@@ -1,6 +1,8 @@
 """Strangers, wrong keys, garbage and silence: a named error each, and nothing hangs."""
 
+import contextlib
 import os
+import select
 import socket
 import threading
 import time
@@ -10,9 +12,11 @@ import pytest
 import torch
 
 from orchestrator.tensor_parallel import cluster as cluster_module
+from orchestrator.tensor_parallel import dial as dial_module
 from orchestrator.tensor_parallel import worker as worker_module
 from orchestrator.tensor_parallel.collectives import MeshCollective, StarCollective, sum_in_order
 from orchestrator.tensor_parallel.dial import Listener, dial
+from orchestrator.tensor_parallel.engine import Piece
 from orchestrator.tensor_parallel.errors import KeyFileError, PeerError, ShardError
 from orchestrator.tensor_parallel.peer_link import move, receive, receive_control, send
 from orchestrator.tensor_parallel.protocol import (
@@ -70,13 +74,9 @@ def test_a_missing_or_damaged_key_file_is_named(content, tmp_path):
 def test_another_key_is_refused_on_both_sides(key_file, tmp_path):
     write_key_file(tmp_path / "other.pem")
     listener = Listener("127.0.0.1", 0, Keys(key_file))
-    came = []
-    thread = threading.Thread(target=lambda: came.append(listener.accept(timeout_s=10)))
-    thread.start()
     with pytest.raises(PeerError, match="same key"):
         dial(("127.0.0.1", listener.port), Keys(tmp_path / "other.pem"), Hello(rank=0, epoch=1), peer="n1", timeout_s=5)
-    thread.join()
-    assert came == [None]
+    assert listener.accept(timeout_s=0.2) is None
     listener.close()
 
 
@@ -187,6 +187,59 @@ def test_a_worker_outlives_strangers_garbage_and_half_open_connections(key_file,
     worker.stop()
     thread.join(10)
     assert not thread.is_alive()
+
+
+def test_silent_strangers_hold_up_neither_members_nor_who_waits_for_them(key_file, monkeypatch):
+    monkeypatch.setattr(dial_module, "HANDSHAKE_S", 1000.0)  # in turn they would take longer than any test
+    keys = Keys(key_file)
+    listener = Listener("127.0.0.1", 0, keys)
+    address = ("127.0.0.1", listener.port)
+    with contextlib.ExitStack() as opened:
+        opened.callback(listener.close)
+        strangers = [opened.enter_context(socket.create_connection(address)) for _ in range(20)]
+        strangers[0].sendall(b"\x16\x03\x01")  # the beginning of a greeting
+        assert listener.accept(timeout_s=0.0) is None
+        link = dial(address, keys, Hello(rank=2, epoch=7), peer="n1", timeout_s=20)
+        opened.callback(link.close)
+        ready = select.poll()
+        ready.register(listener.fileno(), select.POLLIN)
+        assert ready.poll(20_000)
+        accepted, hello = listener.accept(timeout_s=20)
+        opened.callback(accepted.close)
+        assert (hello.rank, accepted.epoch) == (2, 7)
+        assert not ready.poll(0)
+
+
+def test_of_too_many_pending_connections_the_oldest_is_dropped_and_so_is_who_stalls(key_file, monkeypatch):
+    monkeypatch.setattr(dial_module, "_PENDING", 2)
+    listener = Listener("127.0.0.1", 0, Keys(key_file))
+    with contextlib.ExitStack() as opened:
+        opened.callback(listener.close)
+        address = ("127.0.0.1", listener.port)
+        first, *_ = [opened.enter_context(socket.create_connection(address, timeout=20)) for _ in range(3)]
+        assert first.recv(1) == b""
+        monkeypatch.setattr(dial_module, "HANDSHAKE_S", 0.1)
+        stalls = opened.enter_context(socket.create_connection(address, timeout=20))
+        assert stalls.recv(1) == b""
+
+
+def test_a_node_that_accepts_and_says_nothing_is_not_taken_for_one_with_another_key(key_file):
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(PeerError, match="n1 to shake hands within"):
+        dial(silent.getsockname(), Keys(key_file), Hello(rank=0, epoch=1), peer="n1", timeout_s=0.3)
+    assert dial_module.DIAL_S > dial_module.HANDSHAKE_S
+
+
+def test_strangers_between_steps_change_no_token_and_end_no_epoch(cluster, tiny, monkeypatch):
+    monkeypatch.setattr(dial_module, "HANDSHAKE_S", 1000.0)
+    running = cluster(tiny.folder, ranks=2)
+    with contextlib.ExitStack() as opened:
+        for _ in range(5):
+            opened.enter_context(socket.create_connection(("127.0.0.1", running.workers[0].port)))
+        engine = running.engine
+        for place in range(5):
+            engine.step([Piece(0, place, (5,), 1)])
+        engine.restart()
+        assert len(engine.epoch.members) == 2
 
 
 def test_weights_are_fetched_once_resumed_and_verified(cluster, tiny, tmp_path, monkeypatch):
