@@ -72,9 +72,11 @@ class Generator:
             raise PromptError(f"Wanted tokens from 0 and below {vocabulary}, found others in the prompt.")
         job = Job(request, on_event, self._text)
         with self._changed:
-            if len(self._waiting) >= self._queue:
+            present, most = len(self._waiting) + len(self._active), len(self._slots) + self._queue
+            if present >= most:
                 raise BusyError(
-                    f"Wanted a place in the queue, found {self._queue} requests waiting for {len(self._slots)} slots. "
+                    f"Wanted a slot or a place in the queue, found {present} requests for {len(self._slots)} slots and "
+                    f"{self._queue} places. "
                     "Try again later, or serve with more --slots or a longer --queue."
                 )
             self._waiting.append(job)
@@ -129,14 +131,15 @@ class Generator:
                 self._restart()
         free = [slot for slot in range(len(self._slots)) if slot not in {job.slot for job in self._active}]
         while free and self._waiting:
-            job = self._waiting.popleft()
+            with self._changed:  # it counts all the while
+                job = self._waiting.popleft()
+                self._active.append(job)
             job.slot = max(free, key=lambda slot: _common(self._slots[slot], job.tokens))
             free.remove(job.slot)
             job.cached = min(_common(self._slots[job.slot], job.tokens), len(job.tokens) - 1)
             self.counters.requests += 1
             self.counters.prompt_tokens += len(job.tokens)
             self.counters.reused_tokens += job.cached
-            self._active.append(job)
 
     def _returned(self) -> bool:
         """Whether a lost node answers again, looked for now and then: it costs a connection."""

@@ -113,9 +113,23 @@ def test_sampling_with_guesses_keeps_the_distribution():
 
 
 def test_requests_beyond_the_queue_are_refused():
-    generator = Generator(ToyEngine(50, RunSettings(slots=1)), None, queue=0)
-    with pytest.raises(BusyError, match="--queue"):
-        generator.submit(request([1, 2, 3]), print)
+    engine, begun, go_on = ToyEngine(50, RunSettings(slots=1)), threading.Event(), threading.Event()
+    step, ended = engine.step, threading.Event()
+
+    def slowly(pieces):
+        begun.set()
+        assert go_on.wait(30)
+        return step(pieces)
+
+    engine.step = slowly
+    generator = Generator(engine, None, queue=0)
+    generator.submit(request([1, 2, 3]), lambda event: ended.set() if event.last else None)  # a slot is free
+    for _ in range(2):
+        with pytest.raises(BusyError, match=r"found 1 requests for 1 slots and 0 places.*--queue"):
+            generator.submit(request([1, 2, 3]), print)
+        assert begun.wait(30)  # refused while it waits and while it runs
+    go_on.set()
+    assert ended.wait(30)
     generator.close()
 
 
