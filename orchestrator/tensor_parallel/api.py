@@ -18,7 +18,7 @@ _REFUSED = ("tools", "functions", "logit_bias", "response_format", "logprobs", "
 class StreamOptions(msgspec.Struct, frozen=True):
     """`include_usage`: a last chunk with the token counts."""
 
-    include_usage: bool = False
+    include_usage: bool | None = None
 
 
 class _Common(msgspec.Struct, frozen=True, kw_only=True):
@@ -32,9 +32,9 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True):
     min_p: float | None = None
     repetition_penalty: float | None = None
     seed: int | None = None
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
     stop: str | list[str] | None = None
-    stream: bool = False
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: int | None = None
     frequency_penalty: float | None = None
@@ -84,11 +84,14 @@ def parse(body: bytes, kind: type[ChatRequest] | type[CompletionRequest]) -> Cha
     """
     try:
         asked = msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PromptError(f"Wanted a request as JSON, found: {error}.") from error
     for name in _REFUSED:
         value = getattr(asked, name)
-        if value not in (None, False, [], {}, 0) and value != {"type": "text"}:
+        asks = (
+            value is not None and value is not False if name == "logprobs" else bool(value)
+        )  # logprobs 0 asks for one
+        if asks and value != {"type": "text"}:
             raise PromptError(f"{name} is not handled. Leave it out.")
     if asked.n not in (None, 1):
         raise PromptError(f"Wanted n = 1, found {asked.n}: send several requests instead, they share each step.")
@@ -115,7 +118,8 @@ def to_request(
     limit = asked.max_tokens
     if isinstance(asked, ChatRequest):
         prompt = text.chat([{"role": message.role, "content": _content(message)} for message in asked.messages])
-        limit = asked.max_completion_tokens or limit or context  # up to the end of the context, as in the original
+        given = [one for one in (asked.max_completion_tokens, limit) if one is not None]
+        limit = given[0] if given else context  # up to the end of the context, as in the original
     else:
         prompt = _prompt(asked.prompt, text)
     stops = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
@@ -134,7 +138,7 @@ def to_request(
         max_tokens=DEFAULT_TOKENS if limit is None else limit,
         sampling=sampling,
         stops=tuple(stops),
-        ignore_end=asked.ignore_eos,
+        ignore_end=bool(asked.ignore_eos),
         lookup=guessing[0],
         drafts=guessing[1],
     )

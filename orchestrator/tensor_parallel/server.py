@@ -16,10 +16,11 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from device_profiles.errors import EdgeError
 from orchestrator.tensor_parallel.api import Answer, ChatRequest, CompletionRequest, error_body, parse, to_request
+from orchestrator.tensor_parallel.connections import HEAD_S
 from orchestrator.tensor_parallel.control import Directory
 from orchestrator.tensor_parallel.engine import Engine
 from orchestrator.tensor_parallel.errors import (
@@ -36,7 +37,7 @@ from orchestrator.tensor_parallel.memory import resident_now, resident_peak
 from orchestrator.tensor_parallel.text import Text
 
 _BODY_LIMIT = 8 << 20
-_BODY_S = 30.0  # until a request must be here whole
+_BODY_S = HEAD_S  # until a request must be here whole
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,10 @@ class Service:
 
 def build_app(service: Service) -> Starlette:
     """The application."""
+    turn = asyncio.Semaphore(1)
     routes = [
-        Route("/v1/chat/completions", partial(_complete, service=service, kind="chat"), methods=["POST"]),
-        Route("/v1/completions", partial(_complete, service=service, kind="text"), methods=["POST"]),
+        Route("/v1/chat/completions", partial(_complete, service=service, kind="chat", turn=turn), methods=["POST"]),
+        Route("/v1/completions", partial(_complete, service=service, kind="text", turn=turn), methods=["POST"]),
         Route("/v1/models", partial(_models, service=service)),
         Route("/v1/models/{model:path}", partial(_models, service=service)),
         Route("/health", partial(_health, service=service)),
@@ -69,7 +71,7 @@ def build_app(service: Service) -> Starlette:
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(_KeyCheck, api_key=service.api_key)],
+        middleware=[Middleware(_Ending), Middleware(_KeyCheck, api_key=service.api_key)],
         exception_handlers={HTTPException: _no_route},
     )
 
@@ -79,6 +81,32 @@ async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     found = f"Wanted a path of this API, found {request.method} {request.url.path}. See docs/tensor_parallel.md."
     return _error(error.status_code, found, "not_found")
+
+
+class _Ending:
+    """Ends what is cut off because the server ends: with an error that its client can read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; a task that is cancelled says so."""
+        began = False
+
+        async def noting(message: Message) -> None:
+            nonlocal began
+            began = began or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except asyncio.CancelledError:  # of the whole server: a client that leaves cancels a job, not a task
+            found = "Wanted an answer, found that the server ends. Ask again."
+            if began:  # only streams begin before they end
+                last = b"data: " + error_body(found, "server_error", "CancelledError") + b"\n\n"
+                await send({"type": "http.response.body", "body": last, "more_body": False})
+            else:
+                await _error(503, found, "CancelledError")(scope, receive, send)
 
 
 class _KeyCheck:
@@ -112,13 +140,15 @@ def _from(error: EdgeError) -> Response:
     return _error(503 if unavailable else 500, str(error), type(error).__name__)
 
 
-async def _complete(request: Request, *, service: Service, kind: Literal["chat", "text"]) -> Response:
+async def _complete(
+    request: Request, *, service: Service, kind: Literal["chat", "text"], turn: asyncio.Semaphore
+) -> Response:
     try:
         body = await asyncio.wait_for(_body(request), _BODY_S)
         asked = parse(body, ChatRequest if kind == "chat" else CompletionRequest)
-        wanted = to_request(
-            asked, service.text, guessing=(service.lookup, service.drafts), context=service.engine.settings.context
-        )
+        context, guessing = service.engine.settings.context, (service.lookup, service.drafts)
+        async with turn:  # beside the streams, and one prompt at a time: a long one takes a processor for seconds
+            wanted = await asyncio.to_thread(to_request, asked, service.text, guessing=guessing, context=context)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
@@ -135,7 +165,7 @@ async def _complete(request: Request, *, service: Service, kind: Literal["chat",
         return _from(error)
     answer = Answer(service.model, kind, len(wanted.prompt))
     if asked.stream:
-        usage = asked.stream_options is not None and asked.stream_options.include_usage
+        usage = asked.stream_options is not None and bool(asked.stream_options.include_usage)
         return StreamingResponse(_stream(job, events, answer, usage=usage), media_type="text/event-stream")
     return await _collect(request, job, events, answer)
 

@@ -1,6 +1,7 @@
 """`headtail llm serve` and `edge-agent llm-worker`: everything put together, from options to a running process."""
 
 import contextlib
+import math
 import signal
 import socket
 import sys
@@ -15,6 +16,7 @@ import uvicorn
 
 from edge_runtime.messages import Topics
 from orchestrator.tensor_parallel.cluster import Progress
+from orchestrator.tensor_parallel.connections import http_config
 from orchestrator.tensor_parallel.control import Announcer, Directory, own_address, with_addresses
 from orchestrator.tensor_parallel.engine import Engine, EngineOptions
 from orchestrator.tensor_parallel.errors import PartitionError, PeerError, ShardError
@@ -29,6 +31,7 @@ from orchestrator.tensor_parallel.speed import measured_read_mb_per_s
 from orchestrator.tensor_parallel.text import Text
 from orchestrator.tensor_parallel.worker import Worker, WorkerOptions
 
+_MOST_SLOTS = 1024
 _ANNOUNCE_S = 10.0  # to wait for nodes that announce themselves
 
 
@@ -102,14 +105,32 @@ def serve_until_stopped(
     Raises:
         EdgeError: As `service`, or the port is in use.
     """
+    _check(options)
     listening = _listen(options.host, options.port)
     with listening, service(options, progress=progress) as ready:
         port = listening.getsockname()[1]
-        config = uvicorn.Config(build_app(ready), log_level="warning", lifespan="off", timeout_graceful_shutdown=2)
+        config = http_config(build_app(ready), requests=options.settings.slots + options.queue)
         nodes = ", ".join(member.name for member in ready.engine.epoch.members)
         announce(f"serving {ready.model} over {nodes} at http://{options.host}:{port}/v1")
         sys.stdout.flush()
         uvicorn.Server(config).run(sockets=[listening])
+
+
+def _check(options: ServeOptions) -> None:
+    for name, value, least in (
+        ("queue", options.queue, 0),
+        ("lookup", options.lookup, 0),
+        ("drafts", options.drafts, 1),
+        ("threads", 1 if options.threads is None else options.threads, 1),
+        ("slots", options.settings.slots, 1),
+    ):
+        if value < least:
+            raise PartitionError(f"Wanted --{name} of at least {least}, found {value}.")
+    if options.settings.slots > _MOST_SLOTS:
+        raise PartitionError(f"Wanted --slots of at most {_MOST_SLOTS}, found {options.settings.slots}.")
+    deadline_s = options.settings.deadline_s
+    if not (math.isfinite(deadline_s) and deadline_s > 0):
+        raise PartitionError(f"Wanted a --deadline-s above 0, found {deadline_s}.")
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -147,6 +168,8 @@ def run_worker(
     host, colon, port = listen.rpartition(":")
     if not (colon and host and port.isdigit()):
         raise PartitionError(f"Wanted --listen host:port, found {listen!r}.")
+    if threads is not None and threads < 1:
+        raise PartitionError(f"Wanted --threads of at least 1, found {threads}.")
     if threads is not None:
         torch.set_num_threads(threads)
     limit = None if memory_limit is None else parse_size(memory_limit)

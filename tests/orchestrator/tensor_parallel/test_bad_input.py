@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from orchestrator.tensor_parallel import connections as connections_module
 from orchestrator.tensor_parallel import server as server_module
 from orchestrator.tensor_parallel import worker as worker_module
 from orchestrator.tensor_parallel.checkpoint import open_checkpoint
@@ -96,3 +97,28 @@ def test_a_client_that_sends_half_a_request_gets_an_answer(cluster, tiny, monkey
             with socket.create_connection(("127.0.0.1", port), timeout=20) as raw, contextlib.suppress(ConnectionError):
                 raw.sendall(sent)
                 assert wanted in raw.recv(4096)
+
+
+def test_a_connection_whose_head_does_not_come_whole_is_closed(cluster, tiny, monkeypatch):
+    monkeypatch.setattr(connections_module, "HEAD_S", 0.3)
+    with serving(cluster(tiny.folder, ranks=1)) as (url, _):
+        address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        whole = b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n"
+        for sent in (b"", whole[:-2], whole + whole[:-2]):
+            with socket.create_connection(address, timeout=20) as raw:
+                raw.sendall(sent)
+                received = b""
+                while piece := raw.recv(4096):
+                    received += piece
+                assert received.count(b"200 OK") == sent.count(whole)
+
+
+def test_requests_on_too_many_connections_are_refused(cluster, tiny, monkeypatch):
+    monkeypatch.setattr(connections_module, "_FEWEST", 1)
+    with serving(cluster(tiny.folder, ranks=1)) as (url, _), contextlib.ExitStack() as opened:
+        address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        for _ in range(40):
+            opened.enter_context(socket.create_connection(address))
+        raw = opened.enter_context(socket.create_connection(address, timeout=20))
+        raw.sendall(b"GET /health HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert b" 503 " in raw.recv(4096)

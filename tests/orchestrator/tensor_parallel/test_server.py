@@ -18,8 +18,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator.cli import run
 from orchestrator.demo.processes import Children, edge_agent, headtail
+from orchestrator.tensor_parallel.connections import http_config
+from orchestrator.tensor_parallel.errors import PartitionError
 from orchestrator.tensor_parallel.generation import Generator
 from orchestrator.tensor_parallel.server import Service, build_app
+from orchestrator.tensor_parallel.serving import run_worker
 from orchestrator.tensor_parallel.text import Text
 from tests.orchestrator.tensor_parallel.conftest import wait_until
 from tests.orchestrator.tensor_parallel.test_generation import greedy
@@ -33,15 +36,25 @@ def serving(running, **options):
     generator = Generator(running.engine, text)
     service = Service(running.engine, generator, text, **options)
     listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(build_app(service), log_level="warning", lifespan="off"))
+    server = uvicorn.Server(http_config(build_app(service), requests=8))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}", service
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        _servers[url] = server
+        yield url, service
     finally:
         server.should_exit = True
         thread.join()
         generator.close()
+
+
+_servers = {}
+
+
+def _stop(url):
+    """As a signal does."""
+    _servers[url].should_exit = True
 
 
 @pytest.fixture
@@ -142,6 +155,9 @@ def test_a_wrong_key_is_refused(server):
         (b'{"prompt": []}', "prompt of 1 to"),
         (b'{"prompt": "' + b"x" * 500 + b'"}', "prompt of 1 to"),
         (b'{"prompt": "x", "max_tokens": 0}', "max_tokens"),
+        (b'{"prompt": "x", "logprobs": 0}', "logprobs"),
+        (b'{"prompt": "x", "suffix": "y"}', "suffix"),
+        (b'{"prompt": "x", "user": ' + b"[" * 200_000 + b"]" * 200_000 + b"}", "JSON"),
     ],
 )
 def test_requests_that_cannot_run_get_400_and_the_server_goes_on(body, message, server):
@@ -153,6 +169,69 @@ def test_requests_that_cannot_run_get_400_and_the_server_goes_on(body, message, 
     assert message in json.loads(refused.value.read())["error"]["message"]
     answer = client(url).completions.create(model="m", prompt="x", max_tokens=2, extra_body=TO_THE_END)
     assert answer.usage.completion_tokens == 2
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_a_chat_of_no_tokens_is_refused(field, server):
+    messages = [{"role": "user", "content": "x"}]
+    with pytest.raises(openai.BadRequestError, match="max_tokens >= 1"):
+        client(server[0]).chat.completions.create(model="m", messages=messages, extra_body={field: 0})
+
+
+def test_fields_that_are_null_or_ask_for_nothing_are_passed_over(server):
+    fields = {"stream": None, "stream_options": {"include_usage": None}, "logprobs": None, "echo": False, "n": None}
+    text = client(server[0]).completions.create(
+        model="m", prompt="x", max_tokens=2, extra_body={**fields, "suffix": "", "ignore_eos": True}
+    )
+    chat = client(server[0]).chat.completions.create(
+        model="m", messages=[{"role": "user", "content": "x"}], max_tokens=2, logprobs=False,
+        extra_body={"stream": None, "top_logprobs": 0, "ignore_eos": True},
+    )  # fmt: skip
+    assert text.usage.completion_tokens == chat.usage.completion_tokens == 2
+
+
+def test_a_prompt_that_takes_long_to_tokenise_stops_nobody_else(server, monkeypatch):
+    url, service = server
+    begun, go_on, encode = threading.Event(), threading.Event(), service.text.encode
+
+    def slowly(text, **options):
+        begun.set()
+        assert go_on.wait(30)
+        return encode(text, **options)
+
+    monkeypatch.setattr(service.text, "encode", slowly)
+    found = []
+    asking = threading.Thread(
+        target=lambda: found.append(client(url).completions.create(model="m", prompt="x", max_tokens=2))
+    )
+    asking.start()
+    assert begun.wait(20)
+    assert urllib.request.urlopen(f"{url}/health", timeout=20).status == 200
+    tokens = client(url).models.list()
+    go_on.set()
+    asking.join()
+    assert tokens.data
+    assert len(found) == 1
+
+
+def test_a_stream_that_the_servers_end_cuts_off_ends_with_an_error_and_no_traceback(cluster, tiny, monkeypatch, capfd):
+    with serving(cluster(tiny.folder, ranks=1)) as (url, service):
+        go_on, step = threading.Event(), service.engine.step
+
+        def slowly(pieces):
+            go_on.wait(0.2)
+            return step(pieces)
+
+        monkeypatch.setattr(service.engine, "step", slowly)
+        stream = client(url).completions.create(
+            model="m", prompt="x", max_tokens=100, stream=True, extra_body=TO_THE_END
+        )
+        assert next(iter(stream))
+        _stop(url)
+        with pytest.raises(openai.APIError, match="server ends"):
+            list(stream)
+        go_on.set()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_prompt_beyond_the_context_bears_the_code_that_clients_know(server):
@@ -293,6 +372,30 @@ def test_a_port_in_use_is_named(tiny, tmp_path, capsys):
     assert "Choose another --port" in capsys.readouterr().err
     assert run(["llm", "trace", str(tmp_path / "s"), "--out", str(tmp_path / "none" / "t.json")]) == 1
     assert "Give another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--queue", "-1"], "--queue of at least 0, found -1"),
+        (["--lookup", "-3"], "--lookup of at least 0, found -3"),
+        (["--drafts", "-2"], "--drafts of at least 1, found -2"),
+        (["--threads", "0"], "--threads of at least 1, found 0"),
+        (["--slots", "100000000"], "--slots of at most 1024"),
+        (["--deadline-s", "nan"], "--deadline-s above 0"),
+    ],
+)
+def test_options_of_serve_that_make_no_sense_are_named(options, message, tiny, tmp_path, capsys):
+    (tmp_path / "nodes.toml").write_text('[[node]]\nname = "host"\n')
+    shards = str(tmp_path / "s")
+    assert run(["llm", "shard", str(tiny.folder), "--nodes", str(tmp_path / "nodes.toml"), "--out", shards]) == 0
+    assert run(["llm", "serve", shards, "--port", "99999", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_worker_with_no_threads_is_named(key_file, tmp_path):
+    with pytest.raises(PartitionError, match="--threads of at least 1, found 0"):
+        run_worker(listen="127.0.0.1:0", key_file=key_file, store=tmp_path, memory_limit=None, threads=0)
 
 
 def test_the_worker_needs_no_torch_to_say_what_is_missing():
