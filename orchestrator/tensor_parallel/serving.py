@@ -27,7 +27,7 @@ from orchestrator.tensor_parallel.nodes import Node, parse_size
 from orchestrator.tensor_parallel.protocol import RunSettings
 from orchestrator.tensor_parallel.server import Service, build_app
 from orchestrator.tensor_parallel.shard_set import read_index, read_set, verify_file
-from orchestrator.tensor_parallel.speed import measured_read_mb_per_s
+from orchestrator.tensor_parallel.speed import read_mb_per_s_of_a_child
 from orchestrator.tensor_parallel.text import Text
 from orchestrator.tensor_parallel.worker import Worker, WorkerOptions
 
@@ -183,12 +183,13 @@ def run_worker(
         for one in announcer:
             one.say(computing=computing, epoch=epoch, resident_bytes=resident)
 
-    rate = measured_read_mb_per_s()  # before the worker: a first race takes memory for a moment
+    kernel_profile()  # before the worker: a first race takes memory for a moment
+    rate = None if announce is None else read_mb_per_s_of_a_child(threads)
     worker = Worker(WorkerOptions(host.strip("[]"), int(port), key_file, store, limit, release_s, say, resident_peak()))
     if announce is not None:
         address = announce.address or own_address(announce.broker, worker.port)
         topics = Topics(announce.tenant, announce.name)
-        announcer.append(Announcer(announce.broker, topics, address, limit, read_mb_per_s=round(rate)))
+        announcer.append(Announcer(announce.broker, topics, address, limit, read_mb_per_s=round(rate or 0)))
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         worker.stop()

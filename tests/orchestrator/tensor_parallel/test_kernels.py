@@ -1,5 +1,6 @@
 """Products with few tokens and the race between kernels."""
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,8 +9,9 @@ import msgspec
 import pytest
 import torch
 
-from orchestrator.tensor_parallel import few, kernels, lowbit, native
+from orchestrator.tensor_parallel import few, kernels, lowbit, native, speed
 from orchestrator.tensor_parallel.errors import MemoryLimitError
+from orchestrator.tensor_parallel.memory import resident_peak
 from orchestrator.tensor_parallel.rank_runner import RankRunner
 
 
@@ -81,6 +83,32 @@ def test_the_race_times_every_candidate(library):
         assert 0 < one.torch_us < 1e7
     assert found.int4.chosen == "c", "unpacking to float32 cannot win"
     assert msgspec.json.decode(msgspec.json.encode(found), type=kernels.KernelProfile) == found
+
+
+def test_what_is_read_to_measure_the_rate_fits_no_cache_and_leaves_memory(tmp_path):
+    for name, size in (("index0", "48K"), ("index3", "96M"), ("index4", "lots")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "size").write_text(size + "\n")
+    assert speed.last_level_cache_bytes(tmp_path) == 96 << 20
+    assert speed.last_level_cache_bytes(tmp_path / "none") == 0
+    assert speed.sample_bytes(96 << 20, 1 << 40) == 384 << 20
+    assert speed.sample_bytes(1 << 20, None) == 256 << 20
+    assert speed.sample_bytes(96 << 20, 400 << 20) == 100 << 20
+
+
+def test_the_rate_is_that_of_distinct_matrices_in_turn(monkeypatch):
+    read = []
+    monkeypatch.setattr(speed, "sample_bytes", lambda cache, available: 3 * speed._MATRIX_BYTES)
+    monkeypatch.setattr(speed, "product", lambda x, weights: read.append(weights.data_ptr()))
+    assert speed.measured_read_mb_per_s() > 0
+    assert len(set(read)) == 3
+    assert all(one != other for one, other in itertools.pairwise(read))
+
+
+def test_the_rate_of_a_child_does_not_count_as_memory_of_this_process():
+    before = resident_peak()
+    assert speed.read_mb_per_s_of_a_child(1) > 0
+    assert resident_peak() - before < 64 << 20
 
 
 def test_without_a_compiler_torch_multiplies(monkeypatch):
