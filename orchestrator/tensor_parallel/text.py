@@ -30,6 +30,8 @@ class Text:
             )
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer.no_truncation()  # a training script may have stored both; they are for its batches
+            self._tokenizer.no_padding()
             special = json.loads((folder / "special_tokens.json").read_text())
         except Exception as error:  # tokenizers raises bare Exception
             raise TokenizerError(f"Wanted a tokenizer, found {error} at {path}.") from error
