@@ -1,7 +1,7 @@
 """A shard set on disk: `set.json`, the tokenizer, and for each rank one file of blocks with an index of hashes.
 
 set.json            model, capabilities, what each rank holds, hash of the source
-rank0.json, ...     offset, size and sha256 of each block and of the whole file
+rank0.json, ...     the set's id; offset, size and sha256 of each block and of the whole file
 rank0.bin, ...      page-aligned blocks in execution order; matrices as config.weights says
 tokenizer.json, chat_template.jinja, special_tokens.json
 """
@@ -30,13 +30,14 @@ class BlockEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sha256: str
 
 
-class RankIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RankIndex(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a rank's file holds."""
 
     rank: int
     nbytes: int
     sha256: str
     blocks: tuple[BlockEntry, ...]
+    set_id: str | None = None  # the set that it was cut for; none where an earlier version wrote it
 
 
 class NodeEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,13 +104,18 @@ def check_index(index: RankIndex, rank: int, shard_set: ShardSet, where: str) ->
     """Check an index against the set that it should belong to.
 
     Raises:
-        ShardError: Other blocks, offsets or sizes than the set's.
+        ShardError: Cut for another set, or other blocks, offsets or sizes than the set's.
     """
     blocks = shard_set.blocks(rank)
     wanted = [(b.name, o, b.nbytes) for b, o in zip(blocks, file_offsets(blocks), strict=True)]
     found = [(entry.name, entry.offset, entry.nbytes) for entry in index.blocks]
-    if index.rank != rank or found != wanted or index.nbytes != file_bytes(blocks):
-        raise ShardError(f"Wanted the index of rank {rank} of set {shard_set.set_id}, found another in {where}.")
+    stranger = index.set_id not in (None, shard_set.set_id)
+    if stranger or index.rank != rank or found != wanted or index.nbytes != file_bytes(blocks):
+        another = f"another, of set {index.set_id}," if stranger else "another"
+        raise ShardError(
+            f"Wanted the index of rank {rank} of set {shard_set.set_id}, found {another} in {where}. "
+            "Shard the checkpoint again."
+        )
 
 
 def verify_file(path: Path, index: RankIndex) -> None:

@@ -1,9 +1,9 @@
 """Cut a checkpoint into a shard set: slice by slice, resumable, verified."""
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +19,7 @@ from orchestrator.tensor_parallel.nodes import Node
 from orchestrator.tensor_parallel.partition import held_shares
 from orchestrator.tensor_parallel.shard_set import (
     SCHEMA,
+    TOKENIZER_FILES,
     BlockEntry,
     NodeEntry,
     RankIndex,
@@ -43,7 +44,7 @@ def shard_checkpoint(
     weights: Encoding = "float32",
     progress: Progress | None = None,
 ) -> ShardSet:
-    """Write the set; blocks that an interrupted run left complete are kept.
+    """Write the set; blocks that an interrupted run of the same set left complete are kept, those of another written over.
 
     Args:
         checkpoint: The model.
@@ -72,8 +73,7 @@ def shard_checkpoint(
     out.mkdir(parents=True, exist_ok=True)
     if (out / "set.json").is_file() and read_set(out).set_id != shard_set.set_id:
         raise ShardError(f"Wanted an empty folder or the same set, found another set in {out}. Give another folder.")
-    for name, text in checkpoint.tokenizer_files().items():
-        (out / name).write_text(text)
+    _write_tokenizer(checkpoint.tokenizer_files(), out, shard_set)
     total = sum(file_bytes(shard_set.blocks(rank)) for rank in range(len(nodes)))
     done = 0
     for rank in range(len(nodes)):
@@ -103,18 +103,47 @@ def _write_rank(checkpoint: Checkpoint, shard_set: ShardSet, rank: int, out: Pat
                 log.append(block.name, digest)
             entries.append(BlockEntry(name=block.name, offset=offset, nbytes=block.nbytes, sha256=digest))
             yield block.nbytes
-    index = RankIndex(rank=rank, nbytes=file_bytes(blocks), sha256=file_sha256(part), blocks=tuple(entries))
+    index = RankIndex(
+        rank=rank,
+        nbytes=file_bytes(blocks),
+        sha256=file_sha256(part),
+        blocks=tuple(entries),
+        set_id=shard_set.set_id,
+    )
     part.replace(path)
     _replace(out / f"rank{rank}.json", msgspec.json.format(msgspec.json.encode(index), indent=1))
     log.path.unlink(missing_ok=True)
 
 
 def _is_complete(out: Path, shard_set: ShardSet, rank: int) -> bool:
+    """Whether the rank's file is whole and of this set: another checkpoint of the same shape has the same offsets."""
     try:
-        verify_file(out / f"rank{rank}.bin", read_index(out, rank, shard_set))
+        index = read_index(out, rank, shard_set)
+        if index.set_id is None:
+            return False
+        verify_file(out / f"rank{rank}.bin", index)
     except ShardError:
         return False
     return True
+
+
+def _write_tokenizer(files: dict[str, str], out: Path, shard_set: ShardSet) -> None:
+    """Write what the checkpoint brings; of another set that was begun here, nothing stays."""
+    if _begun_set(out) not in (None, shard_set.set_id):
+        for name in TOKENIZER_FILES:
+            (out / name).unlink(missing_ok=True)
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
+
+
+def _begun_set(out: Path) -> str | None:
+    """Id of the set whose first rank an earlier run wrote, or began to; none where it left none."""
+    log, index = out / "rank0.log", out / "rank0.json"
+    if log.is_file():
+        return next(iter(log.read_text().splitlines()), None)
+    with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(index.read_bytes(), type=RankIndex).set_id
+    return None
 
 
 class _ResumeLog:
@@ -134,7 +163,7 @@ class _ResumeLog:
             stream.write(f"{name} {digest}\n")
 
 
-@contextmanager
+@contextlib.contextmanager
 def _open_sized(path: Path, size: int) -> Iterator[BinaryIO]:
     path.touch()
     with path.open("r+b") as stream:
