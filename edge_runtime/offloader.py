@@ -4,7 +4,6 @@ Every call of `Offloader.infer` ends once: with the tail's answer, the local mod
 """
 
 import logging
-import math
 import os
 import threading
 import time
@@ -20,7 +19,7 @@ from edge_runtime.broker_url import MqttError
 from edge_runtime.clock_offset import ClockOffset, Exchange
 from edge_runtime.codecs import codec_of, encode_first
 from edge_runtime.early_exit import ExitGate
-from edge_runtime.local_model import LocalModel
+from edge_runtime.local_model import LocalInputs, LocalModel, local_inputs
 from edge_runtime.messages import Topics
 from edge_runtime.mqtt import LinkOptions, MqttLink
 from edge_runtime.offload import (
@@ -93,6 +92,7 @@ class Offloader:
         self.key = head.key if head is not None else str(key)
         self._cut_id = bytes.fromhex(self.key)
         self._code, self._codec = codec_of(head)
+        self._artefact = head
         self._head = open_session(head, threads=self._options.threads) if head else None
         self._gate = ExitGate.of(head.manifest) if head else None
         self._fallback_is_ours = isinstance(fallback, Artefact)
@@ -130,7 +130,10 @@ class Offloader:
         """
         self.link.wait_connected(timeout_s)
 
-    def infer(self, *arrays: np.ndarray, deadline_ms: float | None = None, layers: int | None = None) -> Answer:
+    def infer(
+        self, *arrays: np.ndarray, deadline_ms: float | None = None, layers: int | None = None,
+        local: LocalInputs | None = None,
+    ) -> Answer:  # fmt: skip
         """Run one request to its end.
 
         Args:
@@ -138,38 +141,42 @@ class Offloader:
             deadline_ms: From now; the options' deadline when null.
             layers: Of a progressive stream at most so many, the first ones, are sent; 0 for all, the options' number when
                 null. Other heads send what they have.
+            local: Makes the fallback's inputs if it has to answer; null where `arrays` are its inputs too.
 
         Raises:
-            OffloadError: A deadline that is no finite number, or a negative number of layers.
+            OffloadError: A deadline that is no finite number, a negative number of layers, or arrays alone that are no
+                input of the fallback.
             DeadlineError: No answer in time and neither fallback nor exit that could give one.
             TailUnavailableError: The tail cannot be asked now, and there is neither fallback nor exit.
             TailError: The tail answered with an error, and there is neither fallback nor exit.
             EngineError: Inputs that do not match, or the head failed.
         """
-        attempt = self._begin(deadline_ms)
+        attempt = self._begin(deadline_ms, local_inputs(self._fallback, self._artefact, arrays, local))
         try:
             outputs = self._run_head(arrays, attempt)
             if attempt.leaving is not None and attempt.leaving.leaves:
                 return self._leave(attempt, None)
-            return self._finish(attempt, self._encode(outputs, attempt, layers), arrays)
+            return self._finish(attempt, self._encode(outputs, attempt, layers))
         except Exception as error:
             self._fail(attempt, error)
             raise
 
-    def infer_image(self, data: bytes, *arrays: np.ndarray, deadline_ms: float | None = None) -> Answer:
-        """Send an encoded picture (JPEG, PNG, WebP file) to a whole model on the host; `arrays` are for the fallback.
+    def infer_image(
+        self, data: bytes, *arrays: np.ndarray, deadline_ms: float | None = None, local: LocalInputs | None = None
+    ) -> Answer:
+        """Send an encoded picture (JPEG, PNG, WebP file) to a whole model on the host; the fallback has `arrays` or `local`.
 
         Raises:
             OffloadError: As `infer`; also when this offloader has a head.
         """
         if self._head is not None:
             raise OffloadError("Wanted an offloader without a head for whole pictures, found one with a head.")
-        attempt = self._begin(deadline_ms)
+        attempt = self._begin(deadline_ms, local_inputs(self._fallback, None, arrays, local))
         try:
             begun = time.perf_counter()
             pieces = encode_image_file(data, cut_id=self._cut_id)
             attempt.serialise_ms = ms_since(begun)
-            return self._finish(attempt, pieces, arrays)
+            return self._finish(attempt, pieces)
         except Exception as error:
             self._fail(attempt, error)
             raise
@@ -212,14 +219,9 @@ class Offloader:
         """Close."""
         self.close()
 
-    def _begin(self, deadline_ms: float | None) -> Attempt:
-        now = time.perf_counter()
+    def _begin(self, deadline_ms: float | None, local: LocalInputs | None) -> Attempt:
         budget_ms = self._options.deadline_ms if deadline_ms is None else deadline_ms
-        if not math.isfinite(budget_ms):
-            raise OffloadError(f"Wanted a finite deadline in ms, found {budget_ms}.")
-        tracer = self._options.tracer
-        trace_id = os.urandom(16) if tracer is not None and tracer.wants() else None
-        return Attempt(now, now + budget_ms / 1000, trace_id=trace_id)
+        return Attempt.begin(budget_ms, self._options.tracer, local)
 
     def _run_head(self, arrays: Sequence[np.ndarray], attempt: Attempt) -> Sequence[np.ndarray]:
         """What is to be sent; the exit's answer goes into the attempt."""
@@ -242,15 +244,16 @@ class Offloader:
         attempt.encode_ms, attempt.serialise_ms = 1000 * (encoded - begun), ms_since(encoded)
         return pieces
 
-    def _finish(self, attempt: Attempt, pieces: list[bytes | memoryview], arrays: Sequence[np.ndarray]) -> Answer:
+    def _finish(self, attempt: Attempt, pieces: list[bytes | memoryview]) -> Answer:
         try:
             answer = self._ask_tail(attempt, pieces)
         except (OffloadError, MqttError, WireError) as error:
-            if not arrays or self._fallback is None or not self._fallback.fits(attempt.deadline - time.perf_counter()):
+            model, left_s = self._fallback, attempt.deadline - time.perf_counter()
+            if attempt.local is None or model is None or not model.fits(left_s):
                 if attempt.leaving is None:
                     raise
                 return self._leave(attempt, error)
-            answer = self._answer_locally(attempt, arrays, error)
+            answer = _answer_locally(model, attempt.local, attempt, error)
             self._count(local=1)
             return answer
         self._count(remote=1)
@@ -370,16 +373,6 @@ class Offloader:
         if self._fallback is not None:
             self._fallback.check_outputs(outputs)
 
-    def _answer_locally(self, attempt: Attempt, arrays: Sequence[np.ndarray], why: Exception) -> Answer:
-        if self._fallback is None:
-            raise OffloadError("Wanted a fallback, found none.") from why
-        begun = time.perf_counter()
-        outputs = self._fallback.run(arrays)
-        local_ms = ms_since(begun)
-        waited_ms = 1000 * (begun - attempt.sent_at) if attempt.sent_at else 0.0
-        breakdown = attempt.breakdown(waited_ms=waited_ms, local_ms=local_ms)
-        return Answer(outputs, "local", breakdown, attempt.bytes_sent, str(why), trace_id=attempt.trace_id)
-
     def _leave(self, attempt: Attempt, why: Exception | None) -> Answer:
         """The exit's answer: it is sure, or nobody else answered."""
         assert attempt.leaving is not None
@@ -398,3 +391,10 @@ class Offloader:
             self._counters.remote += remote
             self._counters.local += local
             self._counters.failed += failed
+
+
+def _answer_locally(model: LocalModel, inputs: LocalInputs, attempt: Attempt, why: Exception) -> Answer:
+    waited_ms = ms_since(attempt.sent_at) if attempt.sent_at else 0.0
+    outputs, preprocess_ms, local_ms = model.answer(inputs)
+    breakdown = attempt.breakdown(preprocess_ms=preprocess_ms, waited_ms=waited_ms, local_ms=local_ms)
+    return Answer(outputs, "local", breakdown, attempt.bytes_sent, str(why), trace_id=attempt.trace_id)

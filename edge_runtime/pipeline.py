@@ -14,12 +14,13 @@ from device_profiles.plan_table import PlanTable
 from edge_runtime.answer import Answer, Breakdown
 from edge_runtime.artefact import Artefact
 from edge_runtime.broker_url import MqttError
+from edge_runtime.frame_inputs import FrameInputs
 from edge_runtime.manifest import Manifest, TensorSpec
 from edge_runtime.messages import Ranked
 from edge_runtime.offload import Counters
 from edge_runtime.offloader import Offloader, OffloadOptions
 from edge_runtime.planned import PlannedOffloader
-from edge_runtime.preprocess import encode_picture, prepare
+from edge_runtime.preprocess import ImageError, encode_picture
 from edge_runtime.session import Session, open_session
 from edge_runtime.sources import Frame
 
@@ -50,6 +51,8 @@ class PlanChoice:
 class Pipeline:
     """What a device runs: a head with its tail on the host, a whole model here, or the first backed by the second.
 
+    Each artefact gets the input that its own manifest describes; the whole model's is made only when it has to answer.
+
     Args:
         broker_url: For the head's requests.
         device: This device's name.
@@ -69,7 +72,7 @@ class Pipeline:
         first = head or whole
         if first is None:
             raise ValueError("a pipeline needs a head or a whole model")
-        self._manifest: Manifest = first.manifest
+        self._first, self._whole = first, whole
         self._offloader: Offloader | PlannedOffloader | None = None
         self._session: Session | None = None
         self._counters = Counters()
@@ -99,32 +102,38 @@ class Pipeline:
             EngineError: The engine failed.
         """
         begun = time.perf_counter()
-        array = frame.array()
-        if self._manifest.preprocessing is not None:
-            array = prepare(array, self._manifest.inputs[0], self._manifest.preprocessing)
+        inputs = FrameInputs(frame)
+        if not isinstance(self._offloader, PlannedOffloader):
+            inputs.of(self._first)  # its time is no part of the deadline
         prepared = time.perf_counter()
-        answer = self._infer(frame, array)
+        answer = self._infer(frame, inputs)
         answered = time.perf_counter()
         top = rank(answer.outputs, self._outputs, self._labels, softmax=self._softmax)
         ended = time.perf_counter()
         breakdown = msgspec.structs.replace(
             answer.breakdown,
-            preprocess_ms=1000 * (prepared - begun),
+            preprocess_ms=answer.breakdown.preprocess_ms + 1000 * (prepared - begun),
             postprocess_ms=answer.breakdown.postprocess_ms + 1000 * (ended - answered),
             total_ms=1000 * (ended - begun),
         )
         answer = msgspec.structs.replace(answer, breakdown=breakdown)
         if answer.trace_id is not None and self._tracer is not None:
             self._tracer.finished(answer)
-        return Outcome(answer, top, self._compare(answer, array))
+        return Outcome(answer, top, self._compare(answer, inputs))
 
-    def _infer(self, frame: Frame, array: np.ndarray) -> Answer:
+    def _infer(self, frame: Frame, inputs: FrameInputs) -> Answer:
+        whole = self._whole
         if self._offloader is None:
-            return self._run_here(array)
-        if isinstance(self._offloader, Offloader) or self._manifest.preprocessing is None:
-            return self._offloader.infer(array)
-        preprocessing = self._manifest.preprocessing
-        return self._offloader.infer(array, picture=lambda form: encode_picture(frame.array(), preprocessing, form))
+            return self._run_here(inputs.of(self._first))
+        if isinstance(self._offloader, Offloader):
+            local = None if whole is None else lambda: inputs.of(whole)
+            return self._offloader.infer(*inputs.of(self._first), local=local)
+        preprocessing = None if whole is None else whole.manifest.preprocessing  # the host runs the whole model
+        if preprocessing is None:
+            return self._offloader.infer(inputs=inputs.of)
+        return self._offloader.infer(
+            inputs=inputs.of, picture=lambda form: encode_picture(frame.array(), preprocessing, form)
+        )
 
     @property
     def counters(self) -> Counters:
@@ -146,19 +155,23 @@ class Pipeline:
         if self._session is not None:
             self._session.close()
 
-    def _compare(self, answer: Answer, array: np.ndarray) -> bool | None:
+    def _compare(self, answer: Answer, inputs: FrameInputs) -> bool | None:
         """Whether the whole model here gives the tail's first class; asked for a share of the answers, after they were given."""
         local = self._offloader.local if self._offloader is not None else None
         if local is None or answer.source != "remote" or random.random() >= self._shadow_share:
             return None
-        wanted = local.run([array])[0]
+        try:
+            wanted = local.run(inputs.of(local.artefact))[0]
+        except ImageError as error:  # too small for the whole model's crop, say: the answer stands
+            log.warning("no comparison with the whole model: %s", error)
+            return None
         return bool(np.argmax(wanted) == np.argmax(answer.outputs[0]))
 
-    def _run_here(self, array: np.ndarray) -> Answer:
+    def _run_here(self, arrays: Sequence[np.ndarray]) -> Answer:
         if self._session is None:
             raise ValueError("no session")
         begun = time.perf_counter()
-        outputs = self._session.run([array])
+        outputs = self._session.run(arrays)
         local_ms = 1000 * (time.perf_counter() - begun)
         self._counters.local += 1
         return Answer(outputs, "local", Breakdown(local_ms=local_ms, total_ms=local_ms), 0, "no head is deployed")

@@ -20,12 +20,14 @@ from edge_runtime.adapt import Adapter, Change, Rules
 from edge_runtime.answer import Answer, Breakdown
 from edge_runtime.artefact import Artefact
 from edge_runtime.attempt import ms_since
-from edge_runtime.local_model import LocalModel
+from edge_runtime.frame_inputs import describe_input, means_alike
+from edge_runtime.local_model import LocalInputs, LocalModel
 from edge_runtime.offload import Counters, OffloadError
 from edge_runtime.offloader import Offloader, OffloadOptions
 
 log = logging.getLogger(__name__)
 EncodePicture = Callable[[str], bytes]  # "jpeg:75" -> the file
+MakeInputs = Callable[[Artefact], Sequence[np.ndarray]]  # what an artefact's own manifest makes of a request
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class PlannedOffloader:
         self._table = table.restricted(usable)
         self._artefacts = [bound[number] for number in usable]
         self._routes = [_route(table.choices[number], bound[number]) for number in usable]
+        self._apart = _apart([*self._artefacts, whole])
         self._local = LocalModel(whole, threads=self._options.threads) if whole is not None else None
         self._lock = threading.Lock()  # guards what follows; never held while a model runs
         self._adapter = Adapter(self._table, self._planned.rules)
@@ -126,28 +129,36 @@ class PlannedOffloader:
             return total
 
     def infer(
-        self, *arrays: np.ndarray, deadline_ms: float | None = None, picture: EncodePicture | None = None
-    ) -> Answer:
+        self, *arrays: np.ndarray, deadline_ms: float | None = None, picture: EncodePicture | None = None,
+        inputs: MakeInputs | None = None,
+    ) -> Answer:  # fmt: skip
         """Run one request to its end; its answer names the plan that was followed.
 
         Args:
-            arrays: The network's inputs.
-            deadline_ms: From now; the table's deadline, else the options', when null.
+            arrays: The inputs of the heads and of the whole model, where all take the same.
+            deadline_ms: From when the inputs are there; the table's deadline, else the options', when null.
             picture: Encodes the picture for plans that send one; without it the input itself is sent.
+            inputs: Makes what an artefact takes, for that of the plan, and for the whole model when it has to answer;
+                instead of `arrays`.
 
         Raises:
-            OffloadError, EngineError: As `Offloader.infer`.
+            OffloadError: Arrays alone that are the inputs of only some of the artefacts; and as `Offloader.infer`.
+            EngineError: As `Offloader.infer`.
+            EdgeError: As `inputs` says.
         """
+        if inputs is None and self._apart:
+            raise OffloadError(self._apart)
+        make = inputs or (lambda _: arrays)
         deadline = self._options.deadline_ms if deadline_ms is None else deadline_ms
         number = self._choose(deadline)
         choice = self._table.choices[number]
         if choice.kind == "local":
-            answer = self._run_here(arrays)
+            answer = self._run_here(make)
         else:
             with self._lock:
                 used = self._acquire(number)
             try:
-                answer = self._run_away(used.offloader, choice, arrays, deadline, picture)
+                answer = self._run_away(used.offloader, number, make, deadline, picture)
             finally:
                 self._release(number, used)
         return msgspec.structs.replace(answer, plan_id=choice.plan_id)
@@ -202,28 +213,31 @@ class PlannedOffloader:
             if shared is not None:
                 shared.offloader.breaker.reset()  # the plan before may have been too large for the link
 
-    def _run_here(self, arrays: Sequence[np.ndarray]) -> Answer:
+    def _run_here(self, make: MakeInputs) -> Answer:
         if self._local is None:
             raise OffloadError("Wanted the whole model for the local plan, found none.")
-        begun = time.perf_counter()
-        outputs = self._local.run(arrays)
-        local_ms = ms_since(begun)
+        outputs, preprocess_ms, local_ms = self._local.answer(_inputs_of(self._local.artefact, make))
         with self._lock:
             self._counters.local += 1
-        return Answer(outputs, "local", Breakdown(local_ms=local_ms, total_ms=local_ms), 0, "the plan is local")
+        breakdown = Breakdown(preprocess_ms=preprocess_ms, local_ms=local_ms, total_ms=preprocess_ms + local_ms)
+        return Answer(outputs, "local", breakdown, 0, "the plan is local")
 
     def _run_away(
-        self, offloader: Offloader, choice: Choice, arrays: Sequence[np.ndarray], deadline_ms: float,
-        picture: EncodePicture | None,
-    ) -> Answer:  # fmt: skip
-        encode_ms, begun = 0.0, time.perf_counter()
+        self, offloader: Offloader, number: int, make: MakeInputs, deadline_ms: float, picture: EncodePicture | None
+    ) -> Answer:
+        choice, artefact = self._table.choices[number], self._artefacts[number]
+        local = _inputs_of(self._local.artefact, make) if self._local is not None else None
+        encode_ms, preprocess_ms, begun = 0.0, 0.0, time.perf_counter()
         if choice.picture is not None and picture is not None and not choice.picture.startswith("raw"):
             data = picture(choice.picture)
             encode_ms = ms_since(begun)
-            answer = offloader.infer_image(data, *arrays, deadline_ms=deadline_ms - encode_ms)
+            answer = offloader.infer_image(data, deadline_ms=deadline_ms - encode_ms, local=local)
         else:
+            assert artefact is not None  # only plans that have theirs are usable
             most = min((one for one in (choice.layers, self._options.layers) if one), default=0)
-            answer = offloader.infer(*arrays, deadline_ms=deadline_ms, layers=most)
+            arrays = make(artefact)
+            preprocess_ms = ms_since(begun)
+            answer = offloader.infer(*arrays, deadline_ms=deadline_ms, layers=most, local=local)
         found = answer.breakdown
         remote = answer.source == "remote"
         link_ms = found.link_ms if remote else found.waited_ms
@@ -232,10 +246,12 @@ class PlannedOffloader:
                 self._adapter.finished(
                     up_bytes=answer.bytes_sent, down_bytes=choice.down_bytes, link_ms=link_ms, answered=remote
                 )
-        if encode_ms:
-            found = msgspec.structs.replace(
-                found, encode_ms=found.encode_ms + encode_ms, total_ms=found.total_ms + encode_ms
-            )
+        found = msgspec.structs.replace(
+            found,
+            preprocess_ms=found.preprocess_ms + preprocess_ms,
+            encode_ms=found.encode_ms + encode_ms,
+            total_ms=found.total_ms + preprocess_ms + encode_ms,
+        )
         return msgspec.structs.replace(answer, breakdown=found)
 
     def _acquire_current(self) -> None:
@@ -270,6 +286,22 @@ class PlannedOffloader:
             one.offloader.close()
             with self._lock:
                 self._counters = self._counters.plus(counters)
+
+
+def _inputs_of(artefact: Artefact, make: MakeInputs) -> LocalInputs:
+    return lambda: make(artefact)
+
+
+def _apart(artefacts: Sequence[Artefact | None]) -> str:
+    """Why one input is not enough for all of them; empty where it is."""
+    there = [one for one in artefacts if one is not None]
+    for other in there[1:]:
+        if not means_alike(there[0].manifest, other.manifest):
+            return (
+                f"Wanted `inputs`, which makes what each artefact takes, found arrays alone: {there[0].folder} takes "
+                f"{describe_input(there[0].manifest)}, {other.folder} {describe_input(other.manifest)}. Pass `inputs`."
+            )
+    return ""
 
 
 def _route(choice: Choice, artefact: Artefact | None) -> str:
