@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from orchestrator.tensor_parallel.config import ModelConfig, config_from_hf
 from orchestrator.tensor_parallel.errors import CheckpointError
+from orchestrator.tensor_parallel.layout import tensor_shapes
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +35,7 @@ _HF_LAYER = {
     "up": "mlp.up_proj.weight",
     "down": "mlp.down_proj.weight",
 }
+_HF_LAYERS = re.compile(r"model\.layers\.(\d+)\.(.+)")
 _HF_OUTSIDE = {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
 
 
@@ -59,7 +62,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a folder with config.json and safetensors files, or a .gguf file.
 
     Raises:
-        CheckpointError: Neither, or one that cannot be read.
+        CheckpointError: Neither, one that cannot be read, or tensors of other shapes than the configuration says.
     """
     if path.is_dir():
         return SafetensorsCheckpoint(path)
@@ -83,6 +86,20 @@ class SafetensorsCheckpoint:
         if _HF_OUTSIDE["head"] not in self._where and not self.config.tied_embedding:
             raise CheckpointError(f"Wanted lm_head.weight as config.json says (untied), found none in {path}.")
 
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        """All tensors that will be read, from their headers; others are passed over, as transformers does."""
+        parts = {full: name for name, full in (*_HF_OUTSIDE.items(), *_HF_LAYER.items())}
+        wanted = tensor_shapes(self.config)
+        for full, file in self._where.items():
+            inside = _HF_LAYERS.fullmatch(full)
+            if inside is not None and int(inside[1]) >= self.config.layers:
+                continue
+            name = parts.get(inside[2] if inside is not None else full)
+            if name in wanted:
+                check_shape(full, tuple(file.get_slice(full).get_shape()), wanted[name], self.path)
+
     def _open_files(self) -> list[Any]:
         names = sorted(self.path.glob("*.safetensors"))
         if not names:
@@ -95,34 +112,28 @@ class SafetensorsCheckpoint:
                 raise CheckpointError(f"Wanted a safetensors file, found {error} at {name}. Fetch it again.") from error
         return files
 
-    def _slice(self, name: str, layer: int) -> tuple[Any, str]:
+    def _slice(self, name: str, layer: int) -> Any:  # noqa: ANN401 - safetensors is a native library
         full = _HF_OUTSIDE[name] if layer < 0 else f"model.layers.{layer}.{_HF_LAYER[name]}"
         if full not in self._where:
             raise CheckpointError(f"Wanted tensor {full}, found none in {self.path}: a file of the set is missing.")
-        return self._where[full].get_slice(full), full
+        return self._where[full].get_slice(full)
 
     def rows(self, name: str, layer: int, start: int, stop: int) -> Array:
         """As `Checkpoint.rows`.
 
         Raises:
-            CheckpointError: Missing, or fewer rows than asked for.
+            CheckpointError: Missing.
         """
-        tensor, full = self._slice(name, layer)
-        shape = tensor.get_shape()
-        if stop > shape[0]:
-            raise CheckpointError(f"Wanted at least {stop} rows of {full}, found {shape} in {self.path}.")
+        tensor = self._slice(name, layer)
         return _as_float(tensor[start:stop]).reshape(stop - start, -1)
 
     def columns(self, name: str, layer: int, start: int, stop: int) -> Array:
         """As `Checkpoint.columns`.
 
         Raises:
-            CheckpointError: Missing, or fewer columns than asked for.
+            CheckpointError: Missing.
         """
-        tensor, full = self._slice(name, layer)
-        shape = tensor.get_shape()
-        if len(shape) != 2 or stop > shape[1]:
-            raise CheckpointError(f"Wanted at least {stop} columns of {full}, found {shape} in {self.path}.")
+        tensor = self._slice(name, layer)
         return np.ascontiguousarray(_as_float(tensor[:, start:stop]).T)
 
     def tokenizer_files(self) -> dict[str, str]:
@@ -143,6 +154,19 @@ class SafetensorsCheckpoint:
         names = {key: settings[key] for key in ("bos_token", "eos_token") if settings.get(key)}
         files["special_tokens.json"] = json.dumps({**{k: _token_text(v) for k, v in names.items()}, "end_ids": ends})
         return files
+
+
+def check_shape(full: str, found: tuple[int, ...], wanted: tuple[int, ...], path: Path) -> None:
+    """Compare a tensor's whole shape with what the configuration says: a larger one would be cut without a word.
+
+    Raises:
+        CheckpointError: They differ.
+    """
+    if found != wanted:
+        raise CheckpointError(
+            f"Wanted {full} of shape {wanted} as the configuration says, found {found} in {path}. "
+            "One of them belongs to another model: fetch both again."
+        )
 
 
 def _chat_template(value: Any) -> str | None:  # noqa: ANN401 - a template, or several with names

@@ -18,6 +18,17 @@ _HF_FAMILIES: dict[str, Family] = {
     "GemmaForCausalLM": "gemma",
 }
 _GGUF_FAMILIES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma"}
+_GGUF_VARIANTS: dict[str, tuple[float, ...]] = {  # what changes the function computed, and values that do not
+    "expert_count": (0,),
+    "rope.scaling.factor": (0, 1),
+    "rope.scale_linear": (0, 1),
+    "attention.clamp_kqv": (0,),
+    "attn_logit_softcapping": (0,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "residual_scale": (0, 1),
+    "embedding_scale": (0, 1),
+}
 
 
 class RopeScaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -165,7 +176,7 @@ def config_from_gguf(metadata: Mapping[str, Any], *, tied: bool, where: str) -> 
         where: The file, for messages.
 
     Raises:
-        CheckpointError: An architecture that is not handled, or a missing value.
+        CheckpointError: An architecture or a setting that is not handled, or a missing value.
     """
     named = metadata.get("general.architecture")
     family = _GGUF_FAMILIES.get(str(named))
@@ -174,8 +185,10 @@ def config_from_gguf(metadata: Mapping[str, Any], *, tied: bool, where: str) -> 
     kind = metadata.get(f"{named}.rope.scaling.type")
     if kind not in (None, "none"):
         raise CheckpointError(f"Wanted no rope scaling in a GGUF, found {kind} in {where}. Use the safetensors files.")
-    if metadata.get(f"{named}.expert_count"):
-        raise CheckpointError(f"Mixtures of experts are not handled; found {named}.expert_count in {where}.")
+    for key, harmless in _GGUF_VARIANTS.items():
+        found = metadata.get(f"{named}.{key}")
+        if found is not None and found not in harmless:
+            raise CheckpointError(f"Wanted a plain {named}, found {named}.{key} {found} in {where}: not handled.")
 
     def value(key: str) -> Any:  # noqa: ANN401 - numbers of either kind
         return metadata[f"{named}.{key}"]
@@ -183,6 +196,12 @@ def config_from_gguf(metadata: Mapping[str, Any], *, tied: bool, where: str) -> 
     try:
         heads = int(value("attention.head_count"))
         hidden = int(value("embedding_length"))
+        head_dim = int(metadata.get(f"{named}.attention.key_length", hidden // heads))
+        for key in ("rope.dimension_count", "attention.value_length"):
+            if int(metadata.get(f"{named}.{key}", head_dim)) != head_dim:
+                raise CheckpointError(
+                    f"Wanted {named}.{key} of the head's size {head_dim}, found {value(key)} in {where}: not handled."
+                )
         tokens = metadata.get("tokenizer.ggml.tokens")
         return ModelConfig(
             family=family,
@@ -191,7 +210,7 @@ def config_from_gguf(metadata: Mapping[str, Any], *, tied: bool, where: str) -> 
             ffn=int(value("feed_forward_length")),
             heads=heads,
             kv_heads=int(metadata.get(f"{named}.attention.head_count_kv", heads)),
-            head_dim=int(metadata.get(f"{named}.attention.key_length", hidden // heads)),
+            head_dim=head_dim,
             vocabulary=int(metadata.get(f"{named}.vocab_size") or len(tokens or ())),
             context=int(value("context_length")),
             norm_eps=round(float(value("attention.layer_norm_rms_epsilon")), 12),  # float32 of 1e-05 is 9.99999e-06

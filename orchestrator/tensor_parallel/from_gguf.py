@@ -1,6 +1,7 @@
 """GGUF files as checkpoints: slices are dequantised one by one; rotary row order is turned back."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
 
-from orchestrator.tensor_parallel.checkpoint import Array
+from orchestrator.tensor_parallel.checkpoint import Array, check_shape
 from orchestrator.tensor_parallel.config import config_from_gguf
 from orchestrator.tensor_parallel.errors import CheckpointError
 from orchestrator.tensor_parallel.gguf_tokenizer import tokenizer_from_metadata
+from orchestrator.tensor_parallel.layout import tensor_shapes
 
 _LAYER = {
     "attention_norm": "attn_norm.weight",
@@ -30,6 +32,8 @@ _LAYER = {
     "down": "ffn_down.weight",
 }
 _OUTSIDE = {"embedding": "token_embd.weight", "final_norm": "output_norm.weight", "head": "output.weight"}
+_LAYERS = re.compile(r"blk\.(\d+)\.(.+)")
+_UNUSED = ("attn_rot_embd", "attn_rot_embd.weight")  # old converters' plain frequencies, which llama.cpp does not read
 _ROWS_AT_ONCE = 1024
 _HANDLED = {
     GGMLQuantizationType[name]
@@ -48,10 +52,27 @@ class GgufCheckpoint:
             raise CheckpointError(f"Wanted a GGUF file, found {error!r} at {path}. Fetch it again.") from error
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
         self._metadata = {name: field.contents() for name, field in reader.fields.items()}
-        if "rope_freqs.weight" in self._tensors:
+        if any("rope_freqs" in name or "rope_factors" in name for name in self._tensors):
             raise CheckpointError(f"Rotary factors in a GGUF are not handled ({path}). Use the safetensors files.")
         tied = _OUTSIDE["head"] not in self._tensors
         self.config = config_from_gguf(self._metadata, tied=tied, where=str(path))
+        self._check_tensors()
+
+    def _check_tensors(self) -> None:
+        """Every tensor is one that the blocks use, of the shape that they want: another would change results."""
+        parts = {full: name for name, full in (*_OUTSIDE.items(), *_LAYER.items())}
+        wanted = tensor_shapes(self.config)
+        for full, tensor in self._tensors.items():
+            inside = _LAYERS.fullmatch(full)
+            if inside is not None and inside[2] in _UNUSED:
+                continue
+            name = parts.get(inside[2] if inside is not None else full)
+            if name not in wanted or (inside is not None and int(inside[1]) >= self.config.layers):
+                raise CheckpointError(
+                    f"Wanted the tensors of a {self.config.family} of {self.config.layers} layers, found {full} in "
+                    f"{self.path}, which is not handled. Use a model without it."
+                )
+            check_shape(full, tuple(int(size) for size in reversed(tensor.shape)), wanted[name], self.path)
 
     def _tensor(self, name: str, layer: int) -> Any:  # noqa: ANN401 - gguf.ReaderTensor
         full = _OUTSIDE[name] if layer < 0 else f"blk.{layer}.{_LAYER[name]}"
@@ -66,11 +87,9 @@ class GgufCheckpoint:
         """As `Checkpoint.rows`.
 
         Raises:
-            CheckpointError: Missing, of a type that is not handled, or fewer rows than asked for.
+            CheckpointError: Missing, or of a type that is not handled.
         """
         tensor = self._tensor(name, layer)
-        if stop > tensor.data.shape[0]:
-            raise CheckpointError(f"Wanted {stop} rows of {tensor.name}, found {tensor.data.shape[0]} in {self.path}.")
         rotary = name in ("q", "k", "q_bias", "k_bias") and self.config.family == "llama"
         rows = _decoded(tensor, start, stop).reshape(stop - start, -1)
         return _to_halves(rows, self.config.head_dim) if rotary else rows
@@ -87,8 +106,6 @@ class GgufCheckpoint:
         for first in range(0, count, _ROWS_AT_ONCE):
             last = min(count, first + _ROWS_AT_ONCE)
             rows = _decoded(tensor, first, last)
-            if stop > rows.shape[1]:
-                raise CheckpointError(f"Wanted {stop} columns of {tensor.name}, found {rows.shape[1]} in {self.path}.")
             out[:, first:last] = rows[:, start:stop].T
         return out
 

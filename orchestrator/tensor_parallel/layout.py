@@ -117,6 +117,20 @@ def rank_blocks(config: ModelConfig, share: Share, *, master: bool) -> list[Bloc
     return blocks
 
 
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of a checkpoint by the part's name, as Hugging Face stores it: (rows, columns), or (values,)."""
+    whole = Share(kv_start=0, kv_stop=config.kv_heads, ffn_start=0, ffn_stop=config.ffn)
+    outside = [Part("embedding", "vocabulary", 1, config.hidden), Part("final_norm", "whole", 1, config.hidden)]
+    outside += [] if config.tied_embedding else [Part("head", "vocabulary", 1, config.hidden)]
+    found: dict[str, tuple[int, ...]] = {}
+    for part in (*outside, *attention_parts(config), *ffn_parts(config)):
+        first, stop = unit_range(part.axis, config, whole)
+        matrix = (part.rows * (stop - first), part.width)
+        vector = part.axis == "whole" or part.width == 1
+        found[part.name] = (max(matrix),) if vector else matrix[::-1] if part.transposed else matrix
+    return found
+
+
 def file_offsets(blocks: list[Block]) -> list[int]:
     """Page-aligned start of each block in a rank's file."""
     offsets, position = [], 0
