@@ -10,19 +10,30 @@ from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from orchestrator.tensor_parallel.errors import PromptError, TokenizerError
+from orchestrator.tensor_parallel.errors import ContextLengthError, PromptError, TokenizerError
+from orchestrator.tensor_parallel.shard_set import read_set
 
 _TEMPLATE_LIMIT = 1 << 20
+_TEMPLATE_ERRORS = (  # a template is a program: whatever it may raise
+    TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+_PIECE = 1 << 14  # characters that are counted at a time
+_SLACK = 2  # a text cut into pieces may have more tokens than the whole, and a normaliser may shorten it
 
 
 class Text:
     """The tokenizer and chat template of a shard set.
 
+    Args:
+        folder: The set's.
+        context: Most tokens of a prompt and its answer; the model's own where none is given.
+
     Raises:
         TokenizerError: None there, or damaged.
+        ShardError: `set.json` is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, context: int | None = None) -> None:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise TokenizerError(
@@ -32,22 +43,47 @@ class Text:
             self._tokenizer = Tokenizer.from_file(str(path))
             self._tokenizer.no_truncation()  # a training script may have stored both; they are for its batches
             self._tokenizer.no_padding()
-            special = json.loads((folder / "special_tokens.json").read_text())
+            self._template = _read_template(folder)
+            special = json.loads((folder / "special_tokens.json").read_text(encoding="utf-8"))
+            ends = special.get("end_ids")
+            self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or ())
+            self._names = {key: str(special[key]) for key in ("bos_token", "eos_token") if key in special}
         except Exception as error:  # tokenizers raises bare Exception
-            raise TokenizerError(f"Wanted a tokenizer, found {error} at {path}.") from error
-        ends = special.get("end_ids")
-        self.end_ids = frozenset([ends] if isinstance(ends, int) else ends or ())
-        self._names = {key: special[key] for key in ("bos_token", "eos_token") if key in special}
+            raise TokenizerError(
+                f"Wanted a tokenizer, found {error!r} at {path}. Shard the checkpoint again."
+            ) from error
         if not self.end_ids and "eos_token" in self._names:
             number = self._tokenizer.token_to_id(self._names["eos_token"])
             self.end_ids = frozenset(() if number is None else (number,))
-        template = folder / "chat_template.jinja"
-        self._template = template.read_text() if template.is_file() else None
+        if context is None and (folder / "set.json").is_file():
+            context = read_set(folder).config.context
+        self._context = context
+        pieces = (self._tokenizer.id_to_token(number) or "" for number in range(self._tokenizer.get_vocab_size()))
+        self._longest = max((len(piece.encode()) for piece in pieces), default=1)  # bytes; one by one: no second copy
 
     def encode(self, text: str, *, add_special: bool = True) -> list[int]:
-        """Tokens of a text."""
+        """Tokens of a text.
+
+        Raises:
+            ContextLengthError: It cannot fit into the context; found without tokenising all of it.
+        """
+        self._check_length(text)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special).ids
         return ids
+
+    def _check_length(self, text: str) -> None:
+        """Refuse what is far too long before it costs memory and time; whoever runs the tokens knows the exact limit."""
+        if self._context is None or len(text) <= _PIECE:
+            return
+        most = _SLACK * self._context
+        found = 0 if len(text.encode()) <= most * self._longest else most + 1
+        for at in range(0, len(text), _PIECE):
+            if found > most:
+                raise ContextLengthError(
+                    f"Wanted a prompt of 1 to {self._context - 1} tokens, found far more in a text of {len(text)} characters. "
+                    "Shorten it, or serve with a larger --context."
+                )
+            found += len(self._tokenizer.encode(text[at : at + _PIECE], add_special_tokens=False).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of tokens, without special ones."""
@@ -58,7 +94,8 @@ class Text:
         """Tokens of a conversation, up to where the assistant's next turn begins.
 
         Raises:
-            PromptError: The model has no chat template, or it refuses these messages.
+            PromptError: The model has no chat template, or it refuses these messages or fails on them.
+            ContextLengthError: As `encode`.
         """
         if self._template is None:
             raise PromptError("Wanted a model with a chat template, found none. Use /v1/completions.")
@@ -73,9 +110,15 @@ class Text:
         try:
             template = environment.from_string(self._template[:_TEMPLATE_LIMIT])
             text = template.render(messages=list(messages), add_generation_prompt=True, **values)
-        except (TemplateError, TypeError, KeyError, ValueError) as error:
-            raise PromptError(f"Wanted messages that the model's chat template takes, found: {error}.") from error
+        except _TEMPLATE_ERRORS as error:
+            found = str(error) if isinstance(error, TemplateError) else repr(error)
+            raise PromptError(f"Wanted messages that the model's chat template takes, found: {found}.") from error
         return self.encode(text, add_special=False)
+
+
+def _read_template(folder: Path) -> str | None:
+    path = folder / "chat_template.jinja"
+    return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def _raise(message: str) -> None:
