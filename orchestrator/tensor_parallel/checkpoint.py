@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from orchestrator.tensor_parallel.config import ModelConfig, config_from_hf
-from orchestrator.tensor_parallel.errors import CheckpointError
+from orchestrator.tensor_parallel.errors import CheckpointError, TokenizerError
 from orchestrator.tensor_parallel.layout import tensor_shapes
 
 log = logging.getLogger(__name__)
@@ -137,23 +137,40 @@ class SafetensorsCheckpoint:
         return np.ascontiguousarray(_as_float(tensor[:, start:stop]).T)
 
     def tokenizer_files(self) -> dict[str, str]:
-        """As `Checkpoint.tokenizer_files`; empty without a tokenizer.json."""
+        """As `Checkpoint.tokenizer_files`; empty without a tokenizer.json.
+
+        Raises:
+            TokenizerError: A file that is not UTF-8, or special tokens that are none.
+            CheckpointError: A settings file that is not JSON.
+        """
         tokenizer = self.path / "tokenizer.json"
         if not tokenizer.is_file():
             return {}
-        files = {"tokenizer.json": tokenizer.read_text()}
+        files = {"tokenizer.json": read_text(tokenizer)}
         settings_file = self.path / "tokenizer_config.json"
         settings = _read_json(settings_file) if settings_file.is_file() else {}
         template = self.path / "chat_template.jinja"
         if template.is_file():
-            files["chat_template.jinja"] = template.read_text()
+            files["chat_template.jinja"] = read_text(template)
         elif (named := _chat_template(settings.get("chat_template"))) is not None:
             files["chat_template.jinja"] = named
-        generation = self.path / "generation_config.json"
-        ends = (_read_json(generation) if generation.is_file() else {}).get("eos_token_id")
         names = {key: settings[key] for key in ("bos_token", "eos_token") if settings.get(key)}
-        files["special_tokens.json"] = json.dumps({**{k: _token_text(v) for k, v in names.items()}, "end_ids": ends})
+        special = {key: _token_text(value, key, settings_file) for key, value in names.items()}
+        generation = self.path / "generation_config.json"
+        files["special_tokens.json"] = json.dumps({**special, "end_ids": _end_ids(generation)})
         return files
+
+
+def read_text(path: Path) -> str:
+    """Text of a tokenizer's file.
+
+    Raises:
+        TokenizerError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenizerError(f"Wanted text in UTF-8, found {error} at {path}. Fetch it again.") from error
 
 
 def check_shape(full: str, found: tuple[int, ...], wanted: tuple[int, ...], path: Path) -> None:
@@ -175,8 +192,22 @@ def _chat_template(value: Any) -> str | None:  # noqa: ANN401 - a template, or s
     return value if isinstance(value, str) else None
 
 
-def _token_text(value: Any) -> str:  # noqa: ANN401 - a string, or a struct around it
-    return str(value["content"] if isinstance(value, dict) else value)
+def _token_text(value: Any, key: str, where: Path) -> str:  # noqa: ANN401 - a string, or a struct around it
+    text = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise TokenizerError(f"Wanted the text of {key}, found {value!r} in {where}. Fetch it again.")
+    return text
+
+
+def _end_ids(path: Path) -> int | list[int] | None:
+    """Tokens that end a text as generation_config.json says, where it is there and says so."""
+    found = (_read_json(path) if path.is_file() else {}).get("eos_token_id")
+    for one in found if isinstance(found, list) else [found]:
+        if type(one) is not int and found is not None:
+            raise TokenizerError(
+                f"Wanted numbers of tokens as eos_token_id, found {found!r} in {path}. Fetch it again."
+            )
+    return found
 
 
 def _as_float(tensor: Any) -> Array:  # noqa: ANN401 - torch is untyped here
@@ -188,8 +219,8 @@ def _as_float(tensor: Any) -> Array:  # noqa: ANN401 - torch is untyped here
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"Wanted JSON, found {error} at {path}.") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"Wanted a JSON object, found {type(values).__name__} at {path}.")

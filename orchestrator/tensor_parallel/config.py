@@ -18,6 +18,8 @@ _HF_FAMILIES: dict[str, Family] = {
     "GemmaForCausalLM": "gemma",
 }
 _GGUF_FAMILIES: dict[str, Family] = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma": "gemma"}
+_LARGEST_SIZE = (1 << 31) - 1
+_MOST_LAYERS = 1 << 14
 _GGUF_VARIANTS: dict[str, tuple[float, ...]] = {  # what changes the function computed, and values that do not
     "expert_count": (0,),
     "rope.scaling.factor": (0, 1),
@@ -64,8 +66,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         sizes = ("layers", "hidden", "ffn", "heads", "kv_heads", "head_dim", "vocabulary", "context")
         for name in sizes:
-            if getattr(self, name) < 1:
-                raise CheckpointError(f"Wanted {name} >= 1, found {getattr(self, name)}. The checkpoint is damaged.")
+            most = _MOST_LAYERS if name == "layers" else _LARGEST_SIZE
+            if not 1 <= getattr(self, name) <= most:
+                raise CheckpointError(
+                    f"Wanted {name} of 1 to {most}, found {getattr(self, name)}. The checkpoint is damaged: fetch it again."
+                )
         if self.heads % self.kv_heads:
             raise CheckpointError(f"Wanted heads in whole groups, found {self.heads} over {self.kv_heads} KV heads.")
         if self.head_dim % 2:
@@ -106,41 +111,58 @@ def config_from_hf(values: Mapping[str, Any], where: str) -> ModelConfig:
         CheckpointError: An architecture that is not handled, a missing value, or a rule (sliding window, rope scaling)
             that would change results.
     """
-    named = (values.get("architectures") or ["none"])[0]
-    family = _HF_FAMILIES.get(named)
+    architectures = values.get("architectures") or ["none"]
+    named = architectures[0] if isinstance(architectures, list) else architectures
+    family = _HF_FAMILIES.get(str(named))
     if family is None:
         raise CheckpointError(f"Wanted one of {', '.join(_HF_FAMILIES)}, found architecture {named} in {where}.")
-    window = values.get("sliding_window")
-    if window and values.get("use_sliding_window", family == "llama") and window < values["max_position_embeddings"]:
-        raise CheckpointError(f"Sliding-window attention ({window}) is not handled; found it in {where}.")
-    _refuse_variants(values, family, where)
     try:
-        rope = values.get("rope_parameters") or {}
-        heads = int(values["num_attention_heads"])
-        return ModelConfig(
-            family=family,
-            layers=int(values["num_hidden_layers"]),
-            hidden=int(values["hidden_size"]),
-            ffn=int(values["intermediate_size"]),
-            heads=heads,
-            kv_heads=int(values.get("num_key_value_heads") or heads),
-            head_dim=int(values.get("head_dim") or values["hidden_size"] // heads),
-            vocabulary=int(values["vocab_size"]),
-            context=int(values["max_position_embeddings"]),
-            norm_eps=float(values["rms_norm_eps"]),
-            rope_base=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
-            rope_scaling=_rope_scaling(values.get("rope_scaling") or rope, where),
-            tied_embedding=bool(values.get("tie_word_embeddings", family == "gemma")),
-            qkv_bias=family == "qwen2" or bool(values.get("attention_bias", False)),
-            qk_norm=family == "qwen3",
-            norm_offset=1.0 if family == "gemma" else 0.0,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"Wanted a complete config.json, found {error!r} in {where}.") from error
+        _refuse_variants(values, family, where)
+        return _hf_config(values, family, where)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise CheckpointError(f"Wanted a complete config.json, found {error!r} in {where}. Fetch it again.") from error
+
+
+def _hf_config(values: Mapping[str, Any], family: Family, where: str) -> ModelConfig:
+    rope = _rope_values(values, "rope_parameters")
+    heads = int(values["num_attention_heads"])
+    return ModelConfig(
+        family=family,
+        layers=int(values["num_hidden_layers"]),
+        hidden=int(values["hidden_size"]),
+        ffn=int(values["intermediate_size"]),
+        heads=heads,
+        kv_heads=int(values.get("num_key_value_heads") or heads),
+        head_dim=int(values.get("head_dim") or values["hidden_size"] // heads),
+        vocabulary=int(values["vocab_size"]),
+        context=int(values["max_position_embeddings"]),
+        norm_eps=float(values["rms_norm_eps"]),
+        rope_base=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
+        rope_scaling=_rope_scaling(_rope_values(values, "rope_scaling") or rope, where),
+        tied_embedding=bool(values.get("tie_word_embeddings", family == "gemma")),
+        qkv_bias=family == "qwen2" or bool(values.get("attention_bias", False)),
+        qk_norm=family == "qwen3",
+        norm_offset=1.0 if family == "gemma" else 0.0,
+    )
+
+
+def _rope_values(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The object of this name; empty where there is none.
+
+    Raises:
+        TypeError: Something else than an object.
+    """
+    found = values.get(name) or {}
+    if not isinstance(found, dict):
+        raise TypeError(f"{name} is no object: {found!r}")
+    return found
 
 
 def _refuse_variants(values: Mapping[str, Any], family: Family, where: str) -> None:
     """Settings that change the function computed and that the blocks do not have."""
+    window = values.get("sliding_window")
+    if window and values.get("use_sliding_window", family == "llama") and window < values["max_position_embeddings"]:
+        raise CheckpointError(f"Sliding-window attention ({window}) is not handled; found it in {where}.")
     if values.get("mlp_bias"):
         raise CheckpointError(f"Biases in the FFN are not handled; found mlp_bias in {where}.")
     if values.get("attention_bias") and family != "qwen2":
@@ -219,5 +241,5 @@ def config_from_gguf(metadata: Mapping[str, Any], *, tied: bool, where: str) -> 
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"Wanted complete metadata, found {error!r} in {where}.") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from orchestrator.tensor_parallel.checkpoint import read_text
 from orchestrator.tensor_parallel.errors import TokenizerError
 
 _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -24,7 +25,7 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any], where: str) -> dict[str
     """
     beside = Path(where).with_name("tokenizer.json")
     if beside.is_file():
-        return {"tokenizer.json": beside.read_text()}
+        return {"tokenizer.json": read_text(beside)}
     model = metadata.get("tokenizer.ggml.model")
     if model is None:
         return {}

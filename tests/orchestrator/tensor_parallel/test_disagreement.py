@@ -1,12 +1,13 @@
 """Configurations that disagree with their weights, and weights that the blocks do not have: refused by name, never cut."""
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
 
 from orchestrator.tensor_parallel.checkpoint import open_checkpoint
-from orchestrator.tensor_parallel.errors import CheckpointError
+from orchestrator.tensor_parallel.errors import CheckpointError, TokenizerError
 from tests.orchestrator.tensor_parallel.conftest import make_tiny
 from tests.orchestrator.tensor_parallel.test_checkpoint import write_gguf
 
@@ -90,3 +91,62 @@ def test_what_changes_nothing_in_a_gguf_is_no_error(tiny, tmp_path):
     values = {"llama.rope.dimension_count": 8, "llama.rope.scaling.factor": 1.0, "llama.expert_count": 0}
     write_gguf(tmp_path / "tiny.gguf", tiny, values=values, more={"blk.0.attn_rot_embd.weight": np.ones(4, np.float32)})
     assert open_checkpoint(tmp_path / "tiny.gguf").config.head_dim == 8
+
+
+ODD = [
+    None,
+    0,
+    -1,
+    "x",
+    [],
+    {},
+    True,
+    1e400,
+    float("nan"),
+    3.7,
+    ["a"],
+    10**30,
+    {"a": 1},
+    [[1]],
+    {"rope_type": "llama3"},
+]
+KEYS = [
+    "architectures", "sliding_window", "rope_scaling", "rope_parameters", "rope_theta", "head_dim", "hidden_size",
+    "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size", "rms_norm_eps",
+    "max_position_embeddings", "hidden_act", "hidden_activation", "mlp_bias", "attention_bias", "tie_word_embeddings",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_odd_values_in_a_config_are_named_errors_or_change_nothing(key, tiny, tmp_path):
+    for value in ODD:
+        folder = configured(tiny, tmp_path, {key: value})
+        with contextlib.suppress(CheckpointError):
+            open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "", "[" * 100_000, "\xff"])
+def test_a_config_that_is_no_json_object_is_a_named_error(text, tiny, tmp_path):
+    folder = configured(tiny, tmp_path, {})
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"Wanted (a )?JSON"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("tokenizer_config.json", b'{"eos_token": {"x": 1}}'),
+        ("tokenizer_config.json", b'{"eos_token": 5}'),
+        ("generation_config.json", b'{"eos_token_id": "a"}'),
+        ("generation_config.json", b'{"eos_token_id": [null]}'),
+        ("chat_template.jinja", b"\xff"),
+        ("tokenizer.json", b"\xff"),
+    ],
+)
+def test_damaged_files_of_a_tokenizer_are_named_errors(name, data, tiny, tmp_path):
+    folder = configured(tiny, tmp_path, {})
+    (folder / "tokenizer.json").write_bytes((tiny.folder / "tokenizer.json").read_bytes())
+    (folder / name).write_bytes(data)
+    with pytest.raises(TokenizerError, match=rf"Wanted .* found .*{name}"):
+        open_checkpoint(folder).tokenizer_files()
