@@ -56,8 +56,12 @@ def centre_crop(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     crop_height, crop_width = preprocessing.crop
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
     if top < 0 or left < 0:
+        short = preprocessing.resize_short
+        after, hint = (
+            ("", "resize_short") if short is None else (f" after the resize to {short}", "a larger resize_short")
+        )
         raise ImageError(
-            f"Wanted a picture of at least {preprocessing.crop}, found {(height, width)}. Set resize_short."
+            f"Wanted a picture of at least {preprocessing.crop}, found {(height, width)}{after}. Set {hint}."
         )
     return image[top : top + crop_height, left : left + crop_width]
 

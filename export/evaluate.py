@@ -6,7 +6,7 @@ the pictures as they are. Each way gives one row of logits and one number of byt
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -22,6 +22,7 @@ from edge_runtime.preprocess import centre_crop, prepare
 from edge_runtime.session import open_session
 from export.codec_points import FRAME_BYTES, CodecName, code_picture
 from export.head_cost import HeadCost, head_cost
+from export.originals import OriginalPictures
 from export.pair_runner import PairError, PairRunner
 from export.verify import dequantize
 from split.intervals import bootstrap_mean, paired_difference
@@ -32,6 +33,7 @@ F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 Kind = Literal["pair", "exit", "jpeg", "webp", "raw", "whole"]
+Pictures = PictureSet | OriginalPictures
 OnPicture = Callable[[int], None]  # told how many pictures of a way are done
 
 
@@ -104,21 +106,22 @@ class WayReport(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 def evaluate_pair(
-    head: Artefact, tail: Artefact, data: PictureSet, *, name: str, layers: int = 0, on_picture: OnPicture | None = None
+    head: Artefact, tail: Artefact, data: Pictures, *, name: str, layers: int = 0, on_picture: OnPicture | None = None
 ) -> Way:
     """Head, frame and tail on every picture: the first way of `evaluate_exit`, arguments as there."""
     return evaluate_exit(head, tail, data, name=name, layers=layers, on_picture=on_picture)[0]
 
 
 def evaluate_exit(
-    head: Artefact, tail: Artefact, data: PictureSet, *, name: str, layers: int = 0, on_picture: OnPicture | None = None
+    head: Artefact, tail: Artefact, data: Pictures, *, name: str, layers: int = 0, on_picture: OnPicture | None = None
 ) -> tuple[Way, Way | None]:
     """Head, frame and tail on every picture; and the same where what the head's early exit is sure of sends nothing.
 
     Args:
         head: Any engine that runs here.
         tail: One that accepts it.
-        data: Pictures with the tail's class ids; their size is that of the head's preprocessing.
+        data: Pictures with the tail's class ids. Each artefact resizes and crops them as its manifest says, which is what
+            a device does where they are the originals (`export.originals`).
         name: Of the way.
         layers: Of a progressive stream at most so many, the first ones, are sent; 0 for all.
         on_picture: Told about progress.
@@ -128,14 +131,17 @@ def evaluate_exit(
 
     Raises:
         PairError: Not a pair, or a head that takes no pictures.
+        OriginalsError, ImageError: A picture is too small for the head's crop.
     """
+    preprocessing = _preprocessing(head)
+    cropped = msgspec.structs.replace(preprocessing, resize_short=None)
     runner = PairRunner(head, tail, layers=layers)
     try:
         logits, sizes, prepared = [], [], []
         leaving: list[ExitAnswer] = []
-        for number, picture in enumerate(pictures_of(data)):
+        for number, picture in enumerate(_crops_of(data, preprocessing)):
             begun = time.process_time()
-            tensor = runner.input_of(picture)
+            tensor = prepare(picture, head.manifest.inputs[0], cropped)
             prepared.append(1000 * (time.process_time() - begun))
             latents, answer = runner.latents_and_exit(tensor)
             leaving += [answer] if answer else []
@@ -176,13 +182,13 @@ def _with_exit(way: Way, head: Artefact, answers: Sequence[ExitAnswer]) -> Way:
 
 def evaluate_whole(
     whole: Artefact,
-    data: PictureSet,
+    data: Pictures,
     *,
     codec: CodecName | None = None,
     quality: int = 0,
     on_picture: OnPicture | None = None,
 ) -> Way:
-    """The unsplit network on every picture: as it is, or after a codec.
+    """The unsplit network on every picture: as it is, or after a codec of what its preprocessing crops.
 
     Args:
         whole: Any engine that runs here.
@@ -193,15 +199,15 @@ def evaluate_whole(
 
     Raises:
         PairError: It takes no pictures.
+        OriginalsError, ImageError: A picture is too small for its crop.
     """
     preprocessing = _preprocessing(whole)
     cropped = msgspec.structs.replace(preprocessing, resize_short=None)
     session = open_session(whole, threads=1)
     logits, sizes, encode, run = [], [], [], []
-    for number, picture in enumerate(pictures_of(data)):
+    for number, picture in enumerate(_crops_of(data, preprocessing)):
         begun = time.process_time()
         size = 0
-        picture = centre_crop(picture, preprocessing)
         if codec is not None:
             coded = code_picture(picture, codec, quality)
             size = coded.size + FRAME_BYTES
@@ -256,13 +262,21 @@ def pictures_of(data: PictureSet) -> Iterator[U8]:
 
 
 def picture_size(artefact: Artefact) -> int:
-    """At which size pictures have to be opened for an artefact, so that its own preprocessing only crops.
+    """At which size a `PictureSet` is opened for an artefact, whose own preprocessing then only crops.
+
+    A picture that is larger is resized and cut to a square before: `export.originals` leaves it as it is.
 
     Raises:
         PairError: It takes no pictures.
     """
     preprocessing = _preprocessing(artefact)
     return preprocessing.resize_short or max(preprocessing.crop)
+
+
+def _crops_of(data: Pictures, preprocessing: Preprocessing) -> Iterable[U8]:
+    if isinstance(data, OriginalPictures):
+        return data.crops(preprocessing)
+    return (centre_crop(picture, preprocessing) for picture in pictures_of(data))
 
 
 def _row(way: Way, labels: I64, wanted: npt.NDArray[np.float64], right: npt.NDArray[np.float64]) -> WayReport:

@@ -13,6 +13,7 @@ from edge_runtime.codecs import codec_of
 from edge_runtime.entropy import EntropyCodec
 from export.codec_points import QUALITIES
 from export.evaluate import (
+    Pictures,
     Way,
     WayReport,
     evaluate_exit,
@@ -21,8 +22,8 @@ from export.evaluate import (
     raw_way,
     summarise,
 )
+from export.originals import OriginalPictures
 from split.quality import CurveError, bd_rate
-from split.training_data import PictureSet
 
 LINKS = ("250kbit/40ms", "1mbit/40ms", "10mbit/15ms", "100mbit/5ms")
 _REPLY_BYTES = 128  # envelope, frame and logits of a few classes; too small to matter
@@ -84,7 +85,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 def evaluate_pairs(
     pairs: Mapping[str, tuple[Artefact, Artefact]],
     whole: Artefact | None,
-    data: PictureSet,
+    data: Pictures,
     options: EvaluationOptions,
 ) -> Evaluation:
     """Measure pairs, and, where the whole network is there, no split, raw pixels, JPEG and WebP.
@@ -92,7 +93,8 @@ def evaluate_pairs(
     Args:
         pairs: Head and tail by name.
         whole: The unsplit network; without it losses are against the first pair.
-        data: Test pictures, opened at `export.evaluate.picture_size`.
+        data: Test pictures: the originals (`export.originals.open_originals`), of which each artefact makes its own input
+            as on a device, or a `PictureSet`.
         options: See `EvaluationOptions`.
 
     Raises:
@@ -111,7 +113,7 @@ def evaluate_pairs(
     rows = summarise(ways, data.labels.numpy(), reference=ways[0].name)
     return Evaluation(
         data=options.data,
-        data_sha256=hashlib.sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest(),
+        data_sha256=_sha256(data),
         pictures=len(data),
         skipped=len(data.skipped),
         skipped_names=data.skipped,
@@ -120,6 +122,12 @@ def evaluate_pairs(
         differences=rate_differences(rows),
         links=tuple(_link_row(rows, text) for text in options.links),
     )
+
+
+def _sha256(data: Pictures) -> str:
+    if isinstance(data, OriginalPictures):
+        return data.sha256()
+    return hashlib.sha256(data.images.numpy().tobytes() + data.labels.numpy().tobytes()).hexdigest()
 
 
 def rate_differences(rows: Sequence[WayReport]) -> tuple[RateDifference, ...]:
@@ -153,7 +161,7 @@ def total_ms(row: WayReport, link: Link) -> float:
     return computing + row.sent * (link.uplink_ms(row.bytes_mean / row.sent) + link.downlink_ms(_REPLY_BYTES))
 
 
-def _whole_ways(whole: Artefact, data: PictureSet, options: EvaluationOptions) -> list[Way]:
+def _whole_ways(whole: Artefact, data: Pictures, options: EvaluationOptions) -> list[Way]:
     options.on_way("no split", len(data))
     plain = evaluate_whole(whole, data, on_picture=options.on_picture)
     ways = [plain]

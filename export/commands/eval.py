@@ -10,10 +10,10 @@ from rich.table import Table
 from edge_runtime.artefact import Artefact, open_artefact
 from edge_runtime.pipeline import read_labels
 from export.commands.output import print_json, wide_console
-from export.evaluate import EvaluationError, picture_size
+from export.evaluate import EvaluationError
 from export.evaluation import LINKS, Evaluation, EvaluationOptions, evaluate_pairs
 from export.evaluation_report import sentences, write_report
-from export.labelled import open_labelled
+from export.originals import open_originals
 from export.variant_export import dump_variants, to_variants
 from split.training_data import DataOptions, some
 
@@ -36,7 +36,8 @@ def evaluate(
 
     Args:
         artefacts: Folders that `headtail split` wrote (head, tail and whole in them), or heads and tails by themselves.
-        data: Labelled pictures: a folder by class, an .npz, or module:function.
+        data: Labelled pictures: a folder by class, an .npz, or module:function. Each artefact resizes and crops them by
+            itself, as on the device.
         whole: The unsplit network; that of the first folder by default.
         label_key: Array of an .npz that holds the class ids.
         strict: A damaged picture is an error; otherwise it is skipped and counted.
@@ -47,12 +48,10 @@ def evaluate(
         json: Print JSON instead of a table.
     """
     pairs, found_whole = find_pairs(artefacts, whole)
-    head, tail = next(iter(pairs.values()))
+    _, tail = next(iter(pairs.values()))
     labels = read_labels(tail)
-    options = DataOptions(
-        picture_size(head), label_key=label_key, strict=strict, classes=tail.manifest.outputs[0].shape[-1]
-    )
-    pictures = open_labelled(data, options, labels)
+    options = DataOptions(1, label_key=label_key, strict=strict, classes=tail.manifest.outputs[0].shape[-1])
+    pictures = open_originals(data, options, labels)
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=json or not console.is_terminal) as progress:
         task = progress.add_task("")
