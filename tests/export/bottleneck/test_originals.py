@@ -113,7 +113,7 @@ def test_a_picture_that_is_too_small_is_named(folder):
     with pytest.raises(OriginalsError, match=r"found \(90, 20\).*red/small.png of .*--resize-short"):
         list(data.crops(Preprocessing(crop=(32, 32), mean=(0.0,) * 3, std=(1.0,) * 3)))
     wide = Preprocessing(resize_short=30, crop=(30, 300), mean=(0.0,) * 3, std=(1.0,) * 3)
-    with pytest.raises(OriginalsError, match="after the resize to 30. Set a larger resize_short"):
+    with pytest.raises(OriginalsError, match=r"after the resize to 30\. Set a larger resize_short"):
         list(data.crops(wide))
 
 
