@@ -112,7 +112,7 @@ class PlanTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """The same table with these choices only.
 
         A cell of another one takes the usable one that keeps the deadline there and is fastest. Where the table is for
-        something else than latency, the one that it chose at the nearest rate with this round trip goes before: what
+        something else than time, the one that it chose at the nearest rate with this round trip goes before: what
         these plans have of energy or accuracy does not stand in the table, and the planner weighed it there.
 
         Raises:
@@ -130,14 +130,14 @@ class PlanTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 return usable.index(self.cells[row][column])
             link = self.link.at_rate(self.rates_bytes_per_s[row], self.rtts_ms[column])
             away = dict.fromkeys(usable, math.inf)
-            if self.objective != "latency":
+            if self.objective not in ("latency", "p95"):
                 for place, other in enumerate(self.cells):
                     if other[column] in away:
                         away[other[column]] = min(away[other[column]], abs(place - row))
-            cost = [
-                (one.latency_p95_ms(link) > limit, away[number], one.latency_ms(link))
-                for number, one in zip(usable, kept, strict=True)
-            ]
+            cost = []
+            for number, one in zip(usable, kept, strict=True):
+                p95 = one.latency_p95_ms(link)
+                cost.append((p95 > limit, away[number], p95 if self.objective == "p95" else one.latency_ms(link)))
             return cost.index(min(cost))
 
         cells = tuple(tuple(cell(row, column) for column in range(len(self.rtts_ms))) for row in range(len(self.cells)))

@@ -139,9 +139,10 @@ class Adapter:
         missed = deadline is not None and old.latency_p95_ms(link) > deadline
         if missed and new.latency_p95_ms(link) <= (deadline or 0.0):
             return f"{old.name} would miss {deadline:g} ms over {link}; {new.name} keeps it"
-        before, after = old.latency_ms(link), new.latency_ms(link)
+        tail = self.table.objective == "p95"
+        before, after = (one.latency_p95_ms(link) if tail else one.latency_ms(link) for one in (old, new))
         late = deadline is not None and new.latency_p95_ms(link) > deadline
-        if self.table.objective != "latency" and not (missed and late):
+        if self.table.objective not in ("latency", "p95") and not (missed and late):
             return None if self._rest or late else f"{new.name} is better for {self.table.objective} over {link}"
         if self._rest or after > before * (1 - self.rules.min_gain):
             return None

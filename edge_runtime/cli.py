@@ -203,7 +203,8 @@ def _stop_when_told(agent: "Agent") -> list[int]:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         told.append(number)
-        agent.stop()
+        if len(told) == 1:  # a second signal may come while the first one holds the event's lock
+            agent.stop()
 
     signal.signal(signal.SIGINT, stop)
     signal.signal(signal.SIGTERM, stop)

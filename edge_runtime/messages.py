@@ -124,7 +124,9 @@ class Result(Message, frozen=True, kw_only=True):
     source: Literal["remote", "local", "exit", "error"]
     top: Annotated[tuple[Ranked, ...], msgspec.Meta(max_length=20)] = ()
     error: Text | None = None
-    ms: dict[Name, float] = {}  # where the time went, by stage (`edge_runtime.answer.Breakdown`)
+    ms: dict[
+        Name, Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
+    ] = {}  # where the time went, by stage (`edge_runtime.answer.Breakdown`)
     plan_id: Boot | None = None  # of the plan that was followed, where the device has a plan table
     sent: Count = 0  # bytes that were published for it
     agrees: bool | None = None  # tail and whole model, where both answered
@@ -272,6 +274,8 @@ def decode_control(data: bytes, kind: type[Control]) -> Control:
     """
     if len(data) > MAX_CONTROL_BYTES:
         raise MessageError(f"Wanted {kind.__name__} within {MAX_CONTROL_BYTES} B, found {len(data)} B.")
+    if b"\\u0000" in data:
+        raise MessageError(f"Wanted a {kind.__name__} message, found NUL in its text, which no database keeps.")
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -280,12 +280,7 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
     )
     data = open_labelled(options.data, data_options, network.labels)
     if options.test_data is None:
-        data, test = hold_out(data)
-        if not len(test):
-            raise BottleneckRunError(
-                f"Wanted five pictures of a class or more, every fifth to measure on, found fewer of each in {options.data}. "
-                "Give more, or others as --test-data."
-            )
+        data, test = _held_out(data, options.data)
     else:
         test = open_labelled(options.test_data, data_options, network.labels)
     data, val = _validation(data, data_options, network.labels, options)
@@ -299,6 +294,17 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
         on_step=options.on_step,
     )
     return Prepared(source, network, preprocessing, student, teacher, data, val, test, stages, training)
+
+
+def _held_out(data: PictureSet, source: str) -> tuple[PictureSet, PictureSet]:
+    """Pictures to train on, and every fifth of each class."""
+    rest, test = hold_out(data)
+    if not len(test):
+        raise BottleneckRunError(
+            f"Wanted a class with five pictures or more, every fifth to measure on, found none in {source}. Give more, or others "
+            "as --test-data."
+        )
+    return rest, test
 
 
 def _varied(plain: Augmentation, options: BottleneckOptions) -> Augmentation:

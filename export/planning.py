@@ -123,6 +123,8 @@ def plan_network(model: Path | str, options: PlanOptions) -> NetworkPlan:
         qualities=others.qualities(),
     )
     memory = device_memory(source, times[0], calibration)
+    if options.accuracy is not None and not 0 <= options.accuracy <= 1:
+        raise PlanError(f"Wanted an accuracy of 0 to 1, found {options.accuracy}.")
     known = (options.accuracy, others.accuracy, _accuracy(source))
     accuracy = next((one for one in known if one is not None), None)
     candidates, remarks = list_candidates(source, times, boards, over, _Given(rivals, others, accuracy))

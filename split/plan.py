@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import numpy as np
 
@@ -48,6 +49,14 @@ class Goal:
     flash_bytes: int | None = None  # for weights, on a microcontroller
     ram_bytes: int | None = None  # for activations, and for weights too where they are loaded into it
     weights_in_ram: bool = True
+
+    def __post_init__(self) -> None:
+        if self.objective not in get_args(Objective):
+            raise PlanError(f"Wanted an objective of {', '.join(get_args(Objective))}, found {self.objective!r}.")
+        if self.deadline_ms is not None and not 0 < self.deadline_ms < math.inf:
+            raise PlanError(f"Wanted a deadline above 0 ms, found {self.deadline_ms}.")
+        if self.min_accuracy is not None and not 0 <= self.min_accuracy <= 1:
+            raise PlanError(f"Wanted a least accuracy of 0 to 1, found {self.min_accuracy}.")
 
 
 @dataclass(frozen=True)

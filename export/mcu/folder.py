@@ -20,7 +20,7 @@ MODE_TEXT = {
     InputMode.RESIDENT: "in the arena, intact during the run",
     InputMode.OVERWRITTEN: "in the arena, overwritten during the run",
     InputMode.PULLED: "read row by row through a function of yours",
-    InputMode.EXTERNAL: "anywhere in memory, passed by address",
+    InputMode.EXTERNAL: "anywhere in memory at an address that 4 divides, passed by address",
 }
 
 

@@ -69,8 +69,8 @@ class Oracle:
                 arena_size=arena_guess(network),
                 intrepreter_config=runtime.InterpreterConfig.kPreserveAllTensors,
             )
-        except RuntimeError as error:
-            raise ProofError(f"TensorFlow Lite Micro refuses the model: {error}") from error
+        except Exception as error:  # it reads the file itself, and whatever that raises is its refusal
+            raise ProofError(f"TensorFlow Lite Micro refuses the model: {type(error).__name__}: {error}") from error
 
     def run(self, inputs: tuple[Int8s, ...]) -> Truth:
         """Run once.

@@ -128,7 +128,7 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
     request = PlanRequest(
         schedule=options.schedule,
         input_mode=options.input_mode,
-        max_ram_bytes=min(room, options.max_ram_bytes or room),
+        max_ram_bytes=room if options.max_ram_bytes is None else min(room, options.max_ram_bytes),
         max_mac_factor=options.max_mac_factor,
         optimise=options.optimise,
     )

@@ -244,7 +244,11 @@ def audit(
     """Show who changed what, newest first; with --verify check that nothing was changed since."""
     with open_store(store, folder).read() as session:
         if verify:
-            sys.stdout.write(f"{verify_audit(session)} lines, the chain holds\n")
+            count = verify_audit(session)
+            if json:
+                print_json({"lines": count, "holds": True})
+            else:
+                sys.stdout.write(f"{count} lines, the chain holds\n")
             return
         found = read_audit(session, limit=limit)
     if json:

@@ -9,7 +9,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from edge_runtime.messages import JobOrder, encode_control
+from edge_runtime.messages import JobOrder, MessageError, encode_control
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink, Packet
 from orchestrator.fleet import jobs, presence
 from orchestrator.fleet.jobs import UPDATE, Lease
@@ -96,8 +96,10 @@ class Brain:
             carry_out_updates(session, [lease for lease in leases if lease.kind == UPDATE], now_ms=now)
             for lease in leases:
                 if lease.kind != UPDATE and lease.device is not None:
-                    order = _order(lease, now)
-                    send(session, topics_of(lease.device).job, encode_control(order), now_ms=now)
+                    try:
+                        send(session, topics_of(lease.device).job, encode_control(_order(lease, now)), now_ms=now)
+                    except MessageError as error:  # its attempts run out, and the other jobs go on
+                        log.warning("the job %s cannot be sent: %s", lease.id, error)
         return len(leases)
 
     def _publish(self) -> int:

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.orm import Session
 
 from device_profiles.errors import EdgeError
@@ -89,6 +89,14 @@ class Ingest:
                 with self._store.write() as session:
                     self._write_in(session, batch)
                 self.written += len(batch)
+                return
+            except DataError as error:  # a value that the database does not take: the others do not wait for it
+                if len(batch) == 1:
+                    self.refused += 1
+                    log.warning("ignored a message on %s: %s", batch[0][0][:100], error.orig)
+                    return
+                for one in batch:
+                    self._write([one])
                 return
             except DBAPIError as error:
                 log.warning("the database is not to be had, trying again: %s", error.orig)

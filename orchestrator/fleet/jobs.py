@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import and_, or_, select, update
 from sqlalchemy.orm import Session
 
-from edge_runtime.messages import JobId, Name, Settings
+from edge_runtime.messages import JobId, JobOrder, Name, Settings, decode_control, encode_control
 from orchestrator.fleet.errors import ConflictError, UnknownError
 from orchestrator.fleet.insert import insert_into
 from orchestrator.fleet.tables import Device, Job, Presence
@@ -56,15 +56,30 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     rollout: str | None
 
 
+def _order_of(job: NewJob) -> JobOrder:
+    """The longest order that it may become."""
+    return JobOrder(
+        boot="0" * 16,
+        job=job.id,
+        attempt=job.policy.attempts,
+        kind=job.kind,
+        arguments=dict(job.arguments),
+        budget_ms=2**53,
+    )
+
+
 def enqueue(session: Session, jobs: Sequence[NewJob], *, now_ms: int) -> int:
     """Add jobs; one whose id is there already is not added again. Returns how many are new.
 
     Raises:
         ConflictError: The id is that of a job of another kind or device.
         UnknownError: No such device.
+        MessageError: A device would not take the order; nothing is queued.
     """
     if not jobs:
         return 0
+    for job in jobs:  # a struct is not checked when it is made, only when it is read
+        decode_control(encode_control(_order_of(job)), JobOrder)
     rows = [
         {
             "id": job.id,

@@ -23,10 +23,13 @@ class Program:
     owner: str
 
     def on_stop(self, stop: Callable[[], None]) -> None:
-        """Call a function at SIGTERM and Ctrl-C."""
+        """Call a function at the first SIGTERM or Ctrl-C."""
+        told: list[int] = []
 
-        def handle(_signal: int, _frame: FrameType | None) -> None:
-            stop()
+        def handle(number: int, _frame: FrameType | None) -> None:
+            told.append(number)
+            if len(told) == 1:  # a second signal may come while the first one holds the event's lock
+                stop()
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, handle)

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, select
+from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
-from edge_runtime.messages import Desired, Setting, Settings, Topics, check_segment, encode_control
+from edge_runtime.messages import Desired, Setting, Settings, Topics, check_segment, decode_control, encode_control
 from orchestrator.fleet.audit import append_audit
 from orchestrator.fleet.errors import ConflictError, UnknownError
 from orchestrator.fleet.insert import insert_into
@@ -113,8 +113,13 @@ def define_group(
     Raises:
         SelectorError: The selector cannot be read.
         UnknownError: A device is not in the registry.
+        ConflictError: The name already stands for something else.
     """
     check_segment("group", name)
+    taken = select(exists().where(Device.name == name))
+    if name == "all" or session.scalar(taken):
+        whose = "every device" if name == "all" else "a device"
+        raise ConflictError(f"Wanted a name of its own for a group, found {name!r}, which is that of {whose}.")
     if selector is not None:
         parse_selector(selector)
     for device in devices:
@@ -210,6 +215,9 @@ def change_desired(
         now_ms: The time.
         held: Rows that the caller has locked, of all devices that it changes and that have one.
         changes: Fields of `Desired` other than boot and rev; those not given stay.
+
+    Raises:
+        MessageError: The device would not take what comes of it; nothing is written.
     """
     if held is None:
         row = session.scalars(select(DesiredState).where(DesiredState.device == device).with_for_update()).first()
@@ -218,6 +226,7 @@ def change_desired(
     before = msgspec.json.decode(row.document, type=Desired) if row else Desired(boot=_SENDER, rev=0)
     desired = msgspec.structs.replace(before, boot=_SENDER, rev=before.rev + 1, **changes)
     document = encode_control(desired)
+    decode_control(document, Desired)  # a struct is not checked when it is made, only when it is read
     if row is None:
         row = DesiredState(device=device)
         session.add(row)

@@ -42,7 +42,7 @@ class RolloutSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     update_timeout_s: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     attempts: Annotated[int, msgspec.Meta(ge=1, le=20)] = 2
     give_up_s: Annotated[float, msgspec.Meta(gt=0)] = 7 * 86_400.0  # devices that never come back are skipped then
-    probation_s: Annotated[float, msgspec.Meta(ge=0)] = 10.0
+    probation_s: Annotated[float, msgspec.Meta(ge=0, le=86_400)] = 10.0  # as `Desired` allows
     restart_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0  # out of reach for less after its order: it starts anew
 
 

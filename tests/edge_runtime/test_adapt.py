@@ -246,3 +246,23 @@ def test_small_transfers_show_that_a_link_is_not_slower_than_they_were():
 def test_impossible_transfers_are_refused(bad):
     with pytest.raises(TransferError):
         Transfer(*bad)
+
+
+def test_a_table_for_the_p95_is_followed_where_the_median_gains_nothing():
+    steady = (
+        Choice(name="local", kind="local", device_ms=50.0, device_p95_ms=300.0),
+        Choice(
+            name="split", kind="split", device_ms=50.0, device_p95_ms=55.0, host_ms=4.0, host_p95_ms=5.0, up_bytes=100
+        ),
+    )
+    table = check_plan_table(
+        PlanTable(model="m", device="d", host="h", rates_bytes_per_s=(MBIT / 20, MBIT), rtts_ms=(1.0,), choices=steady,
+                  cells=((0,), (1,)), link=BASE, objective="p95")
+    )  # fmt: skip
+    adapter, rng = Adapter(table), random.Random(1)
+    adapter.number = 0
+    for _ in range(10):
+        for _ in range(3):
+            _send(adapter, BASE, rng, choice=steady[1])
+        adapter.end_window()
+    assert adapter.current.name == "split"

@@ -124,3 +124,11 @@ def test_any_topic_gives_a_value_or_a_named_error(text):
 def test_a_tail_shares_its_subscription():
     assert requests_filter(BOOT) == f"$share/tails/ht/v1/+/+/off/req/{BOOT}/+"
     assert requests_filter(BOOT, group=None) == f"ht/v1/+/+/off/req/{BOOT}/+"
+
+
+def test_text_that_no_database_keeps_and_times_beyond_sense_are_refused():
+    good = encode_control(EXAMPLES[3])
+    for wrong in (good.replace(b"a.jpg", b"a\\u0000.jpg"), good.replace(b"1.5", b"1.7e308")):
+        assert wrong != good
+        with pytest.raises(MessageError):
+            decode_control(wrong, Result)

@@ -311,3 +311,12 @@ def test_searches_never_beat_the_planner():
     env.reset()
     with pytest.raises(PlanError, match="action"):
         env.step((10**6, 0))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"objective": "colour"}, {"deadline_ms": 0.0}, {"deadline_ms": math.nan}, {"min_accuracy": 87.0}, {"min_accuracy": math.nan}],
+)  # fmt: skip
+def test_goals_out_of_range_are_refused(wrong):
+    with pytest.raises(PlanError):
+        Goal(**wrong)

@@ -44,9 +44,11 @@ void ht_softmax_row(const ht_softmax *op, const int8_t *in, int8_t *out, int32_t
     const int32_t zeros = leading_zeros(sum);
     const int32_t scale = one_over_one_plus((int32_t)((sum << zeros) - 0x80000000u));
     const int32_t shift = SUM_INTEGER_BITS - zeros + 31 - 8;
+    /* of 512 near-equal values or more each would shift beyond the width, and rounds to 0 */
+    const int32_t entries = shift < 32 ? op->entries : 0;
     for (int32_t c = 0; c < depth; ++c) {
       const int32_t d = top - in[c];
-      const int32_t y = d < op->entries ? ht_round_shift(ht_high_mul(scale, op->exp_table[d]), shift) : 0;
+      const int32_t y = d < entries ? ht_round_shift(ht_high_mul(scale, op->exp_table[d]), shift) : 0;
       out[c] = (int8_t)ht_clamp(y - 128, -128, 127);
     }
   }

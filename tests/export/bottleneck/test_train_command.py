@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from edge_runtime.artefact import open_artefact
+from export.bottleneck_run import BottleneckRunError, _held_out
 from export.commands.train import remark_of
 from orchestrator.cli import run
-from split.distill import Progress
+from split.distill import StageSteps
+from split.training_data import PictureSet
 
 NETWORK = "colour_network:network"
 
@@ -71,7 +73,7 @@ def test_training_ends_in_a_pair_a_report_and_a_curve(folder, here, capsys):
 
 
 def test_a_training_that_a_budget_ended_says_that_accuracy_is_not_the_aim():
-    joint, fixed = Progress("joint", 8, 96, 1.0, 0.0), Progress("fixed", 24, 24, 1.0, 0.0)
+    joint, fixed = StageSteps("joint", 8, 96), StageSteps("fixed", 24, 24)
     assert remark_of([fixed]) == ""
     assert re.search(r"8 of 96 steps of 'joint'.* Accuracy is not the aim.*--method klt", remark_of([joint, fixed]))
     assert re.search("8 of 96 .*worked before", remark_of([joint, fixed], fitted=True))
@@ -226,3 +228,9 @@ def test_a_full_disk_at_a_checkpoint_is_a_named_error(here, colour):
     assert done.returncode == 1, done.stderr
     assert "CheckpointError: Wanted to write" in done.stderr
     assert not list((here / "pair" / "run").glob("*.tmp"))
+
+
+def test_too_few_pictures_to_measure_on_are_refused_before_training(tmp_path):
+    data = PictureSet.of_arrays(np.zeros((8, 3, 8, 8), np.uint8), np.arange(8) % 2, classes=("a", "b"))
+    with pytest.raises(BottleneckRunError, match="--test-data"):
+        _held_out(data, "pictures")

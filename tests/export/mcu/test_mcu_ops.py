@@ -1,5 +1,8 @@
 """Every operator, alone: the generated C gives TensorFlow Lite Micro's integers."""
 
+import subprocess
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -164,6 +167,29 @@ def test_softmax_equals_the_reference(tflite_builder, prove, depth, rows, scale,
     net = tflite_builder()
     source = net.activation((1, rows, 3, depth), scale, zero)
     prove(net.finish([source], [net.unary("SOFTMAX", source)]), 8)
+
+
+def test_softmax_of_many_equal_values_is_zero_for_each(tmp_path):
+    """The reference asserts on these, so what is compared with is the exact value: 256/1000, which rounds to 0."""
+    program = """
+    #include "ht_kernels.h"
+    #include <stdint.h>
+    int main(void) {
+      static const int32_t table[] = {INT32_MAX};
+      static int8_t values[1000];
+      const ht_softmax op = {table, 1, 1000};
+      ht_softmax_row(&op, values, values, 1);
+      for (int i = 0; i < 1000; ++i) {
+        if (values[i] != -128) return 1;
+      }
+      return 0;
+    }
+    """
+    (tmp_path / "main.c").write_text(program)
+    kernels = Path(__file__).parents[3] / "export" / "mcu" / "kernels"
+    flags = ["-std=c99", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover", f"-I{kernels}"]
+    subprocess.run(["cc", *flags, "main.c", kernels / "ht_softmax.c", "-o", "many"], check=True, cwd=tmp_path)
+    assert subprocess.run([tmp_path / "many"], check=False).returncode == 0
 
 
 @pytest.mark.parametrize("axes", [[1, 2], [2, 1], [1], [2], [-2, -3]], ids=str)

@@ -2,6 +2,7 @@ import threading
 
 import pytest
 
+from edge_runtime.messages import MessageError
 from orchestrator.fleet import jobs
 from orchestrator.fleet.errors import ConflictError, UnknownError
 from orchestrator.fleet.jobs import NewJob, RetryPolicy
@@ -37,6 +38,22 @@ def test_a_job_id_is_taken_once(store):
         put(store, NewJob(id="a", kind="other"))
     with pytest.raises(UnknownError, match="no 'default/x'"):
         put(store, NewJob(id="c", kind="echo", device="default/x"))
+
+
+def test_a_job_whose_order_no_device_would_take_is_not_queued(store):
+    bear(store, "a")
+    wrong = (
+        {"arguments": {f"k{n}": "a" * 500 for n in range(40)}},  # more than a message holds
+        {"arguments": {"a b": 1}},
+        {"arguments": {"n": 2**64}},
+        {"kind": "bad kind"},
+        {"id": "a b/c"},
+    )
+    for changes in wrong:
+        with pytest.raises(MessageError):
+            put(store, NewJob(**{"id": "j", "kind": "echo", "device": "default/a", **changes}))
+    with store.read() as session:
+        assert list_jobs(session) == []
 
 
 def test_a_job_is_leased_to_one_and_done_once(store):

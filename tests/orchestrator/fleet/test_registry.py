@@ -3,11 +3,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import select, text
+from sqlalchemy.exc import DataError
 
-from edge_runtime.messages import Death, Desired, Heartbeat, JobStatus, Models, Reported, Slots
+from edge_runtime.messages import Death, Desired, Heartbeat, JobStatus, MessageError, Models, Reported, Slots
 from orchestrator.fleet import jobs, presence, registry
 from orchestrator.fleet.audit import append_audit, read_audit, verify_audit
 from orchestrator.fleet.errors import AuditError, ConflictError, SelectorError, StoreError, UnknownError
+from orchestrator.fleet.ingest import Ingest
 from orchestrator.fleet.jobs import NewJob
 from orchestrator.fleet.queries import list_devices, list_groups, list_versions, resolve, show_device, summarise
 from orchestrator.fleet.selectors import parse_selector
@@ -163,6 +165,23 @@ def test_groups_are_members_and_whatever_the_selector_finds(store):
         write(store, registry.define_group, "h", selector="a=b=c", actor="me", now_ms=1)
 
 
+def test_a_group_has_a_name_of_its_own(store):
+    bear(store, "a", "b")
+    for name in ("all", "b"):
+        with pytest.raises(ConflictError, match=f"'{name}'"):
+            write(store, registry.define_group, name, devices=[D], actor="me", now_ms=1)
+
+
+def test_a_desired_state_that_no_device_would_take_is_refused_and_leaves_no_trace(store):
+    bear(store, "a")
+    before = view(store).desired
+    for wrong in ({"probation_s": 100_000.0}, {"config": {"note": "a" * 501}}, {"config": {"n": 2**60}}):
+        with pytest.raises(MessageError):
+            write(store, registry.change_desired, D, now_ms=1, **wrong)
+        assert view(store).desired == before
+    assert write(store, registry.change_desired, D, now_ms=1, config={"note": "a" * 500}).rev
+
+
 def test_settings_of_the_narrowest_scope_win(store):
     bear(store, "a")
     with pytest.raises(UnknownError, match="the group 'g'"):
@@ -294,3 +313,19 @@ def test_the_migrations_make_the_tables_that_the_code_declares(store):
 
     with store.engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+
+
+def test_a_message_that_the_database_refuses_does_not_hold_up_the_others(lite, monkeypatch):
+    ingest = Ingest(Store(lite.url), "mqtt://localhost:1", group=None)
+    write_in, written = ingest._write_in, []
+
+    def refuse_the_second(session, batch):
+        if any(topic == "b" for topic, *_ in batch):
+            raise DataError("insert", {}, ValueError("out of range"))
+        written.extend(topic for topic, *_ in batch)
+        write_in(session, [])
+
+    monkeypatch.setattr(ingest, "_write_in", refuse_the_second)
+    ingest._write([(topic, b"", 1) for topic in "abc"])
+    assert written == ["a", "c"]
+    assert (ingest.written, ingest.refused) == (2, 1)
