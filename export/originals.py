@@ -13,7 +13,7 @@ from device_profiles.errors import EdgeError
 from edge_runtime.manifest import Preprocessing
 from edge_runtime.preprocess import ImageError, centre_crop
 from export.labelled import open_labelled
-from split.training_data import DataOptions, _find
+from split.training_data import DataOptions, find_pictures
 
 U8 = npt.NDArray[np.uint8]
 _KEPT_BYTES = 4 << 30  # of cropped pictures in memory; more are cropped again each time
@@ -91,7 +91,7 @@ def open_originals(source: str | Path, options: DataOptions, labels: tuple[str, 
     """
     options = replace(options, size=1)
     checked = open_labelled(source, options, labels)
-    found = _find(str(source), options)
+    found = find_pictures(str(source), options)
     names = found.names or tuple(f"number {number}" for number in range(len(found.pictures)))
     damaged = set(checked.skipped)
     kept = [number for number, name in enumerate(names) if name not in damaged]

@@ -103,7 +103,7 @@ def open_pictures(source: str | Path, options: DataOptions) -> PictureSet:
     Raises:
         TrainingDataError: Nothing usable there; labels out of range; one class only; or (strict) a damaged picture.
     """
-    raw = _find(str(source), options)
+    raw = find_pictures(str(source), options)
     _check_labels(raw.labels, len(raw.pictures), options.classes or len(raw.classes), raw.source)
     needed = len(raw.pictures) * 3 * options.size**2
     if needed > options.max_bytes:
@@ -140,8 +140,8 @@ def open_pictures(source: str | Path, options: DataOptions) -> PictureSet:
 
 
 @dataclass(frozen=True)
-class _Raw:
-    """Pictures that are not decoded yet."""
+class RawPictures:
+    """Pictures that are not decoded yet: each function gives uint8 (height, width, 3); class ids, (n,); names may be missing."""
 
     source: str
     pictures: Sequence[Decode]
@@ -150,7 +150,16 @@ class _Raw:
     names: tuple[str, ...] = field(default=())
 
 
-def _find(source: str, options: DataOptions) -> _Raw:
+def find_pictures(source: str, options: DataOptions) -> RawPictures:
+    """Labelled pictures that are not decoded yet.
+
+    Args:
+        source: As in `open_pictures`.
+        options: As there.
+
+    Raises:
+        TrainingDataError: No such source, or labels that do not belong to its pictures.
+    """
     if options.size < 1:
         raise TrainingDataError(f"Wanted a size of at least 1 pixel, found {options.size}.")
     path = Path(source)
@@ -165,7 +174,7 @@ def _find(source: str, options: DataOptions) -> _Raw:
     )
 
 
-def _folder(path: Path) -> _Raw:
+def _folder(path: Path) -> RawPictures:
     classes = tuple(sorted(one.name for one in path.iterdir() if one.is_dir() and not one.name.startswith(".")))
     files = [
         (one, number)
@@ -180,10 +189,10 @@ def _folder(path: Path) -> _Raw:
         )
     pictures = [_decoder_of_file(one) for one, _ in files]
     names = tuple(one.relative_to(path).as_posix() for one, _ in files)
-    return _Raw(str(path), pictures, np.array([number for _, number in files]), classes, names)
+    return RawPictures(str(path), pictures, np.array([number for _, number in files]), classes, names)
 
 
-def _archive(path: Path, wanted: str) -> _Raw:
+def _archive(path: Path, wanted: str) -> RawPictures:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
@@ -197,15 +206,15 @@ def _archive(path: Path, wanted: str) -> _Raw:
         )
     if "images" in arrays:
         pictures = [_decoder_of_array(one) for one in arrays["images"]]
-        return _Raw(str(path), pictures, arrays[key])
+        return RawPictures(str(path), pictures, arrays[key])
     try:
         files = picture_files(*(arrays[one] for one in KEYS))
     except PictureArchiveError as error:
         raise TrainingDataError(f"{error} Look at {path}.") from error
-    return _Raw(str(path), [_decoder_of_bytes(one) for one in files], arrays[key])
+    return RawPictures(str(path), [_decoder_of_bytes(one) for one in files], arrays[key])
 
 
-def _function(source: str) -> _Raw:
+def _function(source: str) -> RawPictures:
     module_name, name = source.split(":")
     here = str(Path.cwd())
     if here not in sys.path:
@@ -220,7 +229,7 @@ def _function(source: str) -> _Raw:
             f"Wanted (pictures, labels) of one length from {source}, found {type(result).__name__}."
         )
     pictures = [_decoder_of_bytes(one) if isinstance(one, bytes) else _decoder_of_array(one) for one in result[0]]
-    return _Raw(source, pictures, np.asarray(result[1]))
+    return RawPictures(source, pictures, np.asarray(result[1]))
 
 
 def _decoder_of_file(path: Path) -> Decode:
