@@ -74,9 +74,10 @@ def service(options: ServeOptions, *, progress: Progress | None = None) -> Itera
     """
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    text, shard_set = Text(options.shards), read_set(options.shards)
+    shard_set = read_set(options.shards)
     verify_file(options.shards / "rank0.bin", read_index(options.shards, 0, shard_set))
     context = min(options.settings.context, shard_set.config.context)  # beyond it the model was never trained
+    text = Text(options.shards, context=context)
     settings = msgspec.structs.replace(options.settings, context=context)
     with contextlib.ExitStack() as stack:
         directory, nodes = None, options.nodes
