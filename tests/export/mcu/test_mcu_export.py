@@ -124,6 +124,8 @@ def test_too_small_a_board_is_refused_with_the_missing_bytes(vision_model):
         build_export(vision_model, Board(sram_bytes=1500), McuOptions(name="vision"))
     with pytest.raises(FitError, match=r"of flash but .* over"):
         build_export(vision_model, Board(flash_bytes=4096), McuOptions(name="vision"))
+    with pytest.raises(FitError, match=r"\d+"):
+        build_export(vision_model, Board(), McuOptions(name="vision", max_ram_bytes=0))  # a limit, not none
     with pytest.raises(FitError, match="on record"):
         build_export(vision_model, Board(sram_bytes=None), McuOptions(name="vision"))
 

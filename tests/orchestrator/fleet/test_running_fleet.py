@@ -168,6 +168,8 @@ def test_killing_everything_in_a_rollout_changes_nothing_but_time(tmp_path, caps
         assert "10/10" in capsys.readouterr().out
         assert run(["fleet", "audit", "--verify", "--folder", str(folder)]) == 0
         assert "the chain holds" in capsys.readouterr().out
+        assert run(["fleet", "audit", "--verify", "--json", "--folder", str(folder)]) == 0
+        assert json.loads(capsys.readouterr().out)["holds"] is True
         assert run(["fleet", "rollout", "nothing@1", "--to", "all", "--folder", str(folder)]) == 1
         assert "Register it: headtail deploy" in capsys.readouterr().err
         store.close()
