@@ -150,11 +150,23 @@ class Brain:
             add_snapshot(session, "fleet", {**figures, "out_of_step": float(summary.out_of_step)}, now_ms=now)
             drop_snapshots(session, before_ms=now - _KEEP_FIGURES_MS)
             if session.scalar(select(exists().where(ConfigKey.scope != "fleet"))):
-                refresh_config(session, now_ms=now)
+                refresh_config(session, now_ms=now, passes_over=True)
 
 
-def refresh_config(session: Session, *, now_ms: int) -> int:
-    """Bring the configuration in every device's desired state in line with the keys; returns how many changed."""
+def refresh_config(session: Session, *, now_ms: int, passes_over: bool = False) -> int:
+    """Bring the configuration in every device's desired state in line with the keys.
+
+    Args:
+        session: Writes.
+        now_ms: The time.
+        passes_over: A device that would not take what its scopes give together keeps what it has; a line in the log.
+
+    Returns:
+        How many changed.
+
+    Raises:
+        MessageError: A device would not take what its scopes give together.
+    """
     groups = list_groups(session, now_ms=now_ms)
     changed = 0
     for view in list_devices(session, now_ms=now_ms):
@@ -162,7 +174,13 @@ def refresh_config(session: Session, *, now_ms: int) -> int:
         before = view.desired.config if view.desired else {}
         if config != before:
             rev = (view.desired.config_rev if view.desired else 0) + 1
-            change_desired(session, view.id, now_ms=now_ms, config=config, config_rev=rev)
+            try:
+                change_desired(session, view.id, now_ms=now_ms, config=config, config_rev=rev)
+            except MessageError as error:
+                if not passes_over:
+                    raise
+                log.warning("%s keeps its configuration: %s", view.id, error)
+                continue
             changed += 1
     return changed
 

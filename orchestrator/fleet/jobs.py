@@ -79,7 +79,8 @@ def enqueue(session: Session, jobs: Sequence[NewJob], *, now_ms: int) -> int:
     if not jobs:
         return 0
     for job in jobs:  # a struct is not checked when it is made, only when it is read
-        decode_control(encode_control(_order_of(job)), JobOrder)
+        if job.device is not None:
+            decode_control(encode_control(_order_of(job)), JobOrder)
     rows = [
         {
             "id": job.id,

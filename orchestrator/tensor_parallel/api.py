@@ -88,9 +88,8 @@ def parse(body: bytes, kind: type[ChatRequest] | type[CompletionRequest]) -> Cha
         raise PromptError(f"Wanted a request as JSON, found: {error}.") from error
     for name in _REFUSED:
         value = getattr(asked, name)
-        asks = (
-            value is not None and value is not False if name == "logprobs" else bool(value)
-        )  # logprobs 0 asks for one
+        # logprobs 0 asks for the chosen token's
+        asks = bool(value) or (name == "logprobs" and value is not None and value is not False)
         if asks and value != {"type": "text"}:
             raise PromptError(f"{name} is not handled. Leave it out.")
     if asked.n not in (None, 1):

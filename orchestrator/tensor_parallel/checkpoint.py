@@ -85,7 +85,6 @@ class SafetensorsCheckpoint:
         self._where = {name: file for file in self._files for name in file.keys()}  # noqa: SIM118 - not a dict
         if _HF_OUTSIDE["head"] not in self._where and not self.config.tied_embedding:
             raise CheckpointError(f"Wanted lm_head.weight as config.json says (untied), found none in {path}.")
-
         self._check_shapes()
 
     def _check_shapes(self) -> None:

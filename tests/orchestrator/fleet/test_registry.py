@@ -8,6 +8,7 @@ from sqlalchemy.exc import DataError
 from edge_runtime.messages import Death, Desired, Heartbeat, JobStatus, MessageError, Models, Reported, Slots
 from orchestrator.fleet import jobs, presence, registry
 from orchestrator.fleet.audit import append_audit, read_audit, verify_audit
+from orchestrator.fleet.brain import refresh_config
 from orchestrator.fleet.errors import AuditError, ConflictError, SelectorError, StoreError, UnknownError
 from orchestrator.fleet.ingest import Ingest
 from orchestrator.fleet.jobs import NewJob
@@ -180,6 +181,18 @@ def test_a_desired_state_that_no_device_would_take_is_refused_and_leaves_no_trac
             write(store, registry.change_desired, D, now_ms=1, **wrong)
         assert view(store).desired == before
     assert write(store, registry.change_desired, D, now_ms=1, config={"note": "a" * 500}).rev
+
+
+def test_settings_that_are_too_many_together_hold_up_no_other_device(store):
+    bear(store, "a", "b")
+    for number in range(40):
+        for scope in ("all", f"device:{D}"):
+            write(store, registry.set_config, scope, f"{scope[:3]}{number}", number, actor="me", now_ms=1)
+    with pytest.raises(MessageError):  # 64 are the most
+        write(store, refresh_config, now_ms=1)
+    assert write(store, refresh_config, now_ms=1, passes_over=True) == 1
+    assert view(store).desired is None
+    assert len(view(store, "default/b").desired.config) == 40
 
 
 def test_settings_of_the_narrowest_scope_win(store):
