@@ -44,6 +44,9 @@ Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}$
 Boot = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{16}$")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Milliseconds = Annotated[
+    float, msgspec.Meta(ge=-1e9, le=1e9)
+]  # sums of some stay finite; what is unaccounted may be below 0
 JobId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.:-]{0,159}$")]
 ShortText = Annotated[str, msgspec.Meta(max_length=100)]
 Setting = (
@@ -124,9 +127,7 @@ class Result(Message, frozen=True, kw_only=True):
     source: Literal["remote", "local", "exit", "error"]
     top: Annotated[tuple[Ranked, ...], msgspec.Meta(max_length=20)] = ()
     error: Text | None = None
-    ms: dict[
-        Name, Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
-    ] = {}  # where the time went, by stage (`edge_runtime.answer.Breakdown`)
+    ms: dict[Name, Milliseconds] = {}  # where the time went, by stage (`edge_runtime.answer.Breakdown`)
     plan_id: Boot | None = None  # of the plan that was followed, where the device has a plan table
     sent: Count = 0  # bytes that were published for it
     agrees: bool | None = None  # tail and whole model, where both answered
