@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from benchmarks.rows import RESULTS
-from benchmarks.split.study_plan import JOBS, SEEDS
+from benchmarks.split.study_plan import COUNTED_TABLES, JOBS, SEEDS
 from split.quality import MIN_OVERLAP, CurveError, bd_rate, monotone_slopes
 
 POINTS = RESULTS / "split_points"
@@ -70,15 +70,18 @@ class Interval:
         return f"{value}{unit} ({low} to {high}, {self.seeds} seeds)"
 
 
-def read_rates(folder: Path, protocol: str, curve: str, *, tuned: bool = False) -> Rates:
-    """The points of every planned rate of a curve, with its own tails or fine-tuned ones; empty where no seed has it."""
+def read_rates(folder: Path, protocol: str, curve: str, *, tuned: bool = False, counted: bool = False) -> Rates:
+    """The points of every planned rate of a curve, with its own tails or fine-tuned ones; empty where no seed has it.
+
+    Of the peer's integers those in its own strings, or in our counted tables.
+    """
     rates: Rates = {}
     for job in JOBS.values():
         if (job.protocol, job.series, job.label) == (protocol, curve, ""):
             by_seed = rates.setdefault(job.name.removesuffix(f"-s{job.seed}"), {})
             path = folder / f"{job.tuned_name if tuned else job.name}.npz"
             if path.is_file():
-                by_seed[job.seed] = read_points(path)
+                by_seed[job.seed] = [one for one in read_points(path) if (one.setting == COUNTED_TABLES) == counted]
     return rates
 
 

@@ -19,6 +19,7 @@ from torch import nn
 
 from benchmarks.split.study_plan import (
     BOTTLEFIT_BITS,
+    COUNTED_TABLES,
     JOBS,
     PROTOCOLS,
     Job,
@@ -38,7 +39,6 @@ from split.methods import find_method
 from split.training_data import PictureSet
 
 PARTS = ("val", "test")
-COUNTED_TABLES = "counted tables"
 COUNTED = 2000  # training pictures that entropy tables are counted on
 CUT = bytes(8)
 
@@ -169,7 +169,7 @@ def evaluate(
     """
     plain = without_chance(protocol.augmentation)
     if job.method.startswith("peer_"):
-        known = first(data["train"], COUNTED) if job.method == "peer_fp" and job.label else None
+        known = first(data["train"], COUNTED) if job.method == "peer_fp" and job.protocol == "a" else None
         return {name: _peer_points(student.cpu().eval(), data[name], plain, known) for name in PARTS}, None
     if job.method == "bottlefit" and not job.options.get("rounds"):
         found: dict[str, list[Point]] = {name: [] for name in PARTS}

@@ -18,6 +18,7 @@ from split.losses import TaskLoss
 CIFAR_MEAN, CIFAR_STD = (0.491, 0.482, 0.447), (0.245, 0.243, 0.261)
 LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 SEEDS = (0, 1, 2)
+COUNTED_TABLES = "counted tables"  # setting of points whose integers are the peer's and whose coder is ours
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,8 @@ def _mobilenet_imagenet(module: nn.Module) -> None:
 
 
 _CIFAR = Protocol(
-    "a", "cifar10-jpeg", "label", 32, 10, 10_000, "layer3", "layer3", Augmentation(32, "crop", 4, CIFAR_MEAN, CIFAR_STD),
-    CifarResNet18, 20, 2e-3, 128, validation=2000,
+    "a", "cifar10-jpeg", "label", 32, 10, 0, "layer3", "layer3", Augmentation(32, "crop", 4, CIFAR_MEAN, CIFAR_STD),
+    CifarResNet18, 20, 2e-3, 128, validation=2000, row="resnet18.32",
 )  # fmt: skip
 _LITE0 = Protocol(
     "b", "grocery", "coarse_label", 160, 43, 0, "_blocks.2", "_blocks.4",
@@ -206,11 +207,13 @@ class Job:
 # protocol -> curve -> what sets its rate
 RATES: dict[str, dict[str, tuple[float, ...]]] = {
     "a": {
-        "peer_fp": (0.08, 0.32, 1.28, 5.12),
-        "entropic": (0.08, 0.32, 1.28, 5.12),
+        "entropic": (0.08, 0.32, 1.28, 5.12, 0.02),
+        "peer_fp": (0.08, 0.32, 1.28, 5.12, 0.02),
         "slim": (2e-4, 6e-4, 2e-3, 6e-3, 2e-2, 6e-2),
+        "progressive_slow": (4e-4,),
+        "progressive_steep": (4e-4,),
         "progressive": (4e-4,),
-        "peer_mshp": (0.08, 0.32, 1.28, 5.12),
+        "peer_mshp": (0.08, 0.32, 1.28, 5.12, 0.02),
         "bottlefit": (1, 2, 4),
     },
     "b": {
@@ -307,14 +310,14 @@ MATCH = TaskLoss("kd", alpha=0.0)
 B_CHANNELS = 16
 # Where a second seed is too much time; klt has no chance in it
 _ONE_SEED = {
-    "a": ("peer_mshp", "bottlefit"),
+    "a": (),
     "b": ("deep_klt_brief", "deep_fixed", "deep_klt_long", *KLT),
     "m": ("front", "deep_klt_trained", *KLT),
     "m224": ("deep_klt_trained", *KLT),
     "b224": ("deep_klt_trained", *KLT),
 }
-_B_BATCH = {"batch": 128}
-_B_FAST = {"task": MATCH, "task_lr": 2e-2, **_B_BATCH}
+_BATCH = {"batch": 128}
+_FAST = {"task_lr": 2e-2, **_BATCH}
 _STRIDE_4 = ("entropic", "peer_fp", "peer_mshp")
 
 # One option of slim at a time, protocol a; where the head is a float one, "float" is what to compare with
@@ -358,13 +361,11 @@ ABLATIONS_KLT: dict[str, dict[str, Any]] = {
     "tail_none": {"tail_lr": 0.0},
 }
 ABLATED_BETA = {"a": 6e-4, "b": 3e-5}
-# Recipes of one stream for several rates, protocol a, and the rates of slim that they are compared with, behind one teacher
-PREFIX_RECIPES: dict[str, dict[str, Any]] = {
-    "steep": {"price_step": 3.0, "whole": 0.25, "epochs": (32, 8)},
-    "slow": {"price_step": 2.0, "whole": 0.25, "epochs": (48, 12)},
-    "narrow": {"price_step": 3.0, "whole": 0.25, "epochs": (32, 8), "latent_channels": 8, "layers": (2, 4, 6, 8)},
+# Protocol a: streams for several rates trained longer, by curve; "progressive" is trained as long as a model of one rate
+STREAMS: dict[str, dict[str, Any]] = {
+    "progressive_slow": {"price_step": 2.0, "whole": 0.25, "epochs": (32, 8)},
+    "progressive_steep": {"price_step": 3.0, "whole": 0.25, "epochs": (32, 8)},
 }
-PREFIX_RATES = (2e-4, 6e-4, 2e-3, 6e-3)
 
 
 def plan() -> list[Job]:
@@ -375,34 +376,9 @@ def plan() -> list[Job]:
             for method, rates in methods.items():
                 if not (seed and method in _ONE_SEED[protocol]):
                     jobs += [_job(protocol, method, rate, seed) for rate in rates]
-    jobs.sort(key=lambda job: job.protocol == "a" and job.method in _ONE_SEED["a"])
+    jobs.sort(key=lambda job: job.protocol == "a" and job.method in ("peer_mshp", "bottlefit"))
     small = Job("b", "small", {"epochs": sum(EPOCHS["b"])}, label="small")
-    return [*jobs, *prefix_jobs(), *coder_jobs(), *ablation_jobs(), *codec_jobs(), small]
-
-
-def prefix_jobs() -> list[Job]:
-    """Both sides of `progressive` once more behind one teacher, the stream with recipes of its own."""
-    jobs = []
-    for seed in SEEDS:
-        stream = _job("a", "progressive", *RATES["a"]["progressive"], seed)
-        jobs += [
-            replace(stream, options={**stream.options, **recipe}, label=f"prefix-{name}-s{seed}")
-            for name, recipe in PREFIX_RECIPES.items()
-        ]
-        singles = [_job("a", "slim", rate, seed) for rate in PREFIX_RATES]
-        jobs += [replace(job, label=f"prefix-{job.name[2:]}") for job in singles]
-    return jobs
-
-
-def coder_jobs() -> list[Job]:
-    """Both sides of `es_bd` once more behind one teacher, the peer's integers coded by both coders."""
-    jobs = [
-        _job("a", method, rate, seed)
-        for seed in SEEDS
-        for method in ("peer_fp", "entropic")
-        for rate in RATES["a"]["peer_fp"]
-    ]
-    return [replace(job, label=f"coder-{job.name[2:]}") for job in jobs]
+    return [*jobs, *ablation_jobs(), *codec_jobs(), small]
 
 
 def ablation_jobs() -> list[Job]:
@@ -434,25 +410,28 @@ def codec_jobs() -> list[Job]:
 
 
 def _job(protocol: str, method: str, rate: float, seed: int) -> Job:
-    match = {"task": MATCH, **_B_BATCH} if protocol == "b" else {}
-    fast = _B_FAST if protocol == "b" else {}
+    match = {"task": MATCH} if protocol == "b" else {}
     if method in FRONTS:
         return _front_job(protocol, method, rate, seed)
     if method in KLT or method in KLT_TRAINED:
         layer = PROTOCOLS[protocol].coarse_layer if method == "klt" else DEEPER[protocol[0]]
         options: dict[str, Any] = {"step": rate, "epochs": (0, 0)}
         if method in KLT_TRAINED:
-            options = {"beta": rate, "step": KLT_STEPS[rate], "task": MATCH, **_B_BATCH, **KLT_TRAINED[method]}
+            options = {"beta": rate, "step": KLT_STEPS[rate], "task": MATCH, **_BATCH, **KLT_TRAINED[method]}
         return Job(protocol, "klt", options, seed, int8=True, curve=method, layer=layer)
     if method == "bottlefit":
         wide = {"width": 256, "fix_encoder": False} if protocol == "b" else {}
-        return Job(protocol, method, {"channels": int(rate), "epochs": EPOCHS[protocol], **fast, **wide}, seed)
-    if method in ("slim", "progressive"):
-        options = {"beta": rate, "epochs": JOINT_EPOCHS[protocol], "int8": True, **match}
+        return Job(
+            protocol, method, {"channels": int(rate), "epochs": EPOCHS[protocol], **match, **_FAST, **wide}, seed
+        )
+    if method in ("slim", "progressive", *STREAMS):
+        options = {"beta": rate, "epochs": JOINT_EPOCHS[protocol], "int8": True, **match, **_BATCH}
         if protocol == "b":
             options |= {"latent_channels": B_CHANNELS, **(PROGRESSIVE_B if method == "progressive" else {})}
+        if method in STREAMS:
+            return Job(protocol, "progressive", {**options, **STREAMS[method]}, seed, int8=True, curve=method)
         return Job(protocol, method, options, seed, int8=True)
-    return Job(protocol, method, {"beta": rate, "epochs": EPOCHS[protocol], **fast}, seed)
+    return Job(protocol, method, {"beta": rate, "epochs": EPOCHS[protocol], **match, **_FAST}, seed)
 
 
 def _front_job(protocol: str, curve: str, rate: float, seed: int) -> Job:
@@ -461,13 +440,13 @@ def _front_job(protocol: str, curve: str, rate: float, seed: int) -> Job:
     layer = FRONTS[curve] if curve in DEEP else ""
     if curve in FRONT_BOTTLEFIT:
         wide = {"width": 256, "fix_encoder": False, "rounds": True, "epochs": EPOCHS["b"]}
-        options = {**FRONT_BOTTLEFIT[curve][int(rate)], **wide, **_B_FAST, **front}
+        options = {**FRONT_BOTTLEFIT[curve][int(rate)], **wide, "task": MATCH, **_FAST, **front}
         return Job(protocol, "bottlefit", options, seed, int8=True, keeps=True, tunes=True, curve=curve, layer=layer)
     options = {
         "beta": rate,
         "epochs": JOINT_EPOCHS["b"],
         "task": MATCH,
-        **_B_BATCH,
+        **_BATCH,
         "latent_channels": B_CHANNELS,
         **front,
     }

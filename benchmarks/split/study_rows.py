@@ -15,7 +15,6 @@ from benchmarks.split.study_curves import (
     SHARED,
     Curves,
     Interval,
-    Point,
     best_recipe,
     comparable,
     compare,
@@ -40,15 +39,12 @@ from benchmarks.split.study_plan import (
     KLT,
     KLT_TRAINED,
     OURS,
-    PREFIX_RATES,
-    PREFIX_RECIPES,
     PROTOCOLS,
     RATES,
     SEEDS,
+    STREAMS,
     TeacherNote,
     ablation_jobs,
-    coder_jobs,
-    prefix_jobs,
 )
 from split.klt import KltOptions
 
@@ -94,8 +90,8 @@ def rows() -> Iterator[dict[str, Any]]:
         wide = extended(curves[protocol, name], curves.get((protocol, f"{name}_low"), {}))
         yield from _ours_rows(protocol, curves[protocol, "peer_fp"], wide, curves[protocol, name])
     yield from _informing_rows({name: one for (protocol, name), one in curves.items() if protocol == "b"})
-    yield from prefix_rows(POINTS, curves)
-    yield from coder_rows(POINTS)
+    yield from prefix_rows(curves)
+    yield from coder_rows(curves["a", "peer_fp"], curves["a", "entropic"])
     yield from ablation_rows(POINTS)
     yield from point_rows(POINTS)
     yield from teacher_rows(POINTS)
@@ -177,23 +173,17 @@ def _informing_rows(curves: dict[str, Curves]) -> Iterator[dict[str, Any]]:
             }
 
 
-def prefix_rows(folder: Path, curves: Mapping[tuple[str, str], Curves]) -> Iterator[dict[str, Any]]:
-    """One stream for several rates: of protocol a the recipe that validation pictures choose, then each; of protocol b the one."""
-    known: dict[str, dict[int, list[Point]]] = {name: {} for name in (*PREFIX_RECIPES, "")}
-    for job in prefix_jobs():
-        path = folder / f"{job.name}.npz"
-        if path.is_file():
-            name = job.label.split("-")[1] if job.method == "progressive" else ""
-            known[name].setdefault(job.seed, []).extend(read_points(path))
-    single = {seed: points for seed, points in known.pop("").items() if len(points) == len(PREFIX_RATES)}
-    recipes = {name: {seed: one for seed, one in some.items() if seed in single} for name, some in known.items()}
-    recipes = {name: some for name, some in recipes.items() if some}
-    if recipes:
-        best = best_recipe({name: (some, single) for name, some in recipes.items()})
-        yield from _excess_rows("progressive", f"slim; {_recipe(best)}, chosen on validation pictures of {len(recipes)} recipes", progressive_excess(recipes[best], single), "a")  # fmt: skip
-        for name, streams in recipes.items():
-            yield _excess_row(f"progressive.{name}", f"slim; {_recipe(name)}", progressive_excess(streams, single), "a")
-    found = progressive_excess(curves["a", "progressive"], curves["a", "slim"])
+def prefix_rows(curves: Mapping[tuple[str, str], Curves]) -> Iterator[dict[str, Any]]:
+    """One stream for several rates: of protocol a the recipe that validation pictures choose, then each; then protocol b's."""
+    single = curves["a", "slim"]
+    streams = {name: curves["a", name] for name in STREAMS if set(curves["a", name]) & set(single)}
+    if streams:
+        best = best_recipe({name: (some, single) for name, some in streams.items()})
+        yield from _excess_rows("progressive", f"slim; {_recipe(best)}, chosen on validation pictures of {len(streams)} recipes", progressive_excess(streams[best], single), "a")  # fmt: skip
+        for name, some in streams.items():
+            row = name.replace("_", ".")
+            yield _excess_row(row, f"slim; {_recipe(name)}", progressive_excess(some, single), "a")
+    found = progressive_excess(curves["a", "progressive"], single)
     yield _excess_row("progressive.as_long", "slim; with as many epochs as one of them", found, "a")
     yield from _stream_rows({name: curve for (protocol, name), curve in curves.items() if protocol == "b"})
 
@@ -236,7 +226,7 @@ def _klt_epochs(*curves: str) -> str:
 
 
 def _recipe(name: str) -> str:
-    recipe = PREFIX_RECIPES[name]
+    recipe = STREAMS[name]
     own = ", ".join(f"{key} {value}" for key, value in recipe.items() if key != "epochs")
     return f"{sum(recipe['epochs'])} epochs against {sum(JOINT_EPOCHS['a'])} of each of them, {own}"
 
@@ -255,30 +245,15 @@ def _excess_rows(name: str, single: str, found: Interval, protocol: str) -> Iter
     yield {"id": f"{name}.seeds", "what": what, "value": found.seeds, "unit": "seeds", "direction": ">=", "bar": MIN_SEEDS}  # fmt: skip
 
 
-def coder_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """How much of `es_bd` is the coder: both sides once more behind one teacher, the peer's integers coded by both coders."""
-    peer, same, ours = ({seed: [] for seed in SEEDS} for _ in range(3))
-    for job in coder_jobs():
-        path = folder / f"{job.name}.npz"
-        if not path.is_file():
-            continue
-        for point in read_points(path):
-            side = ours if job.method == "entropic" else same if point.setting else peer
-            side[job.seed].append(point)
-    whole = len(RATES["a"]["peer_fp"])
-    peer, same, ours = (
-        {seed: points for seed, points in side.items() if len(points) == whole} for side in (peer, same, ours)
-    )
-    if not set(peer) & set(ours):
-        return
-    where = f"{WHERE['a']}, behind one teacher"
+def coder_rows(peer: Curves, ours: Curves) -> Iterator[dict[str, Any]]:
+    """How much of `es_bd` is the coder: the peer's integers coded by both coders."""
+    same = complete(read_rates(POINTS, "a", "peer_fp", counted=True))
     for name, pair, what in (
         ("coder_only", (peer, same), "the peer's trained integers in our counted tables against its own coder"),
         ("same_coder", (same, ours), "our Entropic Student against sc2bench's, both in counted tables"),
-        ("again", (peer, ours), "our Entropic Student against sc2bench's, each with its own coder, trained again"),
     ):
         found = compare(*pair)
-        yield {"id": f"es_bd.{name}", "what": f"BD-rate, {what}, {where}: {found}", "value": found.value, "unit": "%", "direction": "info"}  # fmt: skip
+        yield {"id": f"es_bd.{name}", "what": f"BD-rate, {what}, {WHERE['a']}: {found}", "value": found.value, "unit": "%", "direction": "info"}  # fmt: skip
 
 
 def ablation_rows(folder: Path) -> Iterator[dict[str, Any]]:

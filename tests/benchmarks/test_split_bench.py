@@ -1,6 +1,7 @@
 """The bench of learned bottlenecks: rows that are measurements, a fuzzer that finds what is planted."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from benchmarks.split.curves_b import Variant, codec_rows, head_work
 from benchmarks.split.grocery_codecs import CodecPoint
 from benchmarks.split.study_job import write_points
 from benchmarks.split.study_nets import SmallNetwork, head_macs, macs
-from benchmarks.split.study_plan import JOBS, PREFIX_RATES, PROTOCOLS, plan, prefix_jobs
+from benchmarks.split.study_plan import COUNTED_TABLES, JOBS, PROTOCOLS, RATES, plan
 from benchmarks.split.study_rows import earlier, prefix_rows
 from edge_runtime.entropy import count_tables
 from split.methods import find_method
@@ -142,35 +143,35 @@ def test_a_progressive_stream_that_is_a_point_less_right_at_equal_bytes_has_that
     assert "Wanted bytes that models of one rate reach" in study_curves.progressive_loss(less, single).reason
 
 
-def test_the_recipe_of_a_stream_is_chosen_on_validation_pictures(tmp_path):
+def test_the_recipe_of_a_stream_is_chosen_on_validation_pictures():
     rng = np.random.default_rng(0)
     right = [np.arange(400) % 100 < share for share in (50, 60, 70, 80)]
-    single = curve(rng, 1.0, right)
-    # on validation pictures, on test pictures
-    factors = {"steep": (1.5, 0.5), "slow": (0.8, 0.9), "narrow": (1.4, 1.4)}
-    for job in prefix_jobs():
-        stream = job.method == "progressive"
-        place = PREFIX_RATES[::-1].index(job.options["beta"]) if not stream else slice(None)
-        validation, test = factors[job.label.split("-")[1]] if stream else (1.0, 1.0)
-        points = single[place] if stream else [single[place]]
-        write_points(
-            tmp_path / f"{job.name}.npz",
-            {
-                "test": [
-                    (f"layers={n}" if stream else "", one.sizes * test, one.right) for n, one in enumerate(points)
-                ],
-                "val": [("", one.sizes * validation, one.right) for one in points],
-            },
-            {},
-        )
-    nothing = {
-        (protocol, curve): {} for protocol in "ab" for curve in ("progressive", "slim", "front", "front_progressive")
-    }
-    rows = {row["id"]: row for row in prefix_rows(tmp_path, nothing)}
+    single = [replace(one, validation=(one.sizes.mean(), one.right.mean())) for one in curve(rng, 1.0, right)]
+
+    def stream(validation, test):
+        return [
+            study_curves.Point(f"layers={n}", one.sizes * test, one.right, (one.validation[0] * validation, one.validation[1]))
+            for n, one in enumerate(single)
+        ]  # fmt: skip
+
+    curves = {(protocol, name): {} for protocol, some in RATES.items() for name in some}
+    curves["a", "slim"] = dict.fromkeys(range(3), single)
+    curves["a", "progressive_steep"] = dict.fromkeys(range(3), stream(1.5, 0.5))
+    curves["a", "progressive_slow"] = dict.fromkeys(range(3), stream(0.8, 0.9))
+    rows = {row["id"]: row for row in prefix_rows(curves)}
     assert rows["progressive"]["value"] == rows["progressive.slow"]["value"] == pytest.approx(-10, abs=1)
     assert rows["progressive.steep"]["value"] < -45
     assert "price_step 2.0" in rows["progressive"]["what"]
     assert rows["progressive.seeds"]["value"] == 3
+
+
+def test_integers_of_the_peer_in_our_tables_are_points_of_their_own(tmp_path):
+    sizes, right = np.full(8, 90), np.ones(8, bool)
+    own, counted = ("", sizes, right), (COUNTED_TABLES, sizes - 5, right)
+    write_points(tmp_path / "a-peer_fp-beta0.08-s0.npz", {"test": [own, counted], "val": [own, counted]}, {})
+    ((one,),) = study_curves.complete(study_curves.read_rates(tmp_path, "a", "peer_fp")).values()
+    ((other,),) = study_curves.complete(study_curves.read_rates(tmp_path, "a", "peer_fp", counted=True)).values()
+    assert (one.setting, one.sizes.mean(), other.setting, other.sizes.mean()) == ("", 90, COUNTED_TABLES, 85)
 
 
 def test_rows_behind_the_earlier_teacher_have_ids_of_their_own_and_no_bar():
