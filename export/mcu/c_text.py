@@ -1,6 +1,6 @@
 """Writes constants as C text: integers only, so every value is exact."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -27,6 +27,11 @@ def int8_array(name: str, data: bytes) -> str:
     """A 4-byte aligned constant array of int8."""
     values = np.frombuffer(data, np.int8).tolist()
     return f"static const int8_t {name}[{len(values)}] HT_ALIGNED = {{\n    {integers(values)}}};\n"
+
+
+def uint16_array(name: str, values: Sequence[int]) -> str:
+    """A constant array of uint16."""
+    return f"static const uint16_t {name}[{len(values)}] = {{\n    {integers(values)}}};\n"
 
 
 def int32_array(name: str, values: list[int]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from export.mcu.c_text import initialiser, int8_array, int32_array, integers
+from export.mcu.c_text import initialiser, int8_array, int32_array, uint16_array
 from export.mcu.errors import UnsupportedOpError
 from export.mcu.graph import is_reduction
 from export.mcu.kernels_pack import PackedLayer, Quantization, pack_conv, pack_depthwise, pack_fully_connected
@@ -279,14 +279,15 @@ def _concatenation(network: Network, op: Concatenation, name: str) -> OpCode:
 
 
 def _resize(network: Network, op: ResizeNearest, name: str) -> OpCode:
-    tables = [f"static const uint16_t map_{name}[{len(op.columns)}] = {{\n    {integers(op.columns)}}};\n"]
+    tables = [uint16_array(f"map_{name}", op.columns)]
     rows = op.reads(network.values)[0][0]
-    constant = "NULL"
+    picks = "NULL"
     if rows.size > 1:
-        picks = [p - (y * rows.stride // rows.divide - rows.before) for y, p in enumerate(op.rows)]
-        tables.append(int8_array(f"pick_{name}", np.array(picks, np.int8).tobytes()))
-        constant = f"pick_{name}"
-    return OpCode("ht_do_resize", f"map_{name}", constant, origins=(FROM_BUFFER,), tables=tables)
+        picks = f"pick_{name}"
+        firsts = (y * rows.stride // rows.divide - rows.before for y in range(len(op.rows)))
+        tables.append(uint16_array(picks, [p - first for p, first in zip(op.rows, firsts, strict=True)]))
+    tables.append(f"static const ht_resize params_{name} = {initialiser(f'map_{name}', picks)};\n")
+    return OpCode("ht_do_resize", f"&params_{name}", origins=(FROM_BUFFER,), tables=tables)
 
 
 WRITERS: tuple[tuple[type[Op], Callable[..., OpCode]], ...] = (

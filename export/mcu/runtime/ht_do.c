@@ -155,6 +155,7 @@ void ht_do_concat_rows(const ht_op *op, const ht_call *call) {
 }
 
 void ht_do_resize(const ht_op *op, const ht_call *call) {
-  const int8_t *row = call->rows[op->constant ? op->constant[call->y] : 0];
-  ht_resize_row((const uint16_t *)op->params, op->output->width, op->output->channels, row, call->out);
+  const ht_resize *resize = (const ht_resize *)op->params;
+  const int8_t *row = call->rows[resize->rows ? resize->rows[call->y] : 0];
+  ht_resize_row(resize->columns, op->output->width, op->output->channels, row, call->out);
 }

@@ -129,9 +129,15 @@ void ht_do_reshape(const ht_op *op, const ht_call *call);
 void ht_do_concat_channels(const ht_op *op, const ht_call *call);
 void ht_do_concat_columns(const ht_op *op, const ht_call *call);
 void ht_do_concat_rows(const ht_op *op, const ht_call *call);
-void ht_do_resize(const ht_op *op, const ht_call *call); /* params = uint16_t map of the columns; constant = which row, or NULL */
+void ht_do_resize(const ht_op *op, const ht_call *call);          /* [ht_resize] */
 
 void ht_do_dense_once(const ht_op *op, const ht_call *call);      /* [ht_dense_once] */
+
+/* Nearest neighbours. */
+typedef struct ht_resize {
+  const uint16_t *columns; /* input column of every output column */
+  const uint16_t *rows;    /* of every output row: which of the call's rows; NULL: the call has one only */
+} ht_resize;
 
 /* FULLY_CONNECTED rounded once, as LiteRT does; plain rows of weights. exponent > 0 is a left shift, at most 30. */
 typedef struct ht_dense_once {

@@ -245,6 +245,13 @@ def test_resize_nearest_equals_the_reference(tflite_builder, prove, flags, size)
     prove(net.finish([source], [net.resize(source, size, *flags)]))
 
 
+@pytest.mark.parametrize("height", [256, 258, 600])  # the last row is 127, 128 and 299 above where the halves begin
+def test_resize_nearest_from_many_rows_to_two_equals_the_reference(tflite_builder, prove, height):
+    net = tflite_builder()
+    source = net.activation((1, height, 3, 4), 0.05, 4)
+    prove(net.finish([source], [net.resize(source, (2, 2), align=True)]))
+
+
 @pytest.mark.parametrize("order", [(0, 3, 1, 2), (0, 2, 1, 3), (0, 3, 2, 1), (0, 1, 3, 2)], ids=str)
 def test_transpose_is_a_view_until_a_reader_needs_the_order(tflite_builder, prove, order):
     net = tflite_builder()
