@@ -11,6 +11,7 @@ import jinja2
 from device_profiles.version import __version__
 from export.mcu.c_text import c_name
 from export.mcu.emit_plan import emit_plan
+from export.mcu.errors import ScheduleError
 from export.mcu.graph import tensor_places
 from export.mcu.network import Network, Port
 from split.patch_plan import InputMode, Plan
@@ -78,7 +79,7 @@ def emit_network(network: Network, plan: Plan, *, name: str, source: str) -> Net
         Text of ``ht_<name>.c`` and ``ht_<name>.h``.
 
     Raises:
-        ScheduleError: The plan does not fit the network or the step format.
+        ScheduleError: The plan does not fit the network or the step format, or an output would lie outside of the arena.
         UnsupportedOpError: A size that the kernels can not hold.
     """
     prefix = f"ht_{c_name(name)}"
@@ -109,7 +110,11 @@ def emit_network(network: Network, plan: Plan, *, name: str, source: str) -> Net
 
 
 def describe_ports(network: Network, plan: Plan) -> list[PortCode]:
-    """Where inputs lie before and outputs after a run."""
+    """Where inputs lie before and outputs after a run.
+
+    Raises:
+        ScheduleError: An output is the input that never enters the arena.
+    """
     places = tensor_places(network)
     described = []
     groups = (("input", network.inputs, plan.segments[0]), ("output", network.outputs, plan.segments[-1]))
@@ -118,6 +123,12 @@ def describe_ports(network: Network, plan: Plan) -> list[PortCode]:
             tensor = places[port.key]
             outside = role == "input" and number == 0 and plan.input_mode in (InputMode.PULLED, InputMode.EXTERNAL)
             offset = -1 if outside else segment.buffer(tensor).offset
+            if role == "output" and offset < 0:
+                raise ScheduleError(
+                    f"wanted output {port.name[:80]!r} in the arena, found that it is the first input, which lies in the "
+                    f"caller's memory under --input-mode {plan.input_mode.value}. Take --input-mode resident, or "
+                    "leave this output out of the model: the caller has it already."
+                )
             suffix = "" if len(ports) == 1 else f"_{number}"
             over = number == 0 and plan.input_mode is not InputMode.RESIDENT
             described.append(_describe(network, port, (role, suffix), offset, overwritten=over))

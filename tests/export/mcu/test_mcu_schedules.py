@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from export.mcu.emit_network import emit_network
+from export.mcu.errors import ScheduleError
 from export.mcu.graph import to_patch_graph
 from export.mcu.native import NativeNetwork
 from export.mcu.network import lower
@@ -108,6 +109,22 @@ def test_every_schedule_of_a_random_network_gives_the_reference_integers(
         for outputs, truth in zip(got, wanted, strict=True):
             for a, b in zip(outputs, truth, strict=True):
                 assert np.array_equal(a, b), (request, [segment.kind.value for segment in chosen.segments])
+
+
+@pytest.mark.parametrize("mode", list(InputMode), ids=lambda mode: mode.value)
+def test_an_input_that_is_an_output_too_is_handed_out_from_the_arena_or_refused(tflite_builder, run_schedule, mode):
+    net = tflite_builder()
+    source = net.activation((1, 6, 5, 4), 0.05, 4, name="frame")
+    model = net.finish([source], [net.conv(source, 4), source])
+    network, request = lower(model), PlanRequest(input_mode=mode)
+    inputs = proof_inputs(network, count=2)
+    if mode is InputMode.EXTERNAL:
+        with pytest.raises(ScheduleError, match=r"output 'frame'.*--input-mode external.*--input-mode resident"):
+            run_schedule(network, request, inputs)
+        return
+    _, got = run_schedule(network, request, inputs)
+    for outputs, one in zip(got[::2], inputs, strict=True):
+        assert np.array_equal(outputs[1], one[0])
 
 
 def test_the_least_ram_of_a_wide_network_needs_patches_or_tiles_and_stays_exact(tflite_builder, run_schedule):
