@@ -13,7 +13,7 @@ from device_profiles.errors import EdgeError
 
 
 class PatchGraphError(EdgeError):
-    """A PatchGraph contradicts itself (unknown tensor, wrong order, impossible window)."""
+    """A PatchGraph contradicts itself (unknown tensor, wrong order, impossible window), or a request makes no sense."""
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ in-place row (``PatchOp.in_place``): same address for output and input row.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
-from split.patch_graph import PatchGraph
+from split.patch_graph import PatchGraph, PatchGraphError
 
 ROW_TABLE_REACH = 4 * 0xFFFF  # largest row address: tables hold 16-bit word addresses
 
@@ -202,3 +203,15 @@ class PlanRequest:
     optimise: str = "ram"
     alignment: int = 4
     row_tables: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the limit that is no integer.
+
+        Raises:
+            PatchGraphError: ``max_mac_factor`` is NaN or infinite.
+        """
+        if self.max_mac_factor is not None and not math.isfinite(self.max_mac_factor):
+            raise PatchGraphError(
+                f"Wanted a finite number for --max-macs-factor, found {self.max_mac_factor}. "
+                "1 computes nothing twice, 1.3 allows 30 % more work, a large number as much as helps."
+            )

@@ -118,6 +118,7 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
         UnsupportedOpError: An operator without exact C.
         FitError: It does not fit; the message names the missing bytes and the layer.
         ScheduleError: An input that is an output too is to stay in the caller's memory.
+        PatchGraphError: A schedule that is unknown, or a factor that is no finite number.
         MissingDependencyError: The reference engine is not installed.
     """
     limits = limits_of(board)

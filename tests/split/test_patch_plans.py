@@ -13,6 +13,7 @@ from split.patch import (
     EdgeKind,
     InputMode,
     PatchGraph,
+    PatchGraphError,
     PatchInput,
     PatchOp,
     PatchTensor,
@@ -255,6 +256,12 @@ def test_a_misfit_names_the_missing_bytes_and_a_layer(graph, request):
     with pytest.raises(FitError, match=r"\(1 B over\)") as error:
         plan(graph, short)
     assert any(op.name in str(error.value) for op in graph.ops)
+
+
+@pytest.mark.parametrize("factor", [float("nan"), float("inf"), float("-inf")])
+def test_a_factor_that_is_no_number_is_named(factor):
+    with pytest.raises(PatchGraphError, match=rf"--max-macs-factor.*found {factor}"):
+        PlanRequest(max_mac_factor=factor)
 
 
 def needed(graph, first, last, tensor, rows, *, columns):

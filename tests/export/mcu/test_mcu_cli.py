@@ -45,6 +45,13 @@ def test_a_small_board_says_how_many_bytes_are_missing(model, tmp_path, capsys):
     assert "FitError" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("factor", ["nan", "inf"])
+def test_a_factor_that_is_no_number_is_one_line(model, tmp_path, capsys, factor):
+    arguments = ["--target", "stm32f746g-disco", "--out", str(tmp_path / "out"), "--max-macs-factor", factor]
+    assert run(["export", str(model), *arguments]) == 1
+    assert f"PatchGraphError: Wanted a finite number for --max-macs-factor, found {factor}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("schedule", ["layer", "stream", "patch"])
 def test_every_schedule_is_offered(model, tmp_path, schedule):
     out = tmp_path / schedule
