@@ -67,18 +67,52 @@ def separations(items: Sequence[Item], alignment: int) -> NDArray[np.int64]:
         int64 of shape (items, items): element [u, v] is the least offset(v) - offset(u) with which v may lie above u,
         rounded up to ``alignment``; NO_CONFLICT if no two rows ever live together.
     """
+    ends, starts = _reaches(items)
+    most = np.stack([(ends[under] + starts).max(axis=1, initial=NO_CONFLICT) for under in range(len(items))])
+    aligned = -(-most // alignment) * alignment
+    return np.where(most < NO_CONFLICT // 2, NO_CONFLICT, aligned)
+
+
+def _reaches(items: Sequence[Item]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the end of each item's highest live row, and minus the start of its lowest, at every step of a birth.
+
+    Two rows live together exactly if they do at the birth of the later one, so that these steps suffice. NO_CONFLICT
+    where no row lives. Two arrays of shape (items, steps): memory grows with rows * items, not with rows * rows.
+    """
     births = np.concatenate([item.births for item in items])
     deaths = np.concatenate([item.deaths for item in items])
     starts = np.concatenate([np.arange(len(item.births)) * item.row_bytes for item in items])
     lengths = np.concatenate([np.full(len(item.births), item.row_bytes) for item in items])
+    owners = np.repeat(np.arange(len(items)), [len(item.births) for item in items])
     used = births <= deaths
-    together = (births[:, None] <= deaths[None, :]) & (births[None, :] <= deaths[:, None])
-    together &= used[:, None] & used[None, :]
-    gaps = np.where(together, (starts + lengths)[:, None] - starts[None, :], NO_CONFLICT)  # (rows, rows)
-    heads = np.cumsum([0, *(len(item.births) for item in items[:-1])])
-    most = np.maximum.reduceat(np.maximum.reduceat(gaps, heads, axis=0), heads, axis=1)
-    aligned = -(-most // alignment) * alignment
-    return np.where(most == NO_CONFLICT, NO_CONFLICT, aligned)
+    births, deaths, starts, lengths, owners = (a[used] for a in (births, deaths, starts, lengths, owners))
+    steps = np.unique(births)
+    lives = (np.searchsorted(steps, births, "left"), np.searchsorted(steps, deaths, "right"))
+    shape = (len(items), len(steps))
+    return _most_over(lives, owners, starts + lengths, shape), _most_over(lives, owners, -starts, shape)
+
+
+def _most_over(
+    lives: tuple[NDArray[np.int64], NDArray[np.int64]],
+    owners: NDArray[np.int64],
+    values: NDArray[np.int64],
+    shape: tuple[int, int],
+) -> NDArray[np.int64]:
+    """Return the largest value among each owner's intervals [first, stop) that hold a step, (owners, steps).
+
+    An interval is two overlapping runs of 2**k steps. Runs go into the table from the longest on, and each round halves
+    what the table holds: an entry stands for 2**k steps from its place on.
+    """
+    first, stop = lives
+    table = np.full(shape, NO_CONFLICT, np.int64)
+    powers = np.frexp(stop - first)[1] - 1  # floor(log2(length))
+    for power in range(int(powers.max(initial=0)), -1, -1):
+        chosen, half = powers == power, 1 << power >> 1
+        for place in (first[chosen], stop[chosen] - (1 << power)):
+            np.maximum.at(table, (owners[chosen], place), values[chosen])
+        if half:
+            table[:, half:] = np.maximum(table[:, half:], table[:, :-half])
+    return table
 
 
 @dataclass(frozen=True)

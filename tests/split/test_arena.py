@@ -1,5 +1,6 @@
 """Placement: layouts are valid, meet the brute-force optimum, and the bound is a bound."""
 
+import tracemalloc
 from itertools import product
 
 import numpy as np
@@ -83,6 +84,33 @@ def test_a_separation_is_the_least_distance_that_is_safe_from_there_on(found):
     else:
         assert all(is_valid(found, {0: 0, 1: distance}) for distance in range(gap, reach + 1))
         assert not is_valid(found, {0: 0, 1: gap - 1})
+
+
+@given(found=items(most=5, rows=9), alignment=st.sampled_from([1, 4]))
+def test_separations_are_the_largest_over_all_pairs_of_rows_that_live_together(found, alignment):
+    gaps = separations(found, alignment)
+    for u, under in enumerate(found):
+        for v, over in enumerate(found):
+            needed = [
+                end - start
+                for _, end, birth, death in rows_of(under, 0)
+                for start, _, other_birth, other_death in rows_of(over, 0)
+                if birth <= other_death and other_birth <= death
+            ]
+            assert gaps[u, v] == (-(-max(needed) // alignment) * alignment if needed else NO_CONFLICT)
+
+
+def test_memory_grows_with_the_rows_not_with_their_square():
+    """4000 rows that stream through two buffers: tables of all pairs of rows would take 1 GB."""
+    step = np.arange(4000)
+    tracemalloc.start()
+    try:
+        placement = place([Item(0, 8, step, step + 40), Item(1, 8, step + 1, step + 90)])
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert placement.size_bytes == (4000 + 40) * 8
+    assert most < 8_000_000
 
 
 @given(found=items(most=5), data=st.data())
