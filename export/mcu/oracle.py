@@ -1,8 +1,16 @@
-"""The reference engine: TensorFlow Lite Micro in its PyPI package, every intermediate tensor kept."""
+"""The reference engines, TensorFlow Lite Micro and LiteRT: every tensor of a network over given inputs."""
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +19,12 @@ import numpy.typing as npt
 from device_profiles.errors import MissingDependencyError
 from export.mcu.errors import ProofError
 from export.mcu.network import Network
+from export.mcu.oracle_child import ANSWER, MODEL, REQUEST
 from export.mcu.values import Quant, View
 
 Int8s = npt.NDArray[np.int8]
+SPARE_S = 120.0  # for a call beside its arithmetic,
+SLOW_MACS_PER_S = 5e6  # which takes a hundredth of that on a desktop machine
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,49 +59,118 @@ def from_physical(data: npt.NDArray[Any], view: View) -> npt.NDArray[Any]:
 class Oracle:
     """Runs a ``.tflite`` file in TensorFlow Lite Micro and hands out every tensor of its network.
 
+    The engine runs in a process of its own, one for all cases of a call: some files make it crash.
+
+    Args:
+        model: The file.
+        network: What ``lower`` made of it.
+        limit_s: A call may take so long; None: what a slow machine needs.
+
     Raises:
-        MissingDependencyError: The package ``tflite-micro`` is not installed.
-        ProofError: The engine refuses the model.
+        MissingDependencyError: The engine's package is not installed.
     """
 
     name = "TensorFlow Lite Micro"
+    engine = "tflm"
+    package = ("tflite_micro", "tflite-micro")
+    advice = "Nothing proves the C without its integers: convert the model again, or try --rounding litert."
+    crashes = (
+        "Known causes: a DEPTHWISE_CONV_2D without a bias (give it one of zeros), and a SOFTMAX over 512 or more values "
+        "that can be equal (leave it to the caller)."
+    )
 
-    def __init__(self, model: bytes, network: Network) -> None:
-        try:
-            from tflite_micro import runtime
-        except ImportError as error:
+    def __init__(self, model: bytes, network: Network, *, limit_s: float | None = None) -> None:
+        module, package = self.package
+        if importlib.util.find_spec(module) is None:
             raise MissingDependencyError(
-                "the reference engine needs the package tflite-micro; pip install 'headtail[export-mcu]'."
-            ) from error
-        self._network = network
-        try:
-            self._engine = runtime.Interpreter.from_bytes(
-                model,
-                arena_size=arena_guess(network),
-                intrepreter_config=runtime.InterpreterConfig.kPreserveAllTensors,
+                f"the reference engine needs the package {package}; pip install 'headtail[export-mcu]'."
             )
-        except Exception as error:  # it reads the file itself, and whatever that raises is its refusal
-            raise ProofError(f"TensorFlow Lite Micro refuses the model: {type(error).__name__}: {error}") from error
+        self._model, self._network, self._limit_s = model, network, limit_s
 
-    def run(self, inputs: tuple[Int8s, ...]) -> Truth:
-        """Run once.
+    def run_all(self, cases: Sequence[tuple[Int8s, ...]]) -> tuple[Truth, ...]:
+        """Run every case.
 
         Args:
-            inputs: int8 arrays, one for each network input, shape (height, width, channels).
+            cases: For each, int8 arrays, one for each network input, shape (height, width, channels).
 
         Returns:
-            Inputs, outputs and every tensor, all int8 in the value's shape.
+            For each, inputs, outputs and every tensor, all int8 in the value's shape.
+
+        Raises:
+            ProofError: The engine refuses the model, crashes or takes too long.
         """
+        with tempfile.TemporaryDirectory(prefix="headtail-oracle-") as folder:
+            np.savez(Path(folder, REQUEST), **self._request(cases))  # type: ignore[arg-type]
+            Path(folder, MODEL).write_bytes(self._model)
+            macs = len(cases) * self._network.file_macs
+            self._run_child(folder, SPARE_S + macs / SLOW_MACS_PER_S if self._limit_s is None else self._limit_s)
+            with np.load(Path(folder, ANSWER), allow_pickle=False) as answer:
+                raw = {index: answer[str(index)] for index, _ in self._network.homes.values()}
+        return tuple(
+            self._truth(inputs, {i: data[case] for i, data in raw.items()}) for case, inputs in enumerate(cases)
+        )
+
+    def _request(self, cases: Sequence[tuple[Int8s, ...]]) -> dict[str, npt.NDArray[Any]]:
         network = self._network
-        for place, (port, data) in enumerate(zip(network.inputs, inputs, strict=True)):
-            self._engine.set_input(edge_input(from_physical(data, port.view), port.dtype, port.quant), place)
-        self._engine.invoke()
-        tensors = {}
+        request = {
+            "inputs": np.array(len(network.inputs)),
+            "tensors": np.array(sorted({index for index, _ in network.homes.values()}), np.int64),
+            "arena_bytes": np.array(arena_guess(network)),
+        }
+        for place, (port, arrays) in enumerate(zip(network.inputs, zip(*cases, strict=True), strict=True)):
+            given = [edge_input(from_physical(data, port.view), port.dtype, port.quant) for data in arrays]
+            request[f"input_{place}"] = np.stack(given)
+        return request
+
+    def _run_child(self, folder: str, limit_s: float) -> None:
+        command = [sys.executable, "-m", "export.mcu.oracle_child", self.engine, folder]
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False,
+                cwd=folder, env=_environment(),
+            )  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise ProofError(
+                f"Wanted {self.name} to run the model within {limit_s:g} s, found it still running. "
+                "Try a smaller model or an idle machine."
+            ) from error
+        said = " | ".join(done.stderr.decode("utf-8", "replace").split("\n")).strip(" |.")[-400:]
+        if done.returncode < 0:
+            raise ProofError(
+                f"Wanted {self.name} to run the model, found that {_signal_name(-done.returncode)} ended it: "
+                f"{said or 'it said nothing'}. {self.crashes}"
+            )
+        if done.returncode > 0:
+            raise ProofError(f"{self.name} refuses the model: {said}. {self.advice}")
+
+    def _truth(self, inputs: tuple[Int8s, ...], raw: Mapping[int, npt.NDArray[Any]]) -> Truth:
+        network, tensors = self._network, {}
         for key, (index, view) in network.homes.items():
-            raw = np.asarray(self._engine.GetTensor(index, 0)["tensor_data"])
-            tensors[key] = to_physical(raw.reshape(view.shape), view, network.values[key].shape)
-        outputs = tuple(tensors[port.key] for port in network.outputs)
-        return Truth(inputs, outputs, tensors)
+            tensors[key] = to_physical(raw[index].reshape(view.shape), view, network.values[key].shape)
+        return Truth(inputs, tuple(tensors[port.key] for port in network.outputs), tensors)
+
+
+class LitertOracle(Oracle):
+    """LiteRT's reference kernels, for exports that round FULLY_CONNECTED once."""
+
+    name = "LiteRT"
+    engine = "litert"
+    package = ("ai_edge_litert", "ai-edge-litert")
+    advice = "Leave --rounding at tflm."
+    crashes = "Known cause: a SOFTMAX over 512 or more values that can be equal (leave it to the caller)."
+
+
+def _environment() -> dict[str, str]:
+    """The child finds headtail where this process did."""
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 def edge_input(data: Int8s, dtype: str, quant: Quant) -> npt.NDArray[Any]:

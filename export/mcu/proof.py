@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from export.mcu.keep_all import keep_all_plan
 from export.mcu.native import NativeNetwork
 from export.mcu.network import Network
 from export.mcu.oracle import Int8s, Oracle
-from export.mcu.oracle_litert import LitertOracle
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class TensorProof:
 
 
 def prove_tensors(
-    network: Network, oracle: Oracle | LitertOracle, inputs: Iterable[tuple[Int8s, ...]], *, library: Path, folder: Path
+    network: Network, oracle: Oracle, inputs: Sequence[tuple[Int8s, ...]], *, library: Path, folder: Path
 ) -> TensorProof:
     """Run the layer-wise, keep-everything build and compare each tensor.
 
@@ -55,11 +54,9 @@ def prove_tensors(
     native = NativeNetwork(network, plan, code, library=library, folder=folder)
     places = tensor_places(network)
     offsets = {buffer.tensor: buffer.offset for segment in plan.segments for buffer in segment.buffers}
-    runs, elements = 0, 0
+    elements = 0
     found: list[TensorDifference] = []
-    for one in inputs:
-        runs += 1
-        truth = oracle.run(one)
+    for one, truth in zip(inputs, oracle.run_all(inputs), strict=True):
         native.run(one)
         for op in network.ops:
             value, wanted = network.values[op.output], truth.tensors[op.output]
@@ -68,4 +65,4 @@ def prove_tensors(
             elements += wanted.size
             if wrong:
                 found.append(TensorDifference(op.node, op.kind, value.name, wrong, wanted.size))
-    return TensorProof(runs, elements, tuple(found))
+    return TensorProof(len(inputs), elements, tuple(found))

@@ -19,8 +19,7 @@ from export.mcu.folder import FolderRequest, make_folder
 from export.mcu.graph import to_patch_graph
 from export.mcu.machines import Limits
 from export.mcu.network import Network, lower, round_dense_once
-from export.mcu.oracle import Oracle, Truth
-from export.mcu.oracle_litert import LitertOracle
+from export.mcu.oracle import LitertOracle, Oracle, Truth
 from export.mcu.report import CODE_BYTES, REPORT_NAME, STACK_BYTES, McuReport, make_report
 from export.mcu.vectors import KINDS, proof_inputs
 from split.patch import plan_and_front
@@ -120,6 +119,7 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
         ScheduleError: An input that is an output too is to stay in the caller's memory.
         PatchGraphError: A schedule that is unknown, or a factor that is no finite number.
         MissingDependencyError: The reference engine is not installed.
+        ProofError: The reference engine refuses the model or crashes on it.
     """
     limits = limits_of(board)
     network = lower(model)
@@ -146,7 +146,7 @@ def build_export(model: bytes, board: Board, options: McuOptions) -> McuExport:
     if frame is not None:
         check_frame_room(chosen, frame, limits, name=options.name)
     oracle = LitertOracle(model, network) if options.rounding == "litert" else Oracle(model, network)
-    truths = tuple(oracle.run(inputs) for inputs in proof_inputs(network, count=options.cases, seed=options.seed))
+    truths = oracle.run_all(proof_inputs(network, count=options.cases, seed=options.seed))
     files = make_folder(
         FolderRequest(code, chosen, options.name, options.source, limits, truths, reference=oracle.name, frame=frame)
     )

@@ -176,11 +176,10 @@ def test_known_models_are_equal_on_a_cortex_m4(file, row, codec, tmp_path):
 def layered(model, tmp_path_factory):
     """The head's file, and tables for two layers with three tables to choose from for each block."""
     head = head_file(model)
-    oracle, rng = Oracle(head, lower(head)), np.random.default_rng(0)
-    latents = [
-        oracle.run((rng.integers(-30 * level, 30 * level, (16, 14, 3)).astype(np.int8),)).outputs[0][np.newaxis]
-        for level in (1, 2, 3, 4)
-    ]
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(-30 * level, 30 * level, (16, 14, 3)).astype(np.int8) for level in (1, 2, 3, 4)]
+    truths = Oracle(head, lower(head)).run_all([(picture,) for picture in pictures])
+    latents = [truth.outputs[0][np.newaxis] for truth in truths]
     channels = latents[0].shape[-1]
     options = CountOptions(channel_axis=1, layers=(3, channels), variants=3, block=32)
     return head, count_tables(latents, options)
@@ -227,7 +226,7 @@ int main(int argc, char **argv) {
     strict = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-Wconversion", "-O1", "-fsanitize=address,undefined"]
     subprocess.run(["cc", *strict, "-Isrc", "main.c", *sources, "-o", "first"], check=True, cwd=folder)
     picture = np.random.default_rng(1).integers(-60, 60, (1, 16, 14, 3)).astype(np.int8)
-    latents = [Oracle(head, lower(head)).run((picture[0],)).outputs[0][np.newaxis]]
+    latents = [Oracle(head, lower(head)).run_all([(picture[0],)])[0].outputs[0][np.newaxis]]
     sizes = []
     for layers in (0, 1, 2, 3):
         done = subprocess.run(

@@ -7,8 +7,7 @@ import pytest
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
 from export.mcu.network import lower, round_dense_once
-from export.mcu.oracle import Oracle
-from export.mcu.oracle_litert import LitertOracle
+from export.mcu.oracle import LitertOracle, Oracle
 from export.mcu.proof import prove_tensors
 from export.mcu.qemu import prove
 from export.mcu.to_c import McuOptions, export_mcu
@@ -24,16 +23,16 @@ class Board:
 
 def both_engines(model: bytes, count: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
     network = lower(model)
-    oracle = Oracle(model, network)
     litert = Interpreter(model_content=model, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
     litert.allocate_tensors()
     pairs = []
-    for inputs in proof_inputs(network, count=count):
+    cases = proof_inputs(network, count=count)
+    for inputs, truth in zip(cases, Oracle(model, network).run_all(cases), strict=True):
         for detail, data in zip(litert.get_input_details(), inputs, strict=True):
             litert.set_tensor(detail["index"], data.reshape(detail["shape"]))
         litert.invoke()
         found = litert.get_tensor(litert.get_output_details()[0]["index"])
-        pairs.append((found.reshape(-1), oracle.run(inputs).outputs[0].reshape(-1)))
+        pairs.append((found.reshape(-1), truth.outputs[0].reshape(-1)))
     return pairs
 
 

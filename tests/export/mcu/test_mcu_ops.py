@@ -156,7 +156,7 @@ def test_functions_of_one_integer_equal_the_reference(tflite_builder, prove, op,
     model = net.finish([source], [net.unary(op, source, scale * ratio, out_zero)])
     network = lower(model)
     every = np.arange(-128, 128).astype(np.int8).reshape(4, 8, 8)
-    truth = Oracle(model, network).run((every,))
+    truth = Oracle(model, network).run_all([(every,)])[0]
     (op_struct,) = network.ops
     assert (op_struct.table[every.astype(int) + 128] == truth.outputs[0]).all()
 

@@ -103,7 +103,7 @@ def test_every_schedule_of_a_random_network_gives_the_reference_integers(
     inputs = proof_inputs(network, count=2, seed=seed)
     proof = prove_tensors(network, oracle, inputs, library=kernel_library, folder=fresh_folder())
     assert proof.differences == ()
-    wanted = [oracle.run(one).outputs for one in inputs for _ in range(2)]
+    wanted = [truth.outputs for truth in oracle.run_all(inputs) for _ in range(2)]
     for request in requests:
         chosen, got = run_schedule(network, request, inputs)
         for outputs, truth in zip(got, wanted, strict=True):
@@ -147,6 +147,6 @@ def test_the_least_ram_of_a_wide_network_needs_patches_or_tiles_and_stays_exact(
             kinds |= {segment.kind.value for segment in chosen.segments}
             assert all(
                 np.array_equal(a[0], b)
-                for a, b in zip(got[::2], [oracle.run(one).outputs[0] for one in inputs], strict=True)
+                for a, b in zip(got[::2], [truth.outputs[0] for truth in oracle.run_all(inputs)], strict=True)
             )
     assert kinds & {"patch", "tile"}
