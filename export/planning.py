@@ -20,7 +20,7 @@ from split.plan import Goal, Plan, PlanError, Power, make_plan
 from split.plan_heads import Candidate, cut_candidates, peak_bytes
 from split.plan_problem import RAW_INT8, make_problem
 from split.plan_sweep import Stretch, break_even, make_table
-from split.plan_variant_file import VariantFile, parse_variants
+from split.plan_variant_file import PlaceFactors, VariantFile, parse_variants
 from split.plan_variants import Picture, bottleneck_candidate, local_candidate, picture_candidate
 from split.predict import Calibration, parse_calibration
 
@@ -203,23 +203,22 @@ def list_candidates(
 
 def variant_factors(
     others: VariantFile, times: tuple[PlaceTimes, PlaceTimes], boards: tuple[DeviceProfile, DeviceProfile]
-) -> tuple[float, float]:
-    """Factors on the times of heads and of tails: 1 where they were measured, else as the whole network goes.
+) -> tuple[PlaceFactors, PlaceFactors]:
+    """Of heads and of tails: times count as measured there, else as the whole network goes; so does a p95 that is not known.
 
     Raises:
         ProfileMismatchError: They were measured on neither board.
     """
     device, host = (one.id for one in boards)
-    if others.measured_on is None:
-        return 1.0, 1.0
-    if others.measured_on not in (device, host):
+    if others.measured_on not in (None, device, host):
         raise ProfileMismatchError(
             f"Wanted variants that were measured on {device} or {host}, found {others.measured_on}. Measure them again there."
         )
-    slower = times[0].whole.p50_ms / times[1].whole.p50_ms
+    head, tail = (one.whole for one in times)
+    slower = head.p50_ms / tail.p50_ms
     return (
-        1.0 if others.measured_on == device else slower,
-        1.0 if others.measured_on == host else 1 / slower,
+        PlaceFactors(1.0 if others.measured_on in (None, device) else slower, head.p95_ms / head.p50_ms),
+        PlaceFactors(1.0 if others.measured_on in (None, host) else 1 / slower, tail.p95_ms / tail.p50_ms),
     )
 
 

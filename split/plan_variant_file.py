@@ -1,6 +1,7 @@
 """Variants that a user measured, as a file: bottlenecks, entropy coders, accuracy on compressed pictures."""
 
 import math
+from dataclasses import dataclass
 
 import msgspec
 
@@ -9,6 +10,26 @@ from split.plan_problem import Cost, Encoder
 from split.plan_variants import Bottleneck
 
 MAX_VARIANT_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class PlaceFactors:
+    """What a place makes of the times of a variant.
+
+    Attributes:
+        time: Factor on them, where they were measured on another board.
+        spread: p95 of the whole network there, in medians; of times that have no p95 of their own.
+    """
+
+    time: float = 1.0
+    spread: float = 1.0
+
+    def cost(self, p50_ms: float, p95_ms: float | None) -> Cost:
+        """Of a part that was measured as this."""
+        return Cost(self.time * p50_ms, self.time * (self.spread * p50_ms if p95_ms is None else p95_ms))
+
+
+_AS_MEASURED = PlaceFactors()
 
 
 class _Data(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,7 +43,7 @@ class BottleneckEntry(_Data, frozen=True, kw_only=True):
     head_ms: float
     tail_ms: float
     payload_bytes: int
-    head_p95_ms: float | None = None  # null: as the median
+    head_p95_ms: float | None = None  # null: as many medians as the whole network's there
     tail_p95_ms: float | None = None
     accuracy: float | None = None
     weight_bytes: int | None = None  # null is not known: it then fits no memory limit
@@ -32,18 +53,17 @@ class BottleneckEntry(_Data, frozen=True, kw_only=True):
     artefact: str | None = None  # route key of the head: first 16 digits of its cut id, `headtail inspect` shows it
     layers: int = 0  # of its stream that are sent, the first ones; 0 for all
 
-    def bottleneck(self, *, device: float = 1.0, host: float = 1.0) -> Bottleneck:
+    def bottleneck(self, *, device: PlaceFactors = _AS_MEASURED, host: PlaceFactors = _AS_MEASURED) -> Bottleneck:
         """As the planner takes it.
 
         Args:
-            device: Factor on the times of the head, where they were measured on another board.
-            host: The same of the tail.
+            device: Where the head runs.
+            host: Where the tail runs.
 
         Raises:
             ProfileError: A time that is not finite, negative, or a p95 below the median.
         """
-        head = Cost(device * self.head_ms, device * (self.head_ms if self.head_p95_ms is None else self.head_p95_ms))
-        tail = Cost(host * self.tail_ms, host * (self.tail_ms if self.tail_p95_ms is None else self.tail_p95_ms))
+        head, tail = device.cost(self.head_ms, self.head_p95_ms), host.cost(self.tail_ms, self.tail_p95_ms)
         return Bottleneck(
             self.name, head, tail, self.payload_bytes, self.accuracy, self.weight_bytes, self.peak_bytes,
             exit_share=self.exit_share, build=self.build, artefact=self.artefact,

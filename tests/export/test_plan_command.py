@@ -23,7 +23,7 @@ from export.planning import variant_factors
 from orchestrator.cli import run
 from split.graph_work import work_of
 from split.plan_problem import Cost
-from split.plan_variant_file import VariantFile
+from split.plan_variant_file import PlaceFactors, VariantFile
 from split.predict import Calibration, Interval, KernelClass, dump_calibration
 from split.predict_memory import MemoryModel
 from split.roofline import Roofline
@@ -260,10 +260,28 @@ def test_variants_measured_on_another_board_are_scaled_or_refused(plan, tmp_path
     path.write_text(json.dumps(given | {"measured_on": "rpi-5-8gb"}))
     assert plan("--variants", str(path))[2].startswith("ProfileMismatchError")
     boards = (load_board("rpi-4b"), load_board(this_board_id()))
-    times = tuple(PlaceTimes((Cost(ms, ms),), "measured") for ms in (12.0, 3.0))
-    assert variant_factors(VariantFile(measured_on=this_board_id()), times, boards) == (4.0, 1.0)
-    assert variant_factors(VariantFile(measured_on="rpi-4b"), times, boards) == (1.0, 0.25)
-    assert variant_factors(VariantFile(), times, boards) == (1.0, 1.0)
+    times = tuple(PlaceTimes((Cost(ms, spread * ms),), "measured") for ms, spread in ((12.0, 1.5), (3.0, 2.0)))
+    for board, device, host in ((this_board_id(), 4.0, 1.0), ("rpi-4b", 1.0, 0.25), (None, 1.0, 1.0)):
+        found = variant_factors(VariantFile(measured_on=board), times, boards)
+        assert found == (PlaceFactors(device, 1.5), PlaceFactors(host, 2.0))
+
+
+def test_a_variant_without_a_p95_gets_that_of_the_whole_network_on_its_places(plan, profile, tmp_path):
+    slow, path, out = tmp_path / "device.json", tmp_path / "variants.json", tmp_path / "plan.json"
+    wide = Percentiles(p50=200.0, p90=210.0, p95=300.0, p99=500.0, runs=50)
+    slow.write_bytes(dump_profile(msgspec.structs.replace(profile, whole=wide)))
+    own = {"head_p95_ms": 21.0, "tail_p95_ms": 4.0}
+    entry = {"name": "12 channels", "head_ms": 20.0, "tail_ms": 4.0, "payload_bytes": 10}
+    device = ("--device", this_board_id(), "--device-profile", str(slow))
+    found = []
+    for given in (entry, entry | own):
+        path.write_text(json.dumps({"bottlenecks": [given]}))
+        status, _, _ = plan("--variants", str(path), "--objective", "p95", "--out", str(out), device=device)
+        assert status == 0
+        table = parse_plan_table(out.read_bytes())
+        found += [(one.device_p95_ms, one.host_p95_ms) for one in table.choices if one.name == "12 channels"]
+    host = 4.0 * profile.whole.p95_or_bound / profile.whole.p50
+    assert found == [pytest.approx((30.0, host)), (21.0, 4.0)]
 
 
 def test_work_is_classed_and_quantisation_pairs_are_fused(artefact):
