@@ -2,11 +2,15 @@
 
 import io
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from device_profiles.errors import EdgeError, MissingDependencyError
 from edge_runtime.manifest import Preprocessing, TensorSpec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MAX_PIXELS = 64_000_000
 
@@ -118,9 +122,17 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             width, height = image.size
             if width * height > max_pixels:
                 raise ImageError(f"Wanted a picture of at most {max_pixels} pixels, found {width} x {height}.")
-            return np.asarray(image.convert("RGB"))
+            return rgb_pixels(image)
     except (OSError, ValueError, SyntaxError, pil.DecompressionBombError) as error:
         raise ImageError(f"Wanted a JPEG, PNG or WebP picture, found: {error}.") from error
+
+
+def rgb_pixels(image: "Image") -> np.ndarray:
+    """An opened picture's pixels, uint8, RGB, shape (height, width, 3); of 16 bits the upper 8, in grey as in colour."""
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip at 255
+        grey = np.clip(np.asarray(image), 0, 0xFFFF) >> 8  # (height, width)
+        return np.repeat(grey.astype(np.uint8)[..., np.newaxis], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def _store(real: np.ndarray, spec: TensorSpec) -> np.ndarray:

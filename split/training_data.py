@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from device_profiles.errors import EdgeError
+from edge_runtime.preprocess import rgb_pixels
 from split.picture_archive import KEYS, LABEL_KEYS, PictureArchiveError, label_key, picture_files
 
 logger = logging.getLogger(__name__)
@@ -254,7 +255,7 @@ def _decode(data: bytes | memoryview) -> U8:
     with Image.open(io.BytesIO(data)) as image:
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
-        return np.asarray(image.convert("RGB"))
+        return rgb_pixels(image)
 
 
 def _fit(picture: U8, size: int) -> U8:

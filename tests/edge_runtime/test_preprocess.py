@@ -77,6 +77,18 @@ def test_pictures_decode(kind):
     assert decode_image(stream.getvalue()).shape == (20, 30, 3)
 
 
+@pytest.mark.parametrize("low", [0, 255])
+def test_grey_of_16_bits_becomes_its_upper_8(low):
+    stream = io.BytesIO()
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey.astype(np.uint16) * 256 + low).save(stream, "PNG")
+    assert stream.getvalue()[24:26] == bytes((16, 0))  # bits, grey
+    decoded = decode_image(stream.getvalue())
+    assert decoded.dtype == np.uint8
+    assert (decoded == grey[..., np.newaxis]).all()
+    assert decoded.shape == (16, 16, 3)
+
+
 def test_a_picture_of_too_many_pixels_is_refused_before_it_is_decoded():
     stream = io.BytesIO()
     Image.new("RGB", (4000, 4000)).save(stream, "PNG")

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from edge_runtime.preprocess import decode_image
 from split.augment import Augmentation, augment, centre, draw
 from split.training_data import DataOptions, PictureSet, TrainingDataError, open_pictures
 
@@ -35,6 +36,14 @@ def test_folders_are_classes_in_alphabetical_order(folder):
     assert data.labels.tolist() == [0, 0, 1, 1]
     assert data.images.shape == (4, 3, 16, 16)
     assert data.images[0, 0].float().mean() > 250 > 5 > data.images[0, 1].float().mean()
+
+
+def test_grey_of_16_bits_is_read_as_a_device_reads_it(folder):
+    file, grey = folder / "a_red" / "0.png", np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(file)
+    found = open_pictures(folder, SIZE).images[0].permute(1, 2, 0).numpy()
+    assert (found == grey[..., np.newaxis]).all()
+    assert (found == decode_image(file.read_bytes())).all()
 
 
 def test_damaged_pictures_are_skipped_with_their_names_or_refused(folder, caplog):
