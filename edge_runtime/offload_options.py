@@ -1,10 +1,13 @@
 """How a device offloads, and which artefacts go together for it."""
 
+import re
 from dataclasses import dataclass
 
 from edge_runtime.artefact import Artefact
 from edge_runtime.offload import OffloadError
 from edge_runtime.tracing import Tracer
+
+_KEY = re.compile(r"[0-9a-f]{16}\Z")
 
 
 @dataclass(frozen=True)
@@ -38,10 +41,15 @@ def check_roles(head: Artefact | None, fallback: Artefact | None, key: str | Non
     """Check what an offloader is given.
 
     Raises:
-        OffloadError: Neither head nor key, both, or an artefact of another role.
+        OffloadError: Neither head nor key, both, a key that is none, or an artefact of another role.
     """
     if (head is None) == (key is None):
         raise OffloadError("Wanted a head, or the key of a whole model on the host, found both or neither.")
+    if key is not None and _KEY.match(key) is None:
+        raise OffloadError(
+            f"Wanted the route key of a whole model on the host, 16 hex digits in lower case, found {key!r}. It is the `key` of "
+            "its artefact."
+        )
     for artefact, role in ((head, "head"), (fallback, "whole")):
         if artefact is not None and artefact.manifest.role != role:
             raise OffloadError(f"Wanted a {role} artefact, found a {artefact.manifest.role} in {artefact.folder}.")

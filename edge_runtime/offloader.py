@@ -74,7 +74,7 @@ class Offloader:
         options: See `OffloadOptions`.
 
     Raises:
-        OffloadError: Neither head nor key, or an artefact of another role.
+        OffloadError: Neither head nor key, a key that is none, or an artefact of another role.
     """
 
     def __init__(

@@ -22,12 +22,14 @@ from export.source import ModelSource, Source, SourceError, find_source
 from export.tail_graph import TailPrecision
 from export.trained_manifest import PairEngine, TrainedPairOptions
 from export.trained_pair import TrainedPair, augmentation_of, state_quality, write_trained_pair
-from split.augment import IMAGENET_MEAN, IMAGENET_STD, Augmentation
+from export.training_preprocessing import training_preprocessing
+from split.augment import Augmentation
 from split.checkpoint import make_folder, replace_file
 from split.distill import Progress, StageSteps, TrainOptions, train
 from split.early_exit import ExitOptions
 from split.inject import SplitNetwork, Teacher, inject, trace_network
 from split.methods import find_method, options_from
+from split.processes import device_name
 from split.refine import RefineOptions
 from split.stages import Stage
 from split.training_data import DataOptions, PictureSet
@@ -249,13 +251,13 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
         EdgeError: As `train_bottleneck`, but for those of training and writing.
     """
     method = find_method(options.method)
-    engines_of_pair(options)
+    _check(options)
     settings = options_from(method, options.settings)
     source = _load(model)
     network = source.model
     if network is None:
         raise SourceError(f"Wanted a network in memory, found only its name {source.text!r}.")
-    preprocessing = _preprocessing(network, options.size)
+    preprocessing = training_preprocessing(network, options.size)
     example = torch.zeros(1, *network.example[0].shape[1:])
     if options.size:
         example = torch.zeros(1, 3, options.size, options.size)
@@ -294,6 +296,16 @@ def prepare(model: str | ModelSource, options: BottleneckOptions) -> Prepared:
         on_step=options.on_step,
     )
     return Prepared(source, network, preprocessing, student, teacher, data, val, test, stages, training)
+
+
+def _check(options: BottleneckOptions) -> None:
+    """What needs neither the network nor pictures to be refused."""
+    engines_of_pair(options)
+    device_name(options.device)
+    if options.size < 0:
+        raise BottleneckRunError(
+            f"Wanted a height and width in pixels, or 0 for the network's own, found --size {options.size}."
+        )
 
 
 def _held_out(data: PictureSet, source: str) -> tuple[PictureSet, PictureSet]:
@@ -362,20 +374,6 @@ def _load(model: str | ModelSource) -> Source:
             "A bottleneck is trained before the export."
         )
     return load_module(source)
-
-
-def _preprocessing(network: ModelSource, size: int) -> Preprocessing:
-    """The network's own, at another size if asked; ImageNet's where it has none."""
-    shape = tuple(network.example[0].shape)
-    own = network.preprocessing
-    if own is None:
-        side = size or (min(shape[2:]) if len(shape) == 4 else 224)
-        mean, std = (tuple(255 * one for one in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
-        return Preprocessing(resize_short=side, crop=(side, side), mean=mean, std=std)
-    if size:
-        return Preprocessing(resize_short=size, crop=(size, size), mean=own.mean, std=own.std)
-    short = own.resize_short or max(own.crop)
-    return Preprocessing(resize_short=short, crop=own.crop, mean=own.mean, std=own.std)  # bilinear, as training resizes
 
 
 def _quality(found: Evaluation, options: BottleneckOptions, data: PictureSet) -> Quality:

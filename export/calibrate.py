@@ -13,8 +13,9 @@ from edge_runtime.artefact import open_artefact
 from edge_runtime.profile_in_turn import profile_in_turn
 from edge_runtime.profiler import ProfileOptions
 from export.chain_nets import Precision, chain, write_net
-from split.predict import Calibration, calibrate, samples_from
+from split.predict import MIN_NETWORKS, Calibration, calibrate, samples_from
 from split.predict_memory import MIN_SAMPLES, MemoryModel, fit_memory, memory_sample
+from split.roofline import PredictError
 
 CHAINS = 16
 ROUNDS = 18  # in each of which every chain has its turn
@@ -30,7 +31,13 @@ class Measured:
 
 
 def write_chains(folder: Path, *, precision: Precision, count: int = CHAINS) -> list[Path]:
-    """Chains as artefacts, to be measured on another board with `edge-agent profile`."""
+    """Chains as artefacts, to be measured on another board with `edge-agent profile`.
+
+    Raises:
+        PredictError: No number of them.
+    """
+    if count < 1:
+        raise PredictError(f"Wanted at least 1 chain to write, found {count}. Give more (--chains), or leave it out.")
     found = []
     for seed in range(count):
         data, size = chain(seed, precision)
@@ -44,8 +51,13 @@ def measure_chains(
     """Measure on this machine, each chain in a process of its own, in turn: all see the same speeds of the machine.
 
     Raises:
+        PredictError: Too few of them for a calibration.
         EngineError, ProfilerError: A chain could not be measured.
     """
+    if count < MIN_NETWORKS:
+        raise PredictError(
+            f"Wanted at least {MIN_NETWORKS} chains to fit and check, found {count}. Give more (--chains), or leave it out."
+        )
     options = ProfileOptions(threads=threads, runs=ROUNDS * RUNS, seconds=0.0, limit_s=ROUNDS * 1.0, kernels_only=True)
     with tempfile.TemporaryDirectory(prefix="headtail-chains-") as folder:
         chains = [open_artefact(path) for path in write_chains(Path(folder), precision=precision, count=count)]

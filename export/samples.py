@@ -11,7 +11,7 @@ import numpy as np
 
 from device_profiles.errors import EdgeError
 from edge_runtime.manifest import Preprocessing, TensorSpec
-from edge_runtime.preprocess import decode_image, prepare
+from edge_runtime.preprocess import ImageError, decode_image, prepare
 from split.picture_archive import KEYS, PictureArchiveError, label_key, picture_files
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
@@ -70,28 +70,38 @@ class SampleSet:
             indices: Which samples.
 
         Raises:
-            DataError: The data does not fit the specs.
-            ImageError: A picture cannot be decoded.
+            DataError: The data does not fit the specs, or a picture cannot be decoded; the message names it.
         """
-        if self.arrays is not None:
+        if self.arrays is None:
+            _check_pictures(specs, preprocessing, self.source)
+            chosen = []
+        else:
             chosen = _match_arrays(self.arrays, specs, preprocessing, self.source)
-            for index in indices:
-                yield [
-                    _array_input(array[index], spec, preprocessing) for array, spec in zip(chosen, specs, strict=True)
-                ]
-            return
-        spec = _picture_spec(specs, preprocessing, self.source)
         for index in indices:
-            data = bytes(self.encoded[index]) if self.encoded else _read_picture(self.files[index])
-            yield [prepare(decode_image(data), spec, _known(preprocessing))]
+            try:
+                if self.arrays is None:
+                    made = [prepare(decode_image(self._file(index)), specs[0], _known(preprocessing))]
+                else:
+                    made = [
+                        _array_input(one[index], spec, preprocessing) for one, spec in zip(chosen, specs, strict=True)
+                    ]
+            except ImageError as error:
+                raise DataError(f"{error} It is {self._name(index)}: mend it or take it out.") from error
+            yield made
+
+    def _file(self, index: int) -> bytes:
+        return bytes(self.encoded[index]) if self.encoded else _read_picture(self.files[index])
+
+    def _name(self, index: int) -> str:
+        return str(self.files[index]) if self.files else f"number {index} of {self.source}"
 
 
 def open_samples(path: Path | str, *, labels: Sequence[str] = ()) -> SampleSet:
     """Find the samples in a folder of pictures (any depth), an .npz, or a folder with one .npz.
 
     Class ids come from the folder directly above each picture: all integers, or all among the model's labels. In an
-    .npz they are the array `labels`; the other arrays are named like the inputs, samples first. It may hold encoded pictures
-    instead, as for training (`split.picture_archive`).
+    .npz they are the array `labels`; the other arrays are named like the inputs, samples first. It may hold pictures instead, as for
+    training: encoded ones (`split.picture_archive`), or `images`, uint8 (n, height, width, 3), with class ids under any of its keys.
 
     Args:
         path: The folder or file.
@@ -154,10 +164,9 @@ def _open_arrays(path: Path, source: str) -> SampleSet:
             encoded = tuple(picture_files(arrays["data"], arrays["offset"]))
         except PictureArchiveError as error:
             raise DataError(f"{error} Look at {path}.") from error
-    key = label_key(arrays) if encoded else LABELS
+    key, names = _kept(arrays, encoded=bool(encoded))
     ids = arrays.pop(key, None)
-    if encoded:
-        arrays = {name: arrays[name] for name in KEYS}  # others are names and other class ids
+    arrays = {name: arrays[name] for name in names}
     if ids is not None and (ids.dtype.kind not in "iu" or ids.ndim != 1):
         raise DataError(
             f"Wanted class ids as whole numbers, one a sample, found {key} as {ids.dtype} {ids.shape} in {path}."
@@ -176,6 +185,17 @@ def _open_arrays(path: Path, source: str) -> SampleSet:
         digest.update(ids.astype("<i8").tobytes())
     labels = None if ids is None else ids.astype(np.int64)
     return SampleSet(source, digest.hexdigest(), (), None if encoded else arrays, (), labels, encoded)
+
+
+def _kept(arrays: dict[str, np.ndarray], *, encoded: bool) -> tuple[str, list[str]]:
+    """The key of the class ids, and those of what they belong to; a training set holds names and other class ids besides."""
+    key = label_key(arrays)
+    if encoded:
+        return key, list(KEYS)
+    pictures = arrays.get("images")
+    if key not in ("", LABELS) and pictures is not None and pictures.dtype == np.uint8 and pictures.ndim == 4:
+        return key, ["images"]
+    return LABELS, [name for name in arrays if name != LABELS]
 
 
 def _class_ids(folders: tuple[str, ...], labels: Sequence[str]) -> np.ndarray | None:
@@ -214,17 +234,16 @@ def _array_input(sample: np.ndarray, spec: TensorSpec, preprocessing: Preprocess
     return np.ascontiguousarray(sample[np.newaxis].astype(spec.dtype))
 
 
-def _picture_spec(specs: Sequence[TensorSpec], preprocessing: Preprocessing | None, source: str) -> TensorSpec:
+def _check_pictures(specs: Sequence[TensorSpec], preprocessing: Preprocessing | None, source: str) -> None:
     if preprocessing is None or len(specs) != 1:
         raise DataError(
             f"Wanted to know how the pictures in {source} become the input ({', '.join(s.name for s in specs)}), found no "
             "preprocessing. Return (module, example, Preprocessing), export with --crop, --mean and --std, or give an .npz of arrays."
         )
-    return specs[0]
 
 
 def _known(preprocessing: Preprocessing | None) -> Preprocessing:
-    assert preprocessing is not None  # `_picture_spec` has checked it
+    assert preprocessing is not None  # `_check_pictures` has checked it
     return preprocessing
 
 

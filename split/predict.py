@@ -18,6 +18,7 @@ from split.roofline import MIN_SAMPLES, PredictError, Roofline, Sample, choose_o
 
 CALIBRATION_SCHEMA = 1
 LEVEL = 0.9  # of the intervals
+MIN_NETWORKS = 4  # of which each is left out once
 Origin = Literal["measured", "datasheet", "derived"]
 
 
@@ -130,7 +131,7 @@ def calibrate(
     """Fit every class, and find intervals by leaving one network out at a time.
 
     Args:
-        samples: Kernels of at least 4 networks (`group`).
+        samples: Kernels of at least `MIN_NETWORKS` networks (`group`).
         board: Its id.
         precision: fp32, fp16 or int8.
         engine: Under which the samples were measured.
@@ -138,11 +139,13 @@ def calibrate(
         power_mode: Of the board while measuring.
 
     Raises:
-        PredictError: Fewer than 4 networks, or too few kernels of every class.
+        PredictError: Fewer networks, or too few kernels of every class.
     """
     groups = sorted({sample.group for sample in samples})
-    if len(groups) < 4:
-        raise PredictError(f"Wanted kernels of at least 4 networks, found {len(groups)}. Measure more chains.")
+    if len(groups) < MIN_NETWORKS:
+        raise PredictError(
+            f"Wanted kernels of at least {MIN_NETWORKS} networks, found {len(groups)}. Measure more chains."
+        )
     totals = {group: math.fsum(s.ms for s in samples if s.group == group) for group in groups}
     totals |= {group: ms for group, ms in (wholes or {}).items() if group in totals}
     overlaps = {kind: choose_overlap(each) for kind, each in _by_kind(samples).items()}

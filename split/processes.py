@@ -1,6 +1,7 @@
 """Where this process trains: its device, and its place among those that torchrun started."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,12 +25,30 @@ class Place:
     world: int
 
 
+def device_name(wanted: str) -> str:
+    """The device that is named, or that is there where none is.
+
+    Raises:
+        TrainingError: Neither cpu nor cuda, or no such GPU.
+    """
+    name = wanted or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = re.fullmatch(r"cpu|cuda(?::(\d{1,4}))?", name)
+    if found is None:
+        raise TrainingError(f"Wanted cpu, cuda or a GPU by its number (cuda:1) to train on, found --device {name}.")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name.startswith("cuda") and int(found[1] or 0) >= gpus:
+        raise TrainingError(f"Wanted the device {name!r}, found {gpus or 'no'} CUDA devices. Use --device cpu.")
+    return name
+
+
 @contextmanager
 def processes(device: str) -> Iterator[Place]:
-    """This process's device and place; joins the others where torchrun started it."""
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise TrainingError(f"Wanted the device {name!r}, found no CUDA. Use --device cpu.")
+    """This process's device and place; joins the others where torchrun started it.
+
+    Raises:
+        TrainingError: As `device_name`.
+    """
+    name = device_name(device)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         yield Place(torch.device(name), 0, 1)

@@ -4,12 +4,14 @@ import json
 
 import pytest
 
+import export.calibrate
 from device_profiles.measurement import NoisyProfileError, ProfileError, dump_profile
 from edge_runtime.profiler import ProfileOptions, profile_artefact
 from export.calibrate import Measured, fit, fit_all, measure_chains, read_profiles, write_chains
 from export.chain_nets import chain, write_net
 from export.commands.calibrate import calibrate
 from split.predict import dump_calibration, parse_calibration
+from split.roofline import PredictError
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +54,16 @@ def test_chains_are_written_as_artefacts_that_a_device_can_profile(tmp_path, cap
     (path,) = capsys.readouterr().out.split()
     assert json.loads((tmp_path / path / "manifest.json").read_text())["precision"] == "fp32"
     assert write_chains(tmp_path, precision="fp32", count=1)[0] == tmp_path / path
+
+
+@pytest.mark.parametrize("chains", [0, -1, 3])
+def test_too_few_chains_are_refused_before_anything_is_measured(tmp_path, chains, monkeypatch):
+    monkeypatch.setattr(export.calibrate, "profile_in_turn", pytest.fail)
+    with pytest.raises(PredictError, match=rf"at least 4 chains .* found {chains}\. .*--chains"):
+        calibrate(chains=chains)
+    if chains < 1:
+        with pytest.raises(PredictError, match=rf"at least 1 chain .* found {chains}\. .*--chains"):
+            calibrate(chains=chains, write=tmp_path)
 
 
 def test_two_threads_are_measured_by_wall_time(tmp_path):

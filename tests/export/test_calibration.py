@@ -116,6 +116,29 @@ def test_encoded_pictures_in_an_archive_are_those_of_a_folder(tmp_path):
         open_samples(tmp_path / "y.npz")
 
 
+@pytest.mark.parametrize("key", ["label", "labels", "coarse_label"])
+def test_pictures_with_class_ids_as_for_training_are_taken(tmp_path, key):
+    images = np.stack([np.full((10, 12, 3), value, np.uint8) for value in (7, 80, 200)])
+    np.savez(tmp_path / "x.npz", images=images, **{key: np.array([2, 0, 1])})
+    assert open_samples(tmp_path / "x.npz").labels.tolist() == [2, 0, 1]
+    data = _decode(tmp_path / "x.npz", preprocessing=PICTURES)
+    assert [float(one[0][0, 0, 0, 0]) * 128 + 127 for one in data.samples] == pytest.approx([7, 80, 200])
+
+
+def test_a_picture_that_cannot_be_used_is_named(tmp_path):
+    _pictures(tmp_path / "p", ["a/1.jpg", "a/2.jpg", "a/3.jpg"])
+    whole = (tmp_path / "p" / "a" / "2.jpg").read_bytes()
+    (tmp_path / "p" / "a" / "2.jpg").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CalibrationError, match=r"a/2\.jpg"):
+        _decode(tmp_path / "p", preprocessing=PICTURES)
+    np.savez(tmp_path / "x.npz", **_packed(tmp_path / "p", "a/1.jpg", "a/2.jpg"))
+    with pytest.raises(CalibrationError, match=r"number 1 of .*x\.npz"):
+        _decode(tmp_path / "x.npz", preprocessing=PICTURES)
+    np.savez(tmp_path / "small.npz", images=np.zeros((2, 4, 4, 3), np.uint8), labels=[0, 1])
+    with pytest.raises(CalibrationError, match=r"number 0 of .*small\.npz"):
+        _decode(tmp_path / "small.npz", preprocessing=PICTURES)
+
+
 @pytest.mark.parametrize("offset", [[0, 5, 3], [0, 10**6], [-1, 4], [0], [0.0, 4.0], [[0, 4]], [], ["a", "b"]], ids=str)
 def test_offsets_that_lead_out_of_the_data_are_refused(tmp_path, offset):
     np.savez(tmp_path / "x.npz", data=np.zeros(100, np.uint8), offset=np.array(offset))

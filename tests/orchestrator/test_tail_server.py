@@ -355,6 +355,9 @@ def test_an_offloader_wants_a_head_or_a_key(broker, network):
         Offloader(broker, "d")
     with pytest.raises(OffloadError, match="tail"):
         Offloader(broker, "d", head=network.tail)
+    for key in ("zz", "ab", "AB" * 8, "ab" * 8 + "\n"):
+        with pytest.raises(OffloadError, match="16 hex digits"):
+            Offloader(broker, "d", key=key)
 
 
 def test_memory_does_not_grow_with_the_number_of_requests(broker, network):
