@@ -72,7 +72,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--plan", type=Path, metavar="FILE", help="plan.json of `headtail plan`: follow it as the link changes"
     )
     run.add_argument(
-        "--plan-head", type=Path, action="append", default=[], metavar="ARTEFACT", help="a head that the plan may use"
+        "--plan-head",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="ARTEFACT",
+        help="a head that the plan may use, or the host's whole model",
     )
     run.add_argument("--source", metavar="SOURCE", help="dir:PATH, stdin, v4l2:DEVICE, rtsp:URL or module:function")
     run.add_argument("--fps", type=float, help="frames a second; as they come when not given")

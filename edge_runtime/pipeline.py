@@ -42,7 +42,7 @@ class Outcome(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class PlanChoice:
-    """A plan table and the heads that it may use."""
+    """A plan table and the heads that it may use; whole models of the host besides, see `PlannedOffloader`."""
 
     table: PlanTable
     heads: tuple[Artefact, ...] = ()
@@ -128,11 +128,9 @@ class Pipeline:
         if isinstance(self._offloader, Offloader):
             local = None if whole is None else lambda: inputs.of(whole)
             return self._offloader.infer(*inputs.of(self._first), local=local)
-        preprocessing = None if whole is None else whole.manifest.preprocessing  # the host runs the whole model
-        if preprocessing is None:
-            return self._offloader.infer(inputs=inputs.of)
         return self._offloader.infer(
-            inputs=inputs.of, picture=lambda form: encode_picture(frame.array(), preprocessing, form)
+            inputs=inputs.of,
+            picture=lambda form, preprocessing: encode_picture(frame.array(), preprocessing, form),
         )
 
     @property

@@ -22,11 +22,12 @@ from edge_runtime.artefact import Artefact
 from edge_runtime.attempt import ms_since
 from edge_runtime.frame_inputs import describe_input, means_alike
 from edge_runtime.local_model import LocalInputs, LocalModel
+from edge_runtime.manifest import Preprocessing
 from edge_runtime.offload import Counters, OffloadError
 from edge_runtime.offloader import Offloader, OffloadOptions
 
 log = logging.getLogger(__name__)
-EncodePicture = Callable[[str], bytes]  # "jpeg:75" -> the file
+EncodePicture = Callable[[str, Preprocessing], bytes]  # "jpeg:75" and what the whole model makes of it -> the file
 MakeInputs = Callable[[Artefact], Sequence[np.ndarray]]  # what an artefact's own manifest makes of a request
 
 
@@ -54,7 +55,8 @@ class PlannedOffloader:
         broker_url: mqtt://host:port.
         device: This device's name on the wire.
         table: What `headtail plan --out` wrote.
-        heads: Head artefacts; each is bound to the plan with its route key or its crossing tensors.
+        heads: Head artefacts; each is bound to the plan with its route key or its crossing tensors. Whole models of the host
+            too, where it runs others than `whole`: never opened here, they say what inputs and pictures plans send to them.
         whole: The whole model: the local plan, and the fallback of all others.
         options: Of every offloader; the table's deadline holds where it has one.
         planned: See `PlannedOptions`.
@@ -137,12 +139,13 @@ class PlannedOffloader:
         Args:
             arrays: The inputs of the heads and of the whole model, where all take the same.
             deadline_ms: From when the inputs are there; the table's deadline, else the options', when null.
-            picture: Encodes the picture for plans that send one; without it the input itself is sent.
+            picture: Encodes the picture for plans that send one; without it the input itself is sent, where it is known.
             inputs: Makes what an artefact takes, for that of the plan, and for the whole model when it has to answer;
                 instead of `arrays`.
 
         Raises:
-            OffloadError: Arrays alone that are the inputs of only some of the artefacts; and as `Offloader.infer`.
+            OffloadError: Arrays alone that are the inputs of only some of the artefacts; no `picture` for a plan that sends
+                one to a whole model that is not known here; and as `Offloader.infer`.
             EngineError: As `Offloader.infer`.
             EdgeError: As `inputs` says.
         """
@@ -226,14 +229,20 @@ class PlannedOffloader:
         self, offloader: Offloader, number: int, make: MakeInputs, deadline_ms: float, picture: EncodePicture | None
     ) -> Answer:
         choice, artefact = self._table.choices[number], self._artefacts[number]
+        assert artefact is not None  # only plans that have theirs are usable
         local = _inputs_of(self._local.artefact, make) if self._local is not None else None
         encode_ms, preprocess_ms, begun = 0.0, 0.0, time.perf_counter()
-        if choice.picture is not None and picture is not None and not choice.picture.startswith("raw"):
-            data = picture(choice.picture)
+        preprocessing = artefact.manifest.preprocessing
+        if choice.picture is not None and sends_file(choice) and picture is not None and preprocessing is not None:
+            data = picture(choice.picture, preprocessing)
             encode_ms = ms_since(begun)
             answer = offloader.infer_image(data, deadline_ms=deadline_ms - encode_ms, local=local)
         else:
-            assert artefact is not None  # only plans that have theirs are usable
+            if artefact.key != self._routes[number]:
+                raise OffloadError(
+                    f"Wanted `picture` for the plan {choice.name!r}, found inputs alone, and nothing here says what the whole model "
+                    f"{self._routes[number]} of the host takes. Pass `picture`, or that artefact among `heads`."
+                )
             most = min((one for one in (choice.layers, self._options.layers) if one), default=0)
             arrays = make(artefact)
             preprocess_ms = ms_since(begun)
@@ -312,9 +321,10 @@ def _route(choice: Choice, artefact: Artefact | None) -> str:
 
 
 def bind(choice: Choice, heads: Sequence[Artefact], whole: Artefact | None) -> Artefact | None:
-    """The artefact that a plan runs on this device; null where there is none.
+    """The artefact whose input a plan takes on this device; null where there is none.
 
-    A remote plan needs the whole model's key: its own, or that of the local copy, which is the same artefact.
+    A remote plan is for the whole model of its key, which `whole` may be, or one among `heads`; without a key it is `whole`. A file
+    of a picture can be read by another one too, an input cannot.
     """
     if choice.kind == "split":
         for head in heads:
@@ -322,4 +332,12 @@ def bind(choice: Choice, heads: Sequence[Artefact], whole: Artefact | None) -> A
             if choice.artefact == head.key or (choice.tensors and names == tuple(sorted(choice.tensors))):
                 return head
         return None
-    return whole
+    if choice.kind == "local" or choice.artefact is None:
+        return whole
+    known = next((one for one in (whole, *heads) if one is not None and one.key == choice.artefact), None)
+    return known or (whole if sends_file(choice) else None)
+
+
+def sends_file(choice: Choice) -> bool:
+    """Whether the host gets a picture's file, not the input itself."""
+    return choice.picture is not None and not choice.picture.startswith("raw")

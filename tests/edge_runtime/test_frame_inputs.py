@@ -15,7 +15,7 @@ from edge_runtime.offload import OffloadError
 from edge_runtime.offloader import Offloader, OffloadOptions
 from edge_runtime.pipeline import Pipeline, PlanChoice
 from edge_runtime.planned import PlannedOffloader
-from edge_runtime.preprocess import prepare
+from edge_runtime.preprocess import encode_picture, prepare
 from edge_runtime.sources import Frame
 from orchestrator.tail_server import TailServer, serve_artefact
 
@@ -148,6 +148,48 @@ def test_a_picture_that_a_plan_sends_is_resized_as_the_whole_model_wants_it(brok
     answer = run(pipeline).answer  # no tail is there
     assert seen == [CUTS]
     np.testing.assert_array_equal(answer.outputs[0], input_of(whole) + 1)
+
+
+def away_to(host, picture=None):
+    """A table with one plan away, to this whole model on the host, beside the local one."""
+    sends = Choice(
+        name="away", kind="remote", artefact=host.key, picture=picture, device_ms=1.0, device_p95_ms=1.0, host_ms=1.0,
+        host_p95_ms=1.0, up_bytes=96, down_bytes=100,
+    )  # fmt: skip
+    return msgspec.structs.replace(table(host), choices=(table(host).choices[0], sends))
+
+
+@pytest.mark.parametrize("picture", [None, "raw:0", "webp:100"])
+def test_a_plan_makes_the_input_of_the_model_that_runs_on_the_host(broker, make, parts, picture, monkeypatch):
+    whole, host = parts[2], make("whole", RESIZES, licences=())
+    seen = []
+    monkeypatch.setattr(
+        "edge_runtime.pipeline.encode_picture",
+        lambda image, preprocessing, form: seen.append(preprocessing) or encode_picture(image, preprocessing, form),
+    )
+    plan = PlanChoice(away_to(host, picture), (host,))
+    with TailServer(broker, [serve_artefact(host)]):
+        answer = run(
+            Pipeline(broker, "dev", head=None, whole=whole, options=OffloadOptions(deadline_ms=5000), plan=plan)
+        ).answer
+    assert answer.source == "remote"
+    if picture == "webp:100":
+        assert seen == [RESIZES]
+    else:
+        np.testing.assert_array_equal(answer.outputs[0], input_of(host) + 1)
+
+
+def test_a_plan_for_a_model_that_is_not_known_here_sends_no_input_of_another(make, parts):
+    whole, host = parts[2], make("whole", RESIZES, licences=())
+    for picture in (None, "raw:0"):
+        with PlannedOffloader(NOBODY, "dev", away_to(host, picture), whole=whole) as device:
+            assert [choice.kind for choice in device._table.choices] == ["local"]
+            np.testing.assert_array_equal(device.infer(input_of(whole)).outputs[0], input_of(whole) + 1)
+    with (
+        PlannedOffloader(NOBODY, "dev", away_to(host, "jpeg:75"), whole=whole) as device,
+        pytest.raises(OffloadError, match=f"whole model {host.key} of the host.*`picture`"),
+    ):
+        device.infer(input_of(whole))
 
 
 def test_arrays_alone_go_to_no_model_that_takes_another_input(parts):
