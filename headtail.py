@@ -119,3 +119,7 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands fo
 def __dir__() -> list[str]:
     """The names of the API."""
     return sorted(__all__)
+
+
+if __name__ == "__main__":  # python -m headtail
+    importlib.import_module("orchestrator.cli").main()
