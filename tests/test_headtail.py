@@ -17,8 +17,6 @@ from device_profiles.version import __version__
     ],
 )
 def test_the_module_is_the_command(words, status, said):
-    done = subprocess.run(
-        [sys.executable, "-m", "headtail", *words], capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-m", "headtail", *words], capture_output=True, text=True, timeout=60)
     assert done.returncode == status
     assert said in done.stdout + done.stderr

@@ -88,16 +88,23 @@ class SafetensorsCheckpoint:
         self._check_shapes()
 
     def _check_shapes(self) -> None:
-        """All tensors that will be read, from their headers; others are passed over, as transformers does."""
+        """All tensors that will be read, from their headers; layers beyond the configuration's are passed over, as transformers does."""
         parts = {full: name for name, full in (*_HF_OUTSIDE.items(), *_HF_LAYER.items())}
-        wanted = tensor_shapes(self.config)
+        wanted, beyond = tensor_shapes(self.config), set[int]()
         for full, file in self._where.items():
             inside = _HF_LAYERS.fullmatch(full)
             if inside is not None and int(inside[1]) >= self.config.layers:
+                beyond.add(int(inside[1]))
                 continue
             name = parts.get(inside[2] if inside is not None else full)
             if name in wanted:
                 check_shape(full, tuple(file.get_slice(full).get_shape()), wanted[name], self.path)
+        if beyond:
+            log.warning(
+                "%s holds layers %d to %d beside the %d that config.json names (num_hidden_layers): they are not used. "
+                "If they belong to the model, its config.json is another model's: fetch it again.",
+                self.path, min(beyond), max(beyond), self.config.layers,
+            )  # fmt: skip
 
     def _open_files(self) -> list[Any]:
         names = sorted(self.path.glob("*.safetensors"))

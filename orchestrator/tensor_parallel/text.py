@@ -1,22 +1,17 @@
-"""Text to tokens and back: the tokenizer, the chat template in a sandbox, streamed text and stop strings."""
+"""Text to tokens and back: the tokenizer, the chat template, streamed text and stop strings."""
 
-import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from orchestrator.tensor_parallel.chat_template import ChatTemplate
 from orchestrator.tensor_parallel.errors import ContextLengthError, PromptError, TokenizerError
 from orchestrator.tensor_parallel.shard_set import read_set
+from orchestrator.tensor_parallel.template_child import MOST_CHARACTERS
 
-_TEMPLATE_LIMIT = 1 << 20
-_TEMPLATE_ERRORS = (  # a template is a program: whatever it may raise
-    TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError,
-)  # fmt: skip
 _PIECE = 1 << 14  # characters that are counted at a time
 _SLACK = 2  # a text cut into pieces may have more tokens than the whole, and a normaliser may shorten it
 
@@ -94,40 +89,22 @@ class Text:
         """Tokens of a conversation, up to where the assistant's next turn begins.
 
         Raises:
-            PromptError: The model has no chat template, or it refuses these messages or fails on them.
+            PromptError: The model has no chat template, or it refuses these messages, fails on them or wants too much time or memory.
             ContextLengthError: As `encode`.
         """
         if self._template is None:
             raise PromptError("Wanted a model with a chat template, found none. Use /v1/completions.")
-        environment = (
-            ImmutableSandboxedEnvironment(  # as transformers does: templates ask for fields that are not there
-                trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-            )
-        )
-        environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
-        environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+        given = "".join(str(message.get("content", "")) for message in messages)
+        if len(given) > MOST_CHARACTERS:  # more than the template's process takes
+            self._check_length(given)
         values = {"bos_token": "", "eos_token": "", "tools": None, **self._names}
-        try:
-            template = environment.from_string(self._template[:_TEMPLATE_LIMIT])
-            text = template.render(messages=list(messages), add_generation_prompt=True, **values)
-        except _TEMPLATE_ERRORS as error:
-            found = str(error) if isinstance(error, TemplateError) else repr(error)
-            raise PromptError(f"Wanted messages that the model's chat template takes, found: {found}.") from error
+        text = self._template.render({"messages": list(messages), "add_generation_prompt": True, **values})
         return self.encode(text, add_special=False)
 
 
-def _read_template(folder: Path) -> str | None:
+def _read_template(folder: Path) -> ChatTemplate | None:
     path = folder / "chat_template.jinja"
-    return path.read_text(encoding="utf-8") if path.is_file() else None
-
-
-def _raise(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _now(pattern: str) -> str:
-    """Templates of newer models name the date."""
-    return datetime.datetime.now().strftime(pattern)
+    return ChatTemplate(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 class TextStream:

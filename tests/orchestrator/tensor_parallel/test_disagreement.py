@@ -37,8 +37,11 @@ def test_a_config_of_other_sizes_than_its_weights_is_refused(key, value, named, 
         open_checkpoint(configured(tiny, tmp_path, {"head_dim": 8, key: value}))
 
 
-def test_layers_beyond_the_configs_are_passed_over_as_in_transformers(tiny, tmp_path):
-    assert open_checkpoint(configured(tiny, tmp_path, {"num_hidden_layers": 2})).config.layers == 2
+def test_layers_beyond_the_configs_are_passed_over_as_in_transformers_and_said(tiny, tmp_path, caplog):
+    assert open_checkpoint(tiny.folder).config.layers == 3
+    assert caplog.text == ""
+    assert open_checkpoint(configured(tiny, tmp_path, {"num_hidden_layers": 1})).config.layers == 1
+    assert f"{tmp_path} holds layers 1 to 2 beside the 1 that config.json names" in caplog.text
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma"])

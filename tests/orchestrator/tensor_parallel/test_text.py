@@ -1,8 +1,14 @@
 """Text of a shard set: prompts whole, whatever a tokenizer.json, a template or a client brings."""
 
+import gc
+import resource
+import sys
+
 import pytest
 from tokenizers import Tokenizer
 
+from orchestrator.tensor_parallel import chat_template
+from orchestrator.tensor_parallel import template_child as child
 from orchestrator.tensor_parallel.checkpoint import open_checkpoint
 from orchestrator.tensor_parallel.errors import ContextLengthError, PromptError, TokenizerError
 from orchestrator.tensor_parallel.nodes import Node
@@ -73,6 +79,64 @@ def test_a_chat_template_that_fails_is_a_named_error(template, tiny, tmp_path):
     (sharded(tiny, tmp_path) / "chat_template.jinja").write_text(template)
     with pytest.raises(PromptError, match="chat template takes, found: "):
         Text(tmp_path).chat([{"role": "user", "content": "{0}{1}"}])
+
+
+def chat_with(template, folder):
+    (folder / "chat_template.jinja").write_text(template)
+    return Text(folder).chat([{"role": "user", "content": "ab"}])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ 'a' * 10**9 }}",
+        "{{ ('%' ~ 10**9 ~ 'd') % 1 }}",
+        "{{ messages[0].content.ljust(10**9) }}",
+        "{% set n = namespace(s='ab') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    ],
+)
+def test_a_chat_template_that_wants_all_memory_is_a_named_error(template, tiny, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(PromptError, match="chat template takes, found: more than 512 MiB of memory"):
+        chat_with(template, sharded(tiny, tmp_path))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + (256 << 10)  # KiB
+
+
+def test_a_chat_template_that_writes_too_much_is_a_named_error(tiny, tmp_path):
+    with pytest.raises(PromptError, match=r"found: 17000000 characters come of it"):
+        chat_with("{{ 'a' * 17000000 }}", sharded(tiny, tmp_path))
+
+
+def test_a_chat_template_that_does_not_end_is_a_named_error_and_the_next_conversation_is_rendered(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        chat_template, "_CHILD",
+        [sys.executable, "-c", f"import {child.__name__} as child; child.MOST_SECONDS = 1; child.main()"],
+    )  # fmt: skip
+    (sharded(tiny, tmp_path) / "chat_template.jinja").write_text(
+        "{% if messages|length == 1 %}{% for i in range(10**5) %}{% for j in range(10**5) %}{% endfor %}{% endfor %}{% endif %}-"
+    )
+    text, message = Text(tmp_path), {"role": "user", "content": "ab"}
+    with pytest.raises(PromptError, match="found: too much time is wanted"):
+        text.chat([message])
+    assert text.decode(text.chat([message, message])) == "-"
+
+
+def test_a_process_that_was_killed_is_begun_again_and_ends_with_its_text(tiny, tmp_path):
+    (sharded(tiny, tmp_path) / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    text, message = Text(tmp_path), {"role": "user", "content": "\N{GRINNING FACE}\n"}
+    wanted = text.encode(message["content"], add_special=False)
+    assert text.chat([message]) == wanted
+    first = text._template._child
+    first.kill()
+    first.wait()
+    assert text.chat([message]) == wanted
+    second = text._template._child
+    assert second.poll() is None
+    del text
+    gc.collect()
+    assert second.poll() == 0
 
 
 @pytest.mark.parametrize(

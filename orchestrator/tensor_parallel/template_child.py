@@ -1,0 +1,71 @@
+"""Renders chat templates in a process of its own, whose memory and time are bounded: a template is somebody's program.
+
+One request a line on stdin, one answer a line on stdout, both JSON; it ends with stdin. In 16 bytes a template can ask for all
+memory of a machine, in ways that no sandbox in the process itself sees.
+"""
+
+import datetime
+import functools
+import json
+import resource
+import signal
+import sys
+from typing import Any
+
+from jinja2 import Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+MOST_BYTES = 512 << 20  # addresses of this process, 25 MB of which are the program's
+MOST_SECONDS = 10
+MOST_CHARACTERS = 16 << 20  # of a conversation as the model reads it
+_ERRORS = (  # whatever a program may raise
+    TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+
+
+def main() -> None:
+    """Answer until nobody asks any more."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    for line in sys.stdin.buffer:
+        signal.alarm(MOST_SECONDS)  # ends the process, wherever it is
+        try:
+            answer = json.dumps(_answer(json.loads(line))).encode()
+        except MemoryError:
+            answer = json.dumps({"error": f"more than {MOST_BYTES >> 20} MiB of memory are wanted"}).encode()
+        signal.alarm(0)
+        sys.stdout.buffer.write(answer + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _answer(request: dict[str, Any]) -> dict[str, str]:
+    try:
+        text = _compiled(request["template"]).render(**request["values"])
+    except _ERRORS as error:
+        return {"error": (str(error) if isinstance(error, TemplateError) else repr(error))[:2000]}
+    if len(text) > MOST_CHARACTERS:
+        return {"error": f"{len(text)} characters come of it, more than {MOST_CHARACTERS}"}
+    return {"text": text}
+
+
+@functools.lru_cache(maxsize=1)
+def _compiled(template: str) -> Template:
+    environment = ImmutableSandboxedEnvironment(  # as transformers does: templates ask for fields that are not there
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    return environment.from_string(template)
+
+
+def _raise(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _now(pattern: str) -> str:
+    """Templates of newer models name the date."""
+    return datetime.datetime.now().strftime(pattern)
+
+
+if __name__ == "__main__":
+    main()
