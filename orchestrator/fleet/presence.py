@@ -4,20 +4,31 @@ A birth counts when its boot count is newer, or the device is not online; everyt
 one, and a heartbeat or report when its seq is newer than the one before. So shared subscriptions may reorder.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import msgspec
-from sqlalchemy import Dialect, bindparam, or_, select, true, update
+from sqlalchemy import Dialect, and_, bindparam, or_, select, true, update
 from sqlalchemy.orm import Session
 
-from edge_runtime.messages import Birth, Death, Heartbeat, JobStatus, Reported
+from edge_runtime.messages import (
+    Birth,
+    Death,
+    Desired,
+    Heartbeat,
+    JobStatus,
+    MessageError,
+    Reported,
+    decode_control,
+)
 from orchestrator.fleet.insert import insert_into
 from orchestrator.fleet.jobs import finish
-from orchestrator.fleet.registry import send, topics_of
+from orchestrator.fleet.registry import change_desired, hold_desired, send, topics_of
 from orchestrator.fleet.tables import Base, DesiredState, Device, Job, Presence, ReportedState
 
+log = logging.getLogger(__name__)
 SILENT_MS = 60_000  # an online device that has said nothing for so long counts as offline
 
 # One statement for a whole batch, run with a list of parameters.
@@ -233,6 +244,7 @@ def record_reports(session: Session, reports: Sequence[Told]) -> int:
         )
         session.connection().execute(statement, rows)
         session.expire_all()
+        _rewrite_decided(session, newest)
     for told in reports:
         if told.reported.job is not None and told.reported.state in ("active", "failed", "rolled_back"):
             _finish_update(session, told.device, told.reported, boots.get(told.device), told.at_ms)
@@ -267,6 +279,8 @@ def record_job_status(session: Session, device: str, status: JobStatus, *, now_m
 def sweep_presence(session: Session, *, now_ms: int, resend_ms: int = 5000) -> int:
     """Mark silent devices as offline, and send the desired state again to those that have not seen its newest revision.
 
+    Devices that have seen newer ones than were written (the database is new, or was restored) get it under a newer one.
+
     Returns:
         How many desired states were sent again.
     """
@@ -276,22 +290,38 @@ def sweep_presence(session: Session, *, now_ms: int, resend_ms: int = 5000) -> i
         .values(online=False, since_ms=now_ms)
     )
     session.execute(silent)
-    behind = (
-        select(DesiredState)
+    ahead = or_(Presence.desired_rev > DesiredState.rev, ReportedState.rev > DesiredState.rev)
+    behind = and_(Presence.online.is_(True), Presence.desired_rev < DesiredState.rev)
+    query = (
+        select(DesiredState, ahead)
         .join(Presence, Presence.device == DesiredState.device)
-        .where(
-            Presence.online.is_(True),
-            Presence.desired_rev < DesiredState.rev,
-            DesiredState.sent_ms < now_ms - resend_ms,
-        )
+        .outerjoin(ReportedState, ReportedState.device == DesiredState.device)
+        .where(or_(ahead, behind), DesiredState.sent_ms < now_ms - resend_ms)
         .limit(500)
         .with_for_update(skip_locked=True, of=DesiredState)
     )
-    rows = session.scalars(behind).all()
-    for row in rows:
+    found = session.execute(query).all()
+    for row, is_ahead in found:
         row.sent_ms = now_ms
-        send(session, topics_of(row.device).desired, row.document.encode(), retain=True, now_ms=now_ms)
-    return len(rows)
+        if not is_ahead:
+            send(session, topics_of(row.device).desired, row.document.encode(), retain=True, now_ms=now_ms)
+    return len(found) - _rewrite(session, [row.device for row, is_ahead in found if is_ahead], now_ms)
+
+
+def _rewrite(session: Session, devices: Collection[str], now_ms: int) -> int:
+    """Write desired states again, above what their devices know, or these would pass over them; how many cannot be."""
+    if not devices:
+        return 0
+    held, refused = hold_desired(session, devices), 0
+    for device in devices:
+        try:
+            desired = change_desired(session, device, now_ms=now_ms, held=held)
+            log.info("%s knows newer revisions than this database: its desired state is now %d", device, desired.rev)
+        except MessageError as error:
+            refused += 1
+            log.warning("%s keeps its desired state, which is below its own: %s", device, error)
+    session.flush()
+    return refused
 
 
 def _send_desired_again(session: Session, counted: Mapping[str, Born]) -> None:
@@ -302,6 +332,22 @@ def _send_desired_again(session: Session, counted: Mapping[str, Born]) -> None:
             row.sent_ms = born.at_ms
             send(session, topics_of(row.device).desired, row.document.encode(), retain=True, now_ms=born.at_ms)
     session.flush()
+
+
+def _rewrite_decided(session: Session, newest: Mapping[str, Told]) -> None:
+    """A device does nothing for a revision that it has decided; if that was for another job, it is not the one written here."""
+    decided = {device: told for device, told in newest.items() if told.reported.state != "idle"}
+    for row in session.scalars(select(DesiredState).where(DesiredState.device.in_(decided))).all():
+        told = decided[row.device]
+        if row.rev == told.reported.rev and _job_of(row) not in (None, told.reported.job):
+            _rewrite(session, [row.device], told.at_ms)
+
+
+def _job_of(row: DesiredState) -> str | None:
+    try:
+        return decode_control(row.document.encode(), Desired).job
+    except MessageError:  # named when it is to be written
+        return None
 
 
 def _finish_update(session: Session, device: str, reported: Reported, boot: str | None, now_ms: int) -> None:

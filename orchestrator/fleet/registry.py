@@ -4,7 +4,8 @@ Every function is one part of a transaction (`Store.write`); those that people c
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -27,6 +28,8 @@ from orchestrator.fleet.tables import (
     Key,
     Member,
     OutboxRow,
+    Presence,
+    ReportedState,
     Snapshot,
     Version,
 )
@@ -199,32 +202,55 @@ def register_version(
     append_audit(session, actor, "version", name, detail, now_ms=now_ms)
 
 
+@dataclass(frozen=True)
+class Held:
+    """Desired states of several devices, locked, and the newest revisions that these devices say they know."""
+
+    rows: Mapping[str, DesiredState]
+    known: Mapping[str, int]
+
+
+def hold_desired(session: Session, devices: Collection[str]) -> Held:
+    """Lock what is there of these devices' desired states."""
+    locked = session.scalars(select(DesiredState).where(DesiredState.device.in_(devices)).with_for_update())
+    rows = {row.device: row for row in locked}
+    known: dict[str, int] = {}
+    for seen in (
+        select(Presence.device, Presence.desired_rev).where(Presence.device.in_(devices)),
+        select(ReportedState.device, ReportedState.rev).where(ReportedState.device.in_(devices)),
+    ):
+        for device, rev in session.execute(seen):
+            known[device] = max(rev, known.get(device, 0))
+    return Held(rows, known)
+
+
 def change_desired(
     session: Session,
     device: str,
     *,
     now_ms: int,
-    held: Mapping[str, DesiredState] | None = None,
+    held: Held | None = None,
     **changes: Any,  # noqa: ANN401 - fields of Desired
 ) -> Desired:
     """Change fields of a device's desired state, give it the next revision, and put it into the outbox.
+
+    The next one is above the device's own as well: it passes over what is not newer, and this database may be younger than it.
 
     Args:
         session: Writes.
         device: tenant/name.
         now_ms: The time.
-        held: Rows that the caller has locked, of all devices that it changes and that have one.
+        held: What the caller holds of all devices that it changes; it flushes.
         changes: Fields of `Desired` other than boot and rev; those not given stay.
 
     Raises:
         MessageError: The device would not take what comes of it; nothing is written.
     """
-    if held is None:
-        row = session.scalars(select(DesiredState).where(DesiredState.device == device).with_for_update()).first()
-    else:
-        row = held.get(device)
-    before = msgspec.json.decode(row.document, type=Desired) if row else Desired(boot=_SENDER, rev=0)
-    desired = msgspec.structs.replace(before, boot=_SENDER, rev=before.rev + 1, **changes)
+    found = held or hold_desired(session, [device])
+    row = found.rows.get(device)
+    before = decode_control(row.document.encode(), Desired) if row else Desired(boot=_SENDER, rev=0)
+    rev = max(before.rev, found.known.get(device, 0)) + 1
+    desired = msgspec.structs.replace(before, boot=_SENDER, rev=rev, **changes)
     document = encode_control(desired)
     decode_control(document, Desired)  # a struct is not checked when it is made, only when it is read
     if row is None:

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 from sqlalchemy import select
@@ -14,7 +14,7 @@ from orchestrator.fleet.audit import append_audit
 from orchestrator.fleet.errors import ConflictError, FleetError, UnknownError
 from orchestrator.fleet.jobs import UPDATE, Lease, NewJob, RetryPolicy
 from orchestrator.fleet.queries import DeviceView, list_devices, load_rollout, resolve
-from orchestrator.fleet.registry import change_desired
+from orchestrator.fleet.registry import Held, change_desired, hold_desired
 from orchestrator.fleet.served_tails import tail_is_served
 from orchestrator.fleet.state import (
     ENDED,
@@ -35,7 +35,7 @@ from orchestrator.fleet.state import (
     event_of,
     plan,
 )
-from orchestrator.fleet.tables import ArtefactRow, ConfigKey, DesiredState, Job, RolloutRow, TargetRow, Version
+from orchestrator.fleet.tables import ArtefactRow, ConfigKey, Job, RolloutRow, TargetRow, Version
 
 log = logging.getLogger(__name__)
 _ENDS = {"succeeded": "succeeded", "failed": "failed", "expired": "failed", "cancelled": "failed"}
@@ -152,8 +152,7 @@ def active_rollouts(session: Session) -> list[str]:
 def carry_out_updates(session: Session, leases: Sequence[Lease], *, now_ms: int) -> None:
     """The orders of update jobs become the devices' desired states."""
     devices = [lease.device for lease in leases if lease.device is not None]
-    locked = session.scalars(select(DesiredState).where(DesiredState.device.in_(devices)).with_for_update()).all()
-    held = {row.device: row for row in locked}
+    held = hold_desired(session, devices)
     rollouts = {lease.rollout for lease in leases}
     chosen = select(TargetRow).where(TargetRow.rollout.in_(rollouts), TargetRow.device.in_(devices))
     targets = {(target.rollout, target.device): target for target in session.scalars(chosen)}
@@ -163,9 +162,7 @@ def carry_out_updates(session: Session, leases: Sequence[Lease], *, now_ms: int)
     session.flush()
 
 
-def _carry_out(
-    session: Session, lease: Lease, target: TargetRow, held: Mapping[str, DesiredState], now_ms: int
-) -> None:
+def _carry_out(session: Session, lease: Lease, target: TargetRow, held: Held, now_ms: int) -> None:
     assert lease.device is not None
     rollout = msgspec.json.decode(session.get_one(RolloutRow, lease.rollout).document, type=Rollout)
     revert = bool(lease.arguments.get("revert"))

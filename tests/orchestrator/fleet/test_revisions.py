@@ -1,0 +1,107 @@
+"""A database that is new or was restored, and devices that have seen more revisions than it has written."""
+
+import threading
+
+import msgspec
+import pytest
+
+from edge_runtime.agent import Agent
+from edge_runtime.agent_options import AgentOptions
+from edge_runtime.follow import MEMORY_NAME, Memory
+from edge_runtime.messages import Models, Reported
+from orchestrator.fleet import presence, queries, registry
+from orchestrator.fleet.brain import Brain, refresh_config
+from orchestrator.fleet.ingest import Ingest
+from orchestrator.fleet.store import Store, now_ms
+from tests.orchestrator.fleet.conftest import bear, birth, boot
+from tests.orchestrator.fleet.test_registry import D, beat, outbox, view, write
+
+
+def report(store, *, rev, seq=1, job=None, state="active", number=1, device=D):
+    told = Reported(boot=boot(number), seq=seq, rev=rev, job=job, state=state)
+    assert write(store, presence.record_reported, device, told, now_ms=1500)
+
+
+@pytest.mark.parametrize("how", ["birth", "heartbeat", "report"])
+def test_a_first_revision_is_above_the_devices_own(how, store):
+    bear(store, "a", desired_rev=7 if how == "birth" else 0)
+    if how == "heartbeat":
+        write(store, presence.record_heartbeats, [beat(1, 1, rev=7)])
+    if how == "report":
+        report(store, rev=7)
+    assert write(store, registry.change_desired, D, now_ms=3000, config={"fps": 5}).rev == 8
+    assert write(store, registry.change_desired, D, now_ms=3000, config={"fps": 6}).rev == 9
+
+
+@pytest.mark.parametrize("how", ["birth", "heartbeat", "report"])
+def test_a_device_ahead_of_its_row_gets_the_desired_state_anew(how, store):
+    bear(store, "a", "b")
+    for device in (D, "default/b"):
+        write(store, registry.change_desired, device, now_ms=1000, job="j", models=Models(version="m@1"))
+        write(store, presence.record_heartbeats, [beat(1, 1, rev=1, device=device)])
+    if how == "birth":
+        write(store, presence.record_birth, D, birth(2, boot_count=2, desired_rev=7), now_ms=1500)
+    elif how == "heartbeat":
+        write(store, presence.record_heartbeats, [beat(1, 2, rev=7)])
+    else:
+        report(store, rev=7)
+    assert write(store, presence.sweep_presence, now_ms=9000) == 1
+    desired = view(store).desired
+    assert (desired.rev, desired.job, desired.models.version) == (8, "j", "m@1")
+    topic, payload, retain = outbox(store)[-1]
+    assert (topic, msgspec.json.decode(payload)["rev"], retain) == ("ht/v1/default/a/down/desired", 8, True)
+    assert view(store, "default/b").desired.rev == 1
+    write(store, presence.record_heartbeats, [beat(2 if how == "birth" else 1, 3, rev=8)])
+    assert write(store, presence.sweep_presence, now_ms=30_000) == 0
+
+
+def test_a_revision_that_the_device_decided_for_another_job_is_written_anew(store):
+    bear(store, "a")
+    write(store, registry.change_desired, D, now_ms=1000, job="ours", models=Models(version="m@1"))
+    report(store, rev=1, seq=1, job="ours", state="idle")
+    report(store, rev=1, seq=2, job="ours")
+    report(store, rev=1, seq=3, job=None, state="idle")  # it begins this revision again by itself
+    assert view(store).desired.rev == 1
+    report(store, rev=1, seq=4, job="of-the-lost-database")
+    assert (view(store).desired.rev, view(store).desired.job) == (2, "ours")
+    assert len(outbox(store)) == 2
+
+
+def test_a_device_that_no_revision_can_follow_is_named_and_holds_up_no_other(store, caplog):
+    bear(store, "a", "b", desired_rev=0)
+    for device in (D, "default/b"):
+        write(store, registry.change_desired, device, now_ms=1000, config={"fps": 5})
+    write(store, presence.record_heartbeats, [beat(1, 1, rev=2**53), beat(1, 1, rev=7, device="default/b")])
+    assert write(store, presence.sweep_presence, now_ms=9000) == 1
+    assert (view(store).desired.rev, view(store, "default/b").desired.rev) == (1, 8)
+    assert D in caplog.text
+    caplog.clear()
+    assert write(store, presence.sweep_presence, now_ms=9500) == 0
+    assert not caplog.text, "once in a while, not in every round"
+
+
+def test_a_real_agent_follows_a_database_that_begins_anew(lite, broker, tmp_path):
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / MEMORY_NAME).write_bytes(msgspec.json.encode(Memory(rev=7, state="active", config_rev=3)))
+    with lite.write() as session:  # enrolled and given settings, before it is heard of
+        registry.add_device(session, "default/anew", actor="test", now_ms=now_ms())
+        registry.set_config(session, "all", "deadline_ms", 700, actor="test", now_ms=now_ms())
+        refresh_config(session, now_ms=now_ms())
+        assert queries.show_device(session, "default/anew", now_ms=now_ms()).desired.rev == 1
+    agent = Agent(AgentOptions(broker=broker, device="anew", state=state, heartbeat_s=0.5))
+    parts = [Ingest(Store(lite.url), broker, group=None), Brain(Store(lite.url), broker, owner="one"), agent]
+    threads = [threading.Thread(target=part.run, daemon=True) for part in parts]
+    for thread in threads:
+        thread.start()
+    pause = threading.Event()
+    for _ in range(200):
+        found = view(lite, "default/anew", now_ms=now_ms())
+        if found.in_step:
+            break
+        pause.wait(0.1)
+    for part, thread in zip(reversed(parts), reversed(threads), strict=True):
+        part.stop()
+        thread.join(15)
+    assert found.in_step
+    assert (found.desired.rev, found.desired.config) == (8, {"deadline_ms": 700})
