@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from device_profiles.errors import EdgeError
-from edge_runtime.durable import file_sha256, replace_folder
+from edge_runtime.durable import file_sha256, no_room, replace_folder
 from edge_runtime.manifest import (
     MANIFEST_NAME,
     MAX_FILE_BYTES,
@@ -367,7 +367,7 @@ def _check_room(archive: Path, size: int) -> None:
     if free < size + _SPARE_BYTES:
         raise ArtefactError(
             f"Wanted {size + _SPARE_BYTES} B of room to unpack {archive}, found {free} B free. Remove something there."
-        )
+        ) from no_room()
 
 
 def _extract(bundle: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path) -> None:

@@ -4,10 +4,10 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from device_profiles.errors import EdgeError, path_problem
 from device_profiles.version import __version__
@@ -18,14 +18,9 @@ from edge_runtime.cli_updating import add_check, add_confirming, launched_of
 if TYPE_CHECKING:
     from edge_runtime.agent import Agent
     from edge_runtime.freshness import Anchor
-    from edge_runtime.messages import Result
     from edge_runtime.offload_options import OffloadOptions
     from edge_runtime.pipeline import PlanChoice
     from edge_runtime.tracing import Tracer
-
-
-class ResultsError(EdgeError):
-    """Results cannot be written where they were asked for."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -159,6 +154,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent import Agent, AgentOptions
     from edge_runtime.artefact import open_artefact
     from edge_runtime.broker_url import hide_password
+    from edge_runtime.results_file import ResultsFile
     from edge_runtime.sources import Newest, open_source
 
     offload_broker = _fill_in_identity(arguments)
@@ -167,7 +163,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.source is not None:
         frames = open_source(arguments.source, loop=arguments.loop)
         source = Newest(frames, fps=arguments.fps, keep_all=arguments.keep_all)
-    write, close = _open_results(arguments.results)
+    results = None if arguments.results is None else ResultsFile(arguments.results)
     try:
         agent = Agent(
             AgentOptions(
@@ -183,7 +179,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 launched=launched_of(arguments),
             ),
             source=source,
-            on_result=write,
+            on_result=None if results is None else results.write,
             head=open_artefact(arguments.head) if arguments.head else None,
             whole=open_artefact(arguments.whole) if arguments.whole else None,
         )
@@ -192,7 +188,8 @@ def _run(arguments: argparse.Namespace) -> int:
         sys.stderr.flush()
         agent.run(frames=arguments.frames)
     finally:
-        close()
+        if results is not None:
+            results.close()
         if tracer is not None:
             tracer.close()
     if agent.restart_wanted and not told:
@@ -238,24 +235,6 @@ def _read_plan(arguments: argparse.Namespace) -> "PlanChoice | None":
     from edge_runtime.pipeline import PlanChoice
 
     return PlanChoice(load_plan_table(arguments.plan), tuple(map(open_artefact, arguments.plan_head)))
-
-
-def _open_results(target: str | None) -> "tuple[Callable[[Result], None] | None, Callable[[], None]]":
-    """Where results go: a function that writes one, and one that closes."""
-    if target is None:
-        return None, lambda: None
-    import msgspec
-
-    try:
-        stream: BinaryIO = sys.stdout.buffer if target == "-" else Path(target).open("ab")  # noqa: SIM115 - closed by the caller
-    except OSError as error:
-        raise ResultsError(f"Wanted to write results to {target}, found: {error}. Choose another --results.") from error
-
-    def write(result: "Result") -> None:
-        stream.write(msgspec.json.encode(result) + b"\n")
-        stream.flush()
-
-    return write, (lambda: None) if target == "-" else stream.close
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -27,6 +27,20 @@ def write_durably(path: Path, content: bytes) -> None:
     sync(path.parent)
 
 
+def lacks_room(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is a disk without room: it says nothing about what was to be written."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
+
+
+def no_room() -> OSError:
+    """The cause of an error about room that was looked for before anything was written."""
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def sync(path: Path) -> None:
     """Bring a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

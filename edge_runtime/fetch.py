@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from device_profiles.errors import EdgeError
 from edge_runtime.blocks import Block
 from edge_runtime.broker_url import parse_url
+from edge_runtime.durable import lacks_room
 from edge_runtime.messages import BLOCK_BYTES, DeployStart
 from edge_runtime.tls import tls_context
 from edge_runtime.transfer import IncomingFile, block_length, missing_blocks
@@ -70,6 +71,7 @@ class Fetcher:
 
         Raises:
             FetchError: No block within `give_up_s`, or other content than was announced.
+            OSError: The disk has no room.
         """
         last, pause_s, problem = time.monotonic(), _FIRST_PAUSE_S, ""
         before = self._missing_count()
@@ -78,6 +80,8 @@ class Fetcher:
                 if self._attempt():
                     return
             except (OSError, http.client.HTTPException) as error:
+                if lacks_room(error):
+                    raise
                 problem = f"{type(error).__name__}: {error}"
                 log.info("fetching %s: %s", self._url.netloc, problem)
             missing = self._missing_count()

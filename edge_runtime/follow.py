@@ -1,11 +1,13 @@
 """Bring a device in line with the desired state that the host retains, and say how far it is.
 
-Only the newest revision counts; one that was decided, well or badly, is not tried again after a restart. Everything but
-the files of artefacts and the slots is in `follow.json`, written whole and synced.
+Only the newest revision counts; one that was decided, well or badly, is not tried again after a restart, unless it was for want of
+room on the disk. Everything but the files of artefacts and the slots is in `follow.json`, written whole and synced; where that
+cannot be written the device goes on with what it knows, says so, and writes it later.
 """
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -13,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from edge_runtime.deployments import Deployments
-from edge_runtime.durable import write_durably
+from edge_runtime.durable import lacks_room, write_durably
 from edge_runtime.messages import (
     ArtefactRef,
     Count,
@@ -34,6 +36,8 @@ from edge_runtime.slots import Probation, SlotStore
 log = logging.getLogger(__name__)
 MEMORY_NAME = "follow.json"
 _MAX_DONE = 256
+_WRITE_AGAIN_S = 5.0
+_TRY_AGAIN_S = 30.0  # what there was no room for
 State = Literal["idle", "downloading", "verifying", "probation", "active", "failed", "rolled_back"]
 
 
@@ -49,6 +53,7 @@ class Memory(msgspec.Struct, frozen=True, kw_only=True):
     wanted: Slots | None = None  # what the slots hold once `coming` runs
     agent: Sha256 | None = None  # the bundle on its way into the agent's own slot, or on probation there
     error: str | None = None
+    short: bool = False  # it failed for want of room: it is tried again
     done: tuple[JobStatus, ...] = ()  # answers to jobs, so that none is done twice
     config: Settings = {}
     config_rev: Count = 0
@@ -66,6 +71,7 @@ class Follower:
         activate: Makes stored artefacts run on probation.
         publish: Sends a report or a job's status; false when there is no connection.
         configure: Takes a remote configuration into use, and says what is wrong with it.
+        clock: Seconds, never going back.
     """
 
     def __init__(
@@ -78,15 +84,19 @@ class Follower:
         activate: Callable[[Slots, Probation], None],
         publish: Callable[[Reported | JobStatus], object],
         configure: Callable[[Settings], str | None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store, self._deployments, self._updates, self._boot = store, deployments, updates, boot
-        self._activate, self._publish, self._configure = activate, publish, configure
+        self._activate, self._publish, self._configure, self._clock = activate, publish, configure, clock
         self._path = store.folder / MEMORY_NAME
         self._lock = threading.Lock()
         self._seq = 0
         self._memory = _read(self._path)
         self._last: Desired | None = None  # newest that came
-        self._waiting: Desired | None = None  # to be followed once the agent has proven itself
+        self._waiting: Desired | None = None  # to be followed once the agent has proven itself, or there may be room
+        self._not_before = 0.0  # on `clock`
+        self._unwritten: str | None = None  # why what is remembered is not on the disk
+        self._write_at = 0.0  # on `clock`
         self._resume()
 
     @property
@@ -134,7 +144,8 @@ class Follower:
         if (desired.config_rev, desired.config) != (self._memory.config_rev, self._memory.config):
             problem = self._configure(desired.config)
             self._keep(config=desired.config, config_rev=desired.config_rev, config_problem=problem)
-        if desired.rev == self._memory.rev and self._memory.state != "idle":
+        decided = self._memory.state != "idle" and not self._memory.short
+        if desired.rev == self._memory.rev and decided:
             self.report()
             return
         if self._updates.on_probation:
@@ -155,7 +166,11 @@ class Follower:
         self._attempt(desired, lambda: self._change(desired, models))
 
     def go_on(self) -> None:
-        """Follow what waited for the agent to prove itself."""
+        """Write what could not be written, and follow what waited."""
+        if self._unwritten is not None and self._clock() >= self._write_at:
+            self._keep()
+        if self._clock() < self._not_before:
+            return
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             self.follow(waiting)
@@ -172,7 +187,10 @@ class Follower:
             if self._deployments.stopping:
                 return  # begun again after the start
             log.error("desired state %d cannot be reached: %s", desired.rev, error)
-            self._set("failed", error=f"{type(error).__name__}: {error}"[:500])
+            short = lacks_room(error)
+            if short:
+                self._waiting, self._not_before = desired, self._clock() + _TRY_AGAIN_S
+            self._set("failed", error=f"{type(error).__name__}: {error}"[:500], short=short)
 
     def observe(self, status: DeployStatus) -> None:
         """What became of what is on probation."""
@@ -220,7 +238,7 @@ class Follower:
                 slots=self._store.active,
                 done_bytes=done,
                 total_bytes=total,
-                error=memory.error,
+                error=memory.error or self._unwritten,
                 config_rev=memory.config_rev,
                 config_problem=memory.config_problem,
             )
@@ -280,14 +298,29 @@ class Follower:
             head=models.head.artefact if models.head else None, whole=models.whole.artefact if models.whole else None
         )
 
-    def _set(self, state: State, *, error: str | None = None) -> None:
-        self._keep(state=state, error=error)
+    def _set(self, state: State, *, error: str | None = None, short: bool = False) -> None:
+        self._keep(state=state, error=error, short=short)
         self.report()
 
     def _keep(self, **changes: object) -> None:
+        """Remember; what cannot be written now is written later, and the host hears of it."""
         with self._lock:
             self._memory = msgspec.structs.replace(self._memory, **changes)
-            write_durably(self._path, msgspec.json.encode(self._memory))
+            before = self._unwritten
+            try:
+                write_durably(self._path, msgspec.json.encode(self._memory))
+                self._unwritten = None
+            except OSError as error:
+                self._write_at = self._clock() + _WRITE_AGAIN_S
+                self._unwritten = f"Wanted to keep what this device remembers, found: {error}. Make room on the disk."[
+                    :500
+                ]
+        if self._unwritten != before:
+            if self._unwritten is None:
+                log.info("what this device remembers is on the disk again")
+            else:
+                log.error("%s It goes on without, and tries again.", self._unwritten)
+            self.report()
 
 
 def read_memory(path: Path) -> Memory:

@@ -4,6 +4,7 @@ Order as for models: signature by trusted keys, then the machine and the version
 then a trial in a process of its own. Only then may the launcher start it, on probation.
 """
 
+import logging
 import shutil
 import subprocess
 import time
@@ -30,6 +31,7 @@ from edge_runtime.messages import INSTALLED, ArtefactRef
 from edge_runtime.signature import SIGNATURE_NAME, RollbackError, UnsignedError
 from edge_runtime.transfer import IncomingFile, TransferError
 
+log = logging.getLogger(__name__)
 CHECK_S = 120.0
 
 Download = Callable[[ArtefactRef, Callable[[int], None]], IncomingFile]
@@ -74,6 +76,7 @@ class SelfUpdate:
         pending = self._slots.pointer.probation
         self._pending = pending if pending is not None and pending.artefact == self.running else None
         self._connected_since: float | None = None
+        self._unwritten = ""  # why, as it was said
 
     @property
     def on_probation(self) -> bool:
@@ -137,6 +140,15 @@ class SelfUpdate:
 
     def judge(self, *, connected: bool, models_problem: str | None) -> bool:
         """Called from the agent's main loop; true when it has just proven itself. Not in time: the launcher ends it."""
+        try:
+            return self._judge(connected, models_problem)
+        except OSError as error:
+            if self._unwritten != str(error):
+                self._unwritten = str(error)
+                log.error("Wanted to keep what became of this agent, found: %s. It is tried again.", error)
+            return False
+
+    def _judge(self, connected: bool, models_problem: str | None) -> bool:
         pending = self._pending
         if pending is None:
             return False

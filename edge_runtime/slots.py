@@ -209,6 +209,13 @@ class SlotStore:
         self.problem = f"{type(why).__name__}: {why}"[:500]
         self._pointer = msgspec.structs.replace(self._pointer, active=slots)
 
+    def _copy_floors(self, pointer: Pointer) -> None:
+        """An agent of an earlier version kept none."""
+        try:
+            keep_floors(self.folder / POINTER_NAME, pointer.floors)
+        except OSError as error:  # they are in the pointer file, and copied before it changes
+            log.error("Wanted a copy of the floors of this device's versions, found: %s.", error)
+
     def _switch(self, pointer: Pointer, keep: Pointer | None = None) -> None:
         keep_floors(self.folder / POINTER_NAME, pointer.floors)
         write_durably(self.folder / POINTER_NAME, msgspec.json.encode(pointer))
@@ -225,7 +232,7 @@ class SlotStore:
         try:
             if path.exists():
                 pointer = read_pointer(path)
-                keep_floors(path, pointer.floors)  # an agent of an earlier version kept none
+                self._copy_floors(pointer)
                 return pointer
         except OSError as error:
             raise SlotError(f"Wanted the pointer file of a device, found: {error}. Choose another --state.") from error

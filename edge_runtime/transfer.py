@@ -13,6 +13,7 @@ from pathlib import Path
 from device_profiles.errors import EdgeError
 from edge_runtime.artefact import file_sha256
 from edge_runtime.blocks import Block
+from edge_runtime.durable import no_room
 from edge_runtime.messages import BLOCK_BYTES, DeployStart
 
 _SPARE_BYTES = 16 << 20
@@ -71,7 +72,9 @@ class IncomingFile:
         # What an interrupted transfer holds is not wanted again.
         free = shutil.disk_usage(folder).free + _taken(self._part) + _taken(self._map)
         if free < 2 * start.size + _SPARE_BYTES:  # the .zip and its content
-            raise TransferError(f"Wanted {2 * start.size + _SPARE_BYTES} B of room in {folder}, found {free} B free.")
+            raise TransferError(
+                f"Wanted {2 * start.size + _SPARE_BYTES} B of room in {folder}, found {free} B free. Make room on the disk."
+            ) from no_room()
         self._have = bytearray((self.count + 7) // 8)
         if self._part.is_file() and self._map.is_file() and self._part.stat().st_size == start.size:
             self._take_over()

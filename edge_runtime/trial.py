@@ -45,6 +45,7 @@ class Trial:
         self._store, self._options, self._boot, self._report, self._clock = store, options, boot, report, clock
         self._lock = threading.Lock()
         self._watch: Watch | None = None
+        self._uncommitted = ""  # why, as it was said
         self.begin()
 
     def begin(self) -> None:
@@ -64,8 +65,12 @@ class Trial:
             self.begin()
 
     def survived_starts(self) -> bool:
-        """Count this start; False when what is on probation has ended the agent too often."""
-        return self._store.count_start()
+        """Count this start; False when what is on probation has ended the agent too often, or nobody can know."""
+        try:
+            return self._store.count_start()
+        except OSError as error:
+            log.error("Wanted to count this start, found: %s. Make room on the disk.", error)
+            return False
 
     def note(self, error: EdgeError | None) -> None:
         """How a frame ended."""
@@ -86,12 +91,23 @@ class Trial:
             if verdict != "running":
                 self._watch = None
             if verdict == "passed":
-                pending = self._store.commit()
+                pending = self._commit(watch)
         if pending is not None:
             self.tell(pending, "committed")
         if watch is not None and verdict == "failed":
             return ProbationError(f"Wanted answers while on probation, found: {watch.why}")
         return None
+
+    def _commit(self, watch: Watch | None) -> Probation | None:
+        """What was on probation; null, and on probation still, where that cannot be written now."""
+        try:
+            return self._store.commit()
+        except OSError as error:
+            if self._uncommitted != str(error):
+                self._uncommitted = str(error)
+                log.error("Wanted to commit what has proven itself, found: %s. It is tried again.", error)
+            self._watch = watch
+            return None
 
     def roll_back(self, why: Exception, told: Probation | None = None) -> None:
         """Let what was committed before run again, and tell the host; the caller builds it.
@@ -102,8 +118,12 @@ class Trial:
         """
         pending = self._store.probation or told
         log.error("going back to what ran before: %s", why)
-        self._store.roll_back()
-        self._store.problem = f"{type(why).__name__}: {why}"[:500]
+        try:
+            self._store.roll_back()
+            self._store.problem = f"{type(why).__name__}: {why}"[:500]
+        except OSError as error:
+            log.error("Wanted to keep that it goes back, found: %s. It does so until the next start.", error)
+            self._store.fall_back(self._store.previous, why)
         with self._lock:
             self._watch = None
         if pending is not None:

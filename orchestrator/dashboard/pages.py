@@ -166,8 +166,9 @@ def rollout_page(store: Store, rollout: str) -> RolloutPage:
 
 def _line(view: DeviceView, version: str, live: Live, now: float) -> DeviceLine:
     problem = view.birth.problem if view.birth else None
-    if problem is None and view.reported is not None and view.reported.state in ("failed", "rolled_back"):
-        problem = view.reported.error or view.reported.state
+    if problem is None and view.reported is not None:
+        ended_badly = view.reported.state in ("failed", "rolled_back")
+        problem = view.reported.error or (view.reported.state if ended_badly else None)
     return DeviceLine(view, version, live.device(view.id, now), problem)
 
 

@@ -77,6 +77,20 @@ def diagnose_broker(facts: BrokerFacts) -> list[Finding]:
     return found
 
 
+def _troubles(views: Sequence[DeviceView]) -> list[Finding]:
+    """What devices say of themselves: why their model does not run, and what is wrong where it does."""
+    models = [f"{view.id}: {view.birth.problem}" for view in views if view.birth is not None and view.birth.problem]
+    devices = [
+        f"{view.id}: {view.reported.error}"
+        for view in views
+        if view.reported is not None and view.reported.state == "active" and view.reported.error
+    ]
+    return [
+        *(Finding(level="bad", what="model", found=text) for text in models[:10]),
+        *(Finding(level="bad", what="device", found=text) for text in devices[:10]),
+    ]
+
+
 def diagnose_devices(views: Sequence[DeviceView], *, now_ms: int, host_version: str) -> list[Finding]:
     """There, in step, of one version, with clocks that agree."""
     counts = Counter(view.status for view in views)
@@ -111,8 +125,7 @@ def diagnose_devices(views: Sequence[DeviceView], *, now_ms: int, host_version: 
             else "",
         )
     )
-    troubled = [f"{view.id}: {view.birth.problem}" for view in views if view.birth is not None and view.birth.problem]
-    found += [Finding(level="bad", what="model", found=text) for text in troubled[:10]]
+    found += _troubles(views)
     behind = [view.id for view in views if view.status == "online" and not view.in_step]
     if behind:
         text = f"of the online devices, {len(behind)} not running what they should: {_some(behind)}"

@@ -1,11 +1,29 @@
-"""A tiny artefact that every test of the runtime can open: y = x + 1 in ONNX."""
+"""A tiny artefact that every test of the runtime can open (y = x + 1 in ONNX), and a device under a host."""
 
+import threading
+from queue import Empty, SimpleQueue
+
+import msgspec
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from edge_runtime.artefact import write_artefact
+from edge_runtime.agent import Agent, AgentOptions
+from edge_runtime.artefact import pack_artefact, write_artefact
+from edge_runtime.gate import install_trust
 from edge_runtime.manifest import Engine, Golden, Manifest, ModelInfo, TensorSpec, Tool
+from edge_runtime.messages import (
+    ArtefactRef,
+    Desired,
+    JobStatus,
+    Reported,
+    Topics,
+    decode_control,
+    encode_control,
+)
+from edge_runtime.mqtt import LinkOptions, MqttLink, Packet
+from orchestrator.artefact_server import ArtefactServer
+from orchestrator.signing import first_trust, make_key, read_key, sign_artefact
 
 
 def add_one_model(shape):
@@ -68,3 +86,64 @@ def make_add_one(tmp_path):
 def draft():
     """`draft_manifest` and `artefact_files`, for tests that write by hand."""
     return draft_manifest, artefact_files
+
+
+HOST = "0" * 16
+
+
+class Host:
+    """A device under a host that retains desired states."""
+
+    def __init__(self, url, name, state):
+        self.topics = Topics("default", name)
+        self.said = SimpleQueue()
+        kinds = {self.topics.up("reported"): Reported, self.topics.up("job"): JobStatus}
+        options = LinkOptions(subscriptions=tuple((topic, 1) for topic in kinds))
+        self.link = MqttLink(url, options, lambda topic, data, _: self.said.put(decode_control(data, kinds[topic])))
+        self.agent = Agent(AgentOptions(broker=url, device=name, state=state, heartbeat_s=60))
+        self._thread = threading.Thread(target=self.agent.run, daemon=True)
+
+    def __enter__(self):
+        self.link.start().wait_connected(20)
+        self._thread.start()
+        self.agent._link.wait_connected(20)
+        return self
+
+    def __exit__(self, *_):
+        self.agent.stop()
+        self._thread.join(10)
+        self.link.close()
+
+    def want(self, rev, **more):
+        desired = Desired(boot=HOST, rev=rev, job=f"job{rev}", **{"probation_s": 0.0, **more})
+        self.link.publish(Packet(self.topics.desired, encode_control(desired), 1, retain=True))
+
+    def wait_for(self, rev, *states):
+        found = []
+        while not found or found[-1] not in states:
+            try:
+                message = self.said.get(timeout=20)
+            except Empty:
+                pytest.fail(f"rev {rev}: {found}")
+            if isinstance(message, Reported) and message.rev == rev:
+                found.append(message.state)
+                last = message
+        return last, found
+
+
+@pytest.fixture
+def served(network, tmp_path):
+    """Signed versions of head and whole, and what the host says of them; another key's too."""
+    keys = {name: make_key(tmp_path / f"{name}.pem", name=name) for name in ("ours", "stranger")}
+    install_trust(tmp_path / "state" / "trust.json", first_trust([keys["ours"]], 1))
+    with ArtefactServer(tmp_path / "served") as server:
+
+        def make(artefact, counter, key="ours"):
+            manifest = msgspec.structs.replace(artefact.manifest, files=())
+            files = {path: artefact.path(path).read_bytes() for path in artefact.manifest.files_by_path}
+            made = write_artefact(tmp_path / f"{counter}{key}", manifest, {**files, "n": str(counter).encode()})
+            sign_artefact(made, [read_key(tmp_path / f"{key}.pem")], counter=counter, line=artefact.manifest.role)
+            offer = server.offer(pack_artefact(made, tmp_path / "packed.zip"))
+            return ArtefactRef(artefact=made.id, zip_sha256=offer.zip_sha256, size=offer.size, url=offer.url)
+
+        yield make

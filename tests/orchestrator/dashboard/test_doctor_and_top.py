@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.messages import Birth, Slots
+from edge_runtime.messages import Birth, Reported, Slots
 from orchestrator.broker import BrokerOptions, MosquittoBroker
 from orchestrator.cli import run
 from orchestrator.commands.fleet_doctor import look_at_broker
 from orchestrator.fleet.doctor import BrokerFacts, diagnose_broker, diagnose_devices
-from orchestrator.fleet.presence import record_birth
+from orchestrator.fleet.presence import record_birth, record_reported
 from orchestrator.fleet.queries import list_devices
 from orchestrator.fleet.store import Store, now_ms
 
@@ -58,11 +58,13 @@ def test_versions_clocks_and_problems_of_devices_are_found(url):
         record_birth(session, "default/old", birth(), now_ms=at)
         record_birth(session, "default/sim", birth(agent="simulated"), now_ms=at)
         record_birth(session, "default/late", birth(agent="1", problem="no engine"), now_ms=at + 60_000)
+        full = Reported(boot=birth().boot, seq=1, rev=0, state="active", error="No space left")
+        record_reported(session, "default/old", full, now_ms=at)
     with store.read() as session:
         views = list_devices(session, now_ms=at)
     store.close()
     found = diagnose_devices(views, now_ms=at, host_version="1")
-    assert levels(found) == {"devices": "ok", "versions": "warn", "clocks": "bad", "model": "bad"}
+    assert levels(found) == {"devices": "ok", "versions": "warn", "clocks": "bad", "model": "bad", "device": "bad"}
     advice = next(one.next for one in found if one.what == "versions")
     assert "default/old" in advice
     assert "default/sim" not in advice, "simulated devices have no version of ours"
