@@ -64,10 +64,9 @@ def enrol(url: str, token: str, *, device: str, tenant: str, state: Path) -> Ide
     """
     check_segment("device", device)
     match = _TOKEN.match(token.strip())
-    parts = urlsplit(url)
-    if match is None or parts.scheme != "https" or not parts.hostname:
-        raise EnrolError("Wanted https://host:port and a token of `headtail pki token`, found something else.")
-    address = (parts.hostname, parts.port or 443)
+    if match is None:  # what it is may be most of a secret
+        raise EnrolError("Wanted a token of `headtail pki token`, found something else. Ask for a new one.")
+    address = _address_of(url)
     ca = _fetch_ca(address, match[2])
     key_pem, request_pem = _make_request(device)
     question = EnrolRequest(secret=match[1], device=device, tenant=tenant, request=request_pem)
@@ -81,6 +80,20 @@ def enrol(url: str, token: str, *, device: str, tenant: str, state: Path) -> Ide
     if answer.anchor is not None:
         install_anchor(state, answer.anchor)
     return identity
+
+
+def _address_of(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", 443 if parts.port is None else parts.port
+        secure = parts.scheme == "https"
+    except ValueError:  # brackets or a port that are none
+        host, port, secure = "", 0, False
+    if not secure or not host or not host.isprintable() or " " in host or not port:
+        raise EnrolError(
+            f"Wanted https://host:port of `headtail pki serve`, found {url[:200]!r}. It prints its URL when it starts."
+        )
+    return host, port
 
 
 def _fetch_ca(address: tuple[str, int], fingerprint: str) -> str:

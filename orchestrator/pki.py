@@ -7,6 +7,7 @@ services may act as TLS servers.
 import datetime
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,11 +31,13 @@ SERVICES = ("broker", "orchestrator", "tails", "llm", "homeassistant")
 _LOOPBACK = ("127.0.0.1", "localhost")  # services on this host reach each other there
 ONLINE_KEY = "online.pem"  # signs the TUF repository's snapshot and timestamp
 _STORE = "store.url"
+_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})*")
 _EARLIER = datetime.timedelta(minutes=5)  # clocks of devices differ
 
 
 class PkiError(EdgeError):
-    """The authority's folder is missing, incomplete, or there already."""
+    """The authority's folder is missing, incomplete, or there already, or something is asked of it that it cannot give."""
 
 
 class RequestError(EdgeError):
@@ -69,7 +72,9 @@ class Authority:
 
         Raises:
             KeyFileError: There is one already.
+            PkiError: A host that no certificate can name.
         """
+        _check_hosts(hosts)
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "headtail fleet authority")])
         builder = _builder(name, name, key.public_key(), CA_DAYS)
@@ -204,11 +209,25 @@ def _usage(*, sign: bool) -> x509.KeyUsage:
     )
 
 
+def _check_hosts(hosts: Sequence[str]) -> None:
+    for host in hosts:
+        if _address(host) is None and _HOST_NAME.fullmatch(host) is None:
+            raise PkiError(
+                f"Wanted host names of letters, digits and hyphens, or addresses, found {host[:80]!r}. "
+                "Give one without a port; one with other letters in its ASCII form (xn--..)."
+            )
+
+
 def _general(host: str) -> x509.GeneralName:
+    address = _address(host)
+    return x509.DNSName(host) if address is None else x509.IPAddress(address)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        return ipaddress.ip_address(host)
     except ValueError:
-        return x509.DNSName(host)
+        return None
 
 
 def _private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.fleet.store import Store
 
 DEVICE_PORT, SERVICE_PORT, ENROL_PORT = 8883, 8884, 8885
+_MOST_HOURS = 8784  # a year
 
 
 def init(folder: Path, *, host: list[str], json: bool = False) -> None:
@@ -52,6 +53,8 @@ def token(folder: Path, *, device: str, store: str | None = None, tenant: str = 
     """
     from orchestrator.enrolment import make_token
 
+    if not 0 < hours <= _MOST_HOURS:
+        raise PkiError(f"Wanted --hours above 0 and up to {_MOST_HOURS}, found {hours:g}. A day is the default.")
     with _open(folder, store) as opened:
         made = make_token(opened, Authority(folder), tenant=tenant, device=device, valid_s=3600 * hours)
     sys.stdout.write(made + "\n")

@@ -103,6 +103,50 @@ def test_a_token_is_good_once_for_its_name_and_its_authority(fleet, tmp_path):
         enrol(fleet.url, f"{secret}.{'0' * 64}", device="lured", tenant="default", state=tmp_path)
 
 
+@pytest.mark.parametrize("hours", ["nan", "inf", "-1", "0", "1e300"])
+def test_a_token_that_is_good_for_no_time_or_for_ever_is_refused(fleet, hours, capsys):
+    folder = str(fleet.authority.folder)
+    assert run(["pki", "token", folder, "--device", "d", f"--hours={hours}"]) == 1
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("PkiError: Wanted --hours")
+    assert f"found {float(hours):g}" in said.err
+
+
+@pytest.mark.parametrize("host", ["bücher.example", "", "a b", "h:8883", ".x", "-x", "a" * 64, "a." * 127 + "aa"])
+def test_a_host_name_that_no_certificate_can_hold_leaves_no_half_authority(host, tmp_path, capsys):
+    folder = tmp_path / "pki"
+    assert run(["pki", "init", str(folder), "--host", "127.0.0.1", f"--host={host}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("PkiError: Wanted host names")
+    assert repr(host[:80]) in said
+    assert not folder.exists()
+    assert run(["pki", "init", str(folder), "--host", "xn--bcher-kva.example", "--host", "::1"]) == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://[::1",
+        "https://h:x",
+        "https://h:99999",
+        "http://h:1",
+        "h:1",
+        "https://:1",
+        "https://h:0",
+        "https://ho st:1",
+    ],
+)
+def test_urls_where_nobody_can_enrol_are_named(url, tmp_path):
+    token = f"{'a' * 48}.{'0' * 64}"
+    with pytest.raises(EnrolError, match="Wanted https://host:port of `headtail pki serve`") as raised:
+        enrol(url, token, device="d", tenant="default", state=tmp_path)
+    assert repr(url) in str(raised.value)
+    with pytest.raises(EnrolError, match="Wanted a token of `headtail pki token`") as raised:
+        enrol("https://h:1", "secret-and-wrong", device="d", tenant="default", state=tmp_path)
+    assert "secret" not in str(raised.value)
+
+
 def test_a_second_certificate_behind_the_right_ca_is_not_trusted(fleet, tmp_path):
     served = fleet.authority.folder / "ca.pem"
     right = served.read_text()
