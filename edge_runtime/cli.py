@@ -2,11 +2,9 @@
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from device_profiles.errors import EdgeError, path_problem
@@ -16,7 +14,6 @@ from edge_runtime.cli_observing import add_observing, open_tracer_of, samples_of
 from edge_runtime.cli_updating import add_check, add_confirming, launched_of
 
 if TYPE_CHECKING:
-    from edge_runtime.agent import Agent
     from edge_runtime.freshness import Anchor
     from edge_runtime.offload_options import OffloadOptions
     from edge_runtime.pipeline import PlanChoice
@@ -154,6 +151,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from edge_runtime.agent import Agent, AgentOptions
     from edge_runtime.artefact import open_artefact
     from edge_runtime.broker_url import hide_password
+    from edge_runtime.ending import when_told_to_end
     from edge_runtime.results_file import ResultsFile
     from edge_runtime.sources import Newest, open_source
 
@@ -183,7 +181,7 @@ def _run(arguments: argparse.Namespace) -> int:
             head=open_artefact(arguments.head) if arguments.head else None,
             whole=open_artefact(arguments.whole) if arguments.whole else None,
         )
-        told = _stop_when_told(agent)
+        told = when_told_to_end(agent.stop)
         sys.stderr.write(f"edge-agent {arguments.device} runs; broker {hide_password(arguments.broker)}\n")
         sys.stderr.flush()
         agent.run(frames=arguments.frames)
@@ -197,20 +195,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
         restart()
     return 0
-
-
-def _stop_when_told(agent: "Agent") -> list[int]:
-    """Let the agent end in order when a signal says so; the signals that came."""
-    told: list[int] = []
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        told.append(number)
-        if len(told) == 1:  # a second signal may come while the first one holds the event's lock
-            agent.stop()
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    return told
 
 
 def _offload_options(arguments: argparse.Namespace, tracer: "Tracer | None") -> "OffloadOptions":

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import signal
 import ssl
 import sys
 import threading
@@ -11,6 +10,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import delete
 
+from edge_runtime.ending import when_told_to_end
 from edge_runtime.json_log import set_up_logging
 from orchestrator.artefact_server import ArtefactServer
 from orchestrator.enrolment import server_context
@@ -54,8 +54,7 @@ def main() -> None:
     parsed = parser.parse_args()
     set_up_logging("files", logging.INFO)
     stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+    when_told_to_end(stopped.set)
     tls = None if parsed.pki is None else members_only(Authority(parsed.pki))
     folder = parsed.folder / FOLDER
     published = parsed.folder / METADATA_FOLDER

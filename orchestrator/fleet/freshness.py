@@ -8,7 +8,6 @@ goes into the folder that the file server shows to devices. Versions of snapshot
 import argparse
 import datetime
 import logging
-import signal
 import sys
 import threading
 import time
@@ -25,6 +24,7 @@ from device_profiles.errors import EdgeError
 from edge_runtime.agent_bundle import AgentBundle
 from edge_runtime.artefact import Artefact
 from edge_runtime.durable import write_durably
+from edge_runtime.ending import when_told_to_end
 from edge_runtime.freshness import SIGNED_AT, TIME_FORMAT
 from edge_runtime.json_log import set_up_logging
 from edge_runtime.signature import SIGNATURE_NAME, Statement, parse_signature, statement_bytes
@@ -254,8 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments)
     set_up_logging("freshness", logging.INFO)
     stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
+    when_told_to_end(stopped.set)
     key = read_key(parsed.key)
     publisher = Publisher(parsed.source, parsed.folder / METADATA_FOLDER, key, hours=parsed.hours)
     ready, said = False, ""

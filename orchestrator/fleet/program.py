@@ -2,14 +2,13 @@
 
 import argparse
 import logging
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from device_profiles.errors import EdgeError
+from edge_runtime.ending import when_told_to_end
 from edge_runtime.json_log import set_up_logging
 
 
@@ -24,15 +23,7 @@ class Program:
 
     def on_stop(self, stop: Callable[[], None]) -> None:
         """Call a function at the first SIGTERM or Ctrl-C."""
-        told: list[int] = []
-
-        def handle(number: int, _frame: FrameType | None) -> None:
-            told.append(number)
-            if len(told) == 1:  # a second signal may come while the first one holds the event's lock
-                stop()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, handle)
+        when_told_to_end(stop)
 
     def say_ready(self, name: str) -> None:
         """One line on standard output."""

@@ -2,18 +2,17 @@
 
 import contextlib
 import math
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 import torch
 import uvicorn
 
+from edge_runtime.ending import when_told_to_end
 from edge_runtime.messages import Topics
 from orchestrator.tensor_parallel.cluster import Progress
 from orchestrator.tensor_parallel.connections import http_config
@@ -192,11 +191,7 @@ def run_worker(
         topics = Topics(announce.tenant, announce.name)
         announcer.append(Announcer(announce.broker, topics, address, limit, read_mb_per_s=round(rate or 0)))
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        worker.stop()
-
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
+    when_told_to_end(worker.stop)
     sys.stderr.write(f"llm-worker listens on {host}:{worker.port}\n")
     sys.stderr.flush()
     try:
