@@ -5,6 +5,7 @@ import numpy as np
 from edge_runtime.artefact import Artefact
 from edge_runtime.manifest import Manifest
 from edge_runtime.preprocess import prepare
+from edge_runtime.session import InputError
 from edge_runtime.sources import Frame
 
 
@@ -26,17 +27,30 @@ class FrameInputs:
 
         Raises:
             ImageError: The picture cannot be decoded or prepared.
+            InputError: A picture, and nothing says how it becomes the input.
         """
         manifest = artefact.manifest
         for other, arrays in self._made:
             if prepares_alike(manifest, other):
                 return arrays
         array = self._frame.array()
+        spec = manifest.inputs[0]
+        if manifest.preprocessing is None and is_picture(self._frame) and array.shape != spec.shape:
+            raise InputError(
+                f"Wanted {spec.dtype} {spec.shape} for {spec.name}, found a picture {array.shape}, and {manifest.model.name} does not "
+                "say how a picture becomes that. Export it with --crop, or give it arrays: --source module:function."
+            )
         if manifest.preprocessing is not None:
             array = prepare(array, manifest.inputs[0], manifest.preprocessing)
         made = [array]
         self._made.append((manifest, made))
         return made
+
+
+def is_picture(frame: Frame) -> bool:
+    """Whether it is a picture, as folders and cameras give them."""
+    data = frame.data
+    return isinstance(data, bytes) or (data.dtype == np.uint8 and data.ndim == 3 and data.shape[2] == 3)
 
 
 def prepares_alike(one: Manifest, other: Manifest) -> bool:

@@ -14,7 +14,7 @@ import headtail
 def main(folder: Path) -> None:
     sys.path.insert(0, str(Path(__file__).parent))  # for own_model
     generator = np.random.default_rng(0)
-    pictures = generator.standard_normal((64, 1, 32, 32)).astype(np.float32)
+    pictures = generator.uniform(-1, 1, (64, 3, 32, 32)).astype(np.float32)  # as own_model prepares them
     np.savez(folder / "calibration.npz", input=pictures)
 
     options = headtail.ExportOptions(precision="int8", calibration=folder / "calibration.npz")

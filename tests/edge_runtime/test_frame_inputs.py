@@ -16,6 +16,7 @@ from edge_runtime.offloader import Offloader, OffloadOptions
 from edge_runtime.pipeline import Pipeline, PlanChoice
 from edge_runtime.planned import PlannedOffloader
 from edge_runtime.preprocess import encode_picture, prepare
+from edge_runtime.session import InputError
 from edge_runtime.sources import Frame
 from orchestrator.tail_server import TailServer, serve_artefact
 
@@ -51,6 +52,14 @@ def make(make_add_one):
 def parts(make):
     """Head, tail and whole model of one network; head and whole model prepare a picture in different ways."""
     return make("head", RESIZES), make("tail", None), make("whole", CUTS)
+
+
+def test_a_picture_for_a_model_of_arrays_is_named_with_what_to_do(make):
+    whole = make("whole", None)
+    array = np.zeros(SHAPE, np.float32)
+    assert FrameInputs(Frame(0, "a", array)).of(whole)[0] is array
+    with pytest.raises(InputError, match=r"found a picture \(6, 8, 3\).*--crop.*--source module:function"):
+        FrameInputs(Frame(0, "a.png", PICTURE)).of(whole)
 
 
 def table(head):
