@@ -9,6 +9,7 @@ from sqlalchemy import delete, exists, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
+from device_profiles.errors import EdgeError
 from edge_runtime.messages import JobOrder, MessageError, encode_control
 from edge_runtime.mqtt import LinkOptions, MqttError, MqttLink, Packet
 from orchestrator.fleet import jobs, presence
@@ -16,6 +17,7 @@ from orchestrator.fleet.jobs import UPDATE, Lease
 from orchestrator.fleet.leadership import Leadership
 from orchestrator.fleet.program import Program, run_program
 from orchestrator.fleet.queries import list_devices, list_groups, summarise
+from orchestrator.fleet.records import say_refused
 from orchestrator.fleet.registry import add_snapshot, change_desired, config_for, drop_snapshots, send, topics_of
 from orchestrator.fleet.rollouts import active_rollouts, advance, carry_out_updates
 from orchestrator.fleet.store import Store, now_ms
@@ -136,8 +138,11 @@ class Brain:
         with self._store.read() as session:
             rollouts = active_rollouts(session)
         for rollout in rollouts:
-            with self._store.write() as session:
-                advance(session, rollout, now_ms=now)
+            try:
+                with self._store.write() as session:
+                    advance(session, rollout, now_ms=now)
+            except EdgeError as error:  # the others go on
+                say_refused(f"rollout {rollout}: {error}")
         if time.monotonic() - self._figured >= _FIGURES_EVERY_S:
             self._figured = time.monotonic()
             self._keep_figures(now)

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from edge_runtime.messages import JobId, JobOrder, Name, Settings, decode_control, encode_control
 from orchestrator.fleet.errors import ConflictError, UnknownError
 from orchestrator.fleet.insert import insert_into
+from orchestrator.fleet.records import read_record
 from orchestrator.fleet.tables import Device, Job, Presence
 
 JobState = Literal["queued", "leased", "succeeded", "failed", "cancelled", "expired"]
@@ -157,7 +158,7 @@ def finish(
 
 def fail_attempt(job: Job, error: str, *, now_ms: int, retry: bool = True) -> None:
     """Queue a job again after a pause, or end it: its attempts or its time are used up, or it is to be cancelled."""
-    policy = msgspec.convert(job.policy, RetryPolicy)
+    policy = _policy(job)
     job.error = error[:2000]
     pause_ms = policy.pause_ms(max(1, job.attempt))
     if job.cancel:
@@ -200,7 +201,7 @@ def reap(session: Session, *, now_ms: int, limit: int = 1000) -> int:
             job.error = job.error or "its deadline passed before anybody could begin it"
             _end(job, "expired", now_ms)
         elif job.kind == UPDATE and job.deadline_ms > now_ms and not _is_online(session, job.device):
-            job.lease_until_ms = now_ms + int(1000 * msgspec.convert(job.policy, RetryPolicy).attempt_s)  # it waits
+            job.lease_until_ms = now_ms + int(1000 * _policy(job).attempt_s)  # it waits
         else:
             fail_attempt(job, f"no answer to attempt {job.attempt} by {job.owner}", now_ms=now_ms)
     session.flush()
@@ -226,8 +227,12 @@ def _is_online(session: Session, device: str | None) -> bool:
     return bool(session.scalar(select(Presence.online).where(Presence.device == device)))
 
 
+def _policy(job: Job) -> RetryPolicy:
+    return read_record(job.policy, RetryPolicy, job.id) or RetryPolicy()
+
+
 def _lease(job: Job, owner: str, now_ms: int) -> Lease:
-    policy = msgspec.convert(job.policy, RetryPolicy)
+    policy = _policy(job)
     job.state, job.owner, job.attempt = "leased", owner, job.attempt + 1
     job.lease_until_ms = min(job.deadline_ms, now_ms + int(1000 * policy.attempt_s))
     return Lease(

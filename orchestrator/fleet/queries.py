@@ -12,7 +12,8 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from edge_runtime.messages import Birth, Desired, Heartbeat, Reported, Slots
-from orchestrator.fleet.errors import UnknownError
+from orchestrator.fleet.errors import FleetError, UnknownError
+from orchestrator.fleet.records import read_record, say_refused
 from orchestrator.fleet.selectors import is_selector, parse_selector
 from orchestrator.fleet.served_tails import tail_is_served
 from orchestrator.fleet.state import Progress, Rollout, RolloutState, Target, progress
@@ -234,10 +235,17 @@ def load_rollout(session: Session, rollout_id: str) -> RolloutState:
 
     Raises:
         UnknownError: No such rollout.
+        FleetError: One that this version cannot read.
     """
     row = session.get(RolloutRow, rollout_id)
     if row is None:
         raise UnknownError(f"Wanted the rollout {rollout_id!r}, found none. `headtail fleet status` lists them.")
+    try:
+        rollout = msgspec.json.decode(row.document, type=Rollout)
+    except msgspec.DecodeError as error:
+        raise FleetError(
+            f"Wanted the rollout {rollout_id} as this version reads it, found: {error}. Read it with the version that began it."
+        ) from error
     rows = session.execute(
         select(TargetRow, Presence.online)
         .outerjoin(Presence, Presence.device == TargetRow.device)
@@ -255,15 +263,21 @@ def load_rollout(session: Session, rollout_id: str) -> RolloutState:
         )
         for target, online in rows
     }
-    return RolloutState(msgspec.json.decode(row.document, type=Rollout), targets)
+    return RolloutState(rollout, targets)
 
 
 def list_rollouts(session: Session, *, now_ms: int, limit: int = 50, targets: bool = False) -> list[RolloutView]:
-    """The newest rollouts first."""
+    """The newest rollouts first, without those that this version cannot read."""
     ids = session.scalars(
         select(RolloutRow.id).order_by(RolloutRow.created_ms.desc(), RolloutRow.id).limit(limit)
     ).all()
-    return [show_rollout(session, one, now_ms=now_ms, targets=targets) for one in ids]
+    found: list[RolloutView] = []
+    for one in ids:
+        try:
+            found.append(show_rollout(session, one, now_ms=now_ms, targets=targets))
+        except FleetError as error:
+            say_refused(f"rollout {one}: {error}")
+    return found
 
 
 def show_rollout(session: Session, rollout_id: str, *, now_ms: int, targets: bool = True) -> RolloutView:
@@ -280,9 +294,12 @@ def show_rollout(session: Session, rollout_id: str, *, now_ms: int, targets: boo
 
 def list_versions(session: Session) -> list[VersionView]:
     """The versions of models, newest first."""
-    counts = Counter(_version_of(document) for document in session.scalars(select(ReportedState.document)))
-    births = session.scalars(select(Device.birth).where(Device.birth.is_not(None)))
-    agents = Counter(msgspec.json.decode(birth, type=Birth).agent_artefact or None for birth in births if birth)
+    told = session.execute(select(ReportedState.device, ReportedState.document))
+    reports = [read_record(text, Reported, device) for device, text in told]
+    counts = Counter(one.version for one in reports if one is not None)
+    born = session.execute(select(Device.id, Device.birth).where(Device.birth.is_not(None)))
+    births = [read_record(text or None, Birth, device) for device, text in born]
+    agents = Counter(one.agent_artefact or None for one in births if one is not None)
     rows = session.scalars(select(Version).order_by(Version.created_ms.desc(), Version.name))
     return [
         VersionView(
@@ -360,12 +377,10 @@ def _view(
         labels={**device.own_labels, **device.labels, **facts},
         since_ms=presence.since_ms if presence else None,
         seen_ms=presence.seen_ms if presence else None,
-        birth=msgspec.json.decode(device.birth, type=Birth) if device.birth else None,
-        heartbeat=(
-            msgspec.json.decode(presence.heartbeat, type=Heartbeat) if presence and presence.heartbeat else None
-        ),
-        desired=msgspec.json.decode(desired, type=Desired) if desired else None,
-        reported=msgspec.json.decode(reported, type=Reported) if reported else None,
+        birth=read_record(device.birth or None, Birth, device.id),
+        heartbeat=read_record((presence.heartbeat or None) if presence else None, Heartbeat, device.id),
+        desired=read_record(desired, Desired, device.id),
+        reported=read_record(reported, Reported, device.id),
     )
 
 
@@ -373,7 +388,3 @@ def _job_view(job: Job) -> JobView:
     return JobView(
         **{name: getattr(job, name) for name in JobView.__struct_fields__},
     )
-
-
-def _version_of(document: str) -> str | None:
-    return msgspec.json.decode(document, type=Reported).version

@@ -8,6 +8,7 @@ import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from device_profiles.errors import EdgeError
 from edge_runtime.messages import INSTALLED, ArtefactRef, Models, Slots
 from orchestrator.fleet import jobs
 from orchestrator.fleet.audit import append_audit
@@ -150,20 +151,28 @@ def active_rollouts(session: Session) -> list[str]:
 
 
 def carry_out_updates(session: Session, leases: Sequence[Lease], *, now_ms: int) -> None:
-    """The orders of update jobs become the devices' desired states."""
+    """The orders of update jobs become the devices' desired states; one that cannot be read ends its own job alone."""
     devices = [lease.device for lease in leases if lease.device is not None]
     held = hold_desired(session, devices)
     rollouts = {lease.rollout for lease in leases}
     chosen = select(TargetRow).where(TargetRow.rollout.in_(rollouts), TargetRow.device.in_(devices))
     targets = {(target.rollout, target.device): target for target in session.scalars(chosen)}
+    refused: list[tuple[Lease, str]] = []
     with session.no_autoflush:
         for lease in leases:
-            _carry_out(session, lease, targets[(str(lease.rollout), str(lease.device))], held, now_ms)
+            try:
+                _carry_out(session, lease, targets.get((str(lease.rollout), str(lease.device))), held, now_ms)
+            except (EdgeError, msgspec.DecodeError) as error:
+                refused.append((lease, f"{type(error).__name__}: {error}"))
     session.flush()
+    for lease, why in refused:
+        log.error("the update %s of %s is passed over: %s", lease.id, lease.device, why)
+        jobs.finish(session, lease.id, lease.attempt, now_ms=now_ms, error=why, retry=False)
 
 
-def _carry_out(session: Session, lease: Lease, target: TargetRow, held: Held, now_ms: int) -> None:
-    assert lease.device is not None
+def _carry_out(session: Session, lease: Lease, target: TargetRow | None, held: Held, now_ms: int) -> None:
+    if lease.device is None or target is None:
+        raise UnknownError(f"Wanted the rollout that the update {lease.id} is part of, found none. Begin another one.")
     rollout = msgspec.json.decode(session.get_one(RolloutRow, lease.rollout).document, type=Rollout)
     revert = bool(lease.arguments.get("revert"))
     change_desired(

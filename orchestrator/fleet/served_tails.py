@@ -11,6 +11,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from edge_runtime.messages import Desired, Models, Reported
+from orchestrator.fleet.records import read_record
 from orchestrator.fleet.state import ENDED
 from orchestrator.fleet.store import Store
 from orchestrator.fleet.tables import (
@@ -78,7 +79,8 @@ def tail_is_served(session: Session, version: str, *, now_ms: int) -> bool:
             ConfigKey.scope == SCOPE, ConfigKey.key.startswith(_PREFIX), ConfigKey.changed_ms >= now_ms - _ALIVE_MS
         )
     )
-    return all(tail in msgspec.json.decode(value, type=ServedTails).artefacts for value in rows)
+    served = (read_record(value, ServedTails, "a server of tails") for value in rows)
+    return all(tail in one.artefacts for one in served if one is not None)
 
 
 def one_tail_a_key(tails: Mapping[str, Iterable[str]]) -> list[str]:
@@ -97,15 +99,17 @@ def one_tail_a_key(tails: Mapping[str, Iterable[str]]) -> list[str]:
 
 def _in_use(session: Session) -> tuple[set[str | None], set[str]]:
     """Heads and names of versions that devices run, are told to run, or would go back to."""
-    models: list[Models | None] = [
-        msgspec.json.decode(text, type=Desired).models for text in session.scalars(select(DesiredState.document))
-    ]
+    models: list[Models | None] = []
+    for device, text in session.execute(select(DesiredState.device, DesiredState.document)):
+        desired = read_record(text, Desired, device)
+        models.append(None if desired is None else desired.models)
     going = select(RolloutRow.id, RolloutRow.version).where(RolloutRow.phase.not_in(ENDED))
     rollouts = {row.id: row.version for row in session.execute(going)}
     before = select(TargetRow.before).where(TargetRow.rollout.in_(rollouts)).distinct()
-    models += [msgspec.json.decode(text, type=Models) for text in session.scalars(before)]
+    models += [read_record(text, Models, "a rollout") for text in session.scalars(before)]
     names = {*rollouts.values(), *(one.version for one in models if one is not None)}
     heads: set[str | None] = {one.head.artefact for one in models if one is not None and one.head is not None}
-    for text in session.scalars(select(ReportedState.document)):
-        heads.add(msgspec.json.decode(text, type=Reported).slots.head)
+    for device, text in session.execute(select(ReportedState.device, ReportedState.document)):
+        reported = read_record(text, Reported, device)
+        heads.add(None if reported is None else reported.slots.head)
     return heads - {None}, names
