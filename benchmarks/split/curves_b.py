@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from benchmarks.data import data_folder
-from benchmarks.rows import RESULTS
 from benchmarks.split.bottlefit_rows import CODECS, bottlefit_rows, bytes_at, codec_point, read_forms
 from benchmarks.split.grocery_codecs import CLASSES, CodecPoint, points
+from benchmarks.split.study_chart import CHARTS, accuracy_axes, finish
 from benchmarks.split.study_curves import (
     EARLIER,
     MIN_REFERENCE,
@@ -41,7 +40,7 @@ from export.evaluate import evaluate_exit, picture_size
 from orchestrator.demo.pair import ZOO
 from split.training_data import DataOptions, open_pictures
 
-CHART = RESULTS / "charts" / "curves_b"
+CHART = CHARTS / "curves_b"
 RATE_BAR = -50
 _PROTOCOL = PROTOCOLS["b"]
 _TUNED = "with the whole network fine-tuned on compressed pictures"
@@ -234,8 +233,7 @@ def _point(name: str, what: str, pair: Pair) -> dict[str, Any]:
 
 def chart(pairs: dict[str, Sequence[Pair]], codecs: Sequence[CodecPoint], raw: CodecPoint, path: Path) -> None:
     """Accuracy over bytes as PNG and SVG."""
-    figure = Figure(figsize=(7.5, 4.2))
-    axes = figure.subplots()
+    figure, axes = accuracy_axes()
     axes.set_prop_cycle(color=colormaps["tab20"].colors)  # the codecs' two curves are of one hue
     for codec in CODECS:
         some = [one for one in codecs if one.codec == codec]
@@ -246,12 +244,4 @@ def chart(pairs: dict[str, Sequence[Pair]], codecs: Sequence[CodecPoint], raw: C
     for label, some_pairs in pairs.items():
         places = sorted((sizes.mean(), 100 * right.mean()) for sizes, right in some_pairs)
         axes.plot([one[0] for one in places], [one[1] for one in places], marker="s", label=label)
-    axes.axhline(100 * raw.plain.mean(), color="#888888", linestyle=":", label="no split")
-    axes.set_xscale("log")
-    axes.set_xlabel("bytes of a frame, mean")
-    axes.set_ylabel("accuracy, %")
-    axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for kind in ("png", "svg"):
-        figure.savefig(path.with_suffix(f".{kind}"), dpi=120, bbox_inches="tight")
+    finish(figure, axes, float(raw.plain.mean()), path)

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from benchmarks.split.study_chart import chart_a
 from benchmarks.split.study_curves import (
     CHOOSING,
     EARLIER,
@@ -43,6 +44,7 @@ from benchmarks.split.study_plan import (
     RATES,
     SEEDS,
     STREAMS,
+    Protocol,
     TeacherNote,
     ablation_jobs,
 )
@@ -78,7 +80,7 @@ def said(curve: str) -> str:
 
 
 def rows() -> Iterator[dict[str, Any]]:
-    """es_bd, ours_bd, progressive, and the points themselves."""
+    """es_bd, ours_bd, progressive, the points themselves, and protocol a's chart."""
     curves = {(p, m): complete(read_rates(POINTS, p, m)) for p, methods in RATES.items() for m in methods}
     es = compare(curves["a", "peer_fp"], curves["a", "entropic"])
     away = None if es.value is None or es.seeds < MIN_SEEDS else max(es.low, -es.high, 0.0)
@@ -96,6 +98,8 @@ def rows() -> Iterator[dict[str, Any]]:
     yield from point_rows(POINTS)
     yield from teacher_rows(POINTS)
     yield from earlier(_earlier_rows())
+    note = read_teacher(POINTS, PROTOCOLS["a"])
+    chart_a(curves, note.test if note else None)
 
 
 def _earlier_rows() -> Iterator[dict[str, Any]]:
@@ -274,12 +278,17 @@ def ablation_rows(folder: Path) -> Iterator[dict[str, Any]]:
 def teacher_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Test accuracy of the whole networks that `study.prepare` fine-tuned."""
     for protocol in PROTOCOLS.values():
-        path = folder / f"{protocol.name}-teacher.json"
-        if protocol.row and path.is_file():
-            note = msgspec.json.decode(path.read_bytes(), type=TeacherNote)
+        note = read_teacher(folder, protocol)
+        if protocol.row and note is not None:
             enlarged = ", enlarged from a short side of 160" if protocol.size > 160 else ""
             what = f"accuracy of the whole fine-tuned network, test pictures of {protocol.size} px{enlarged}, 1 seed, the last of {note.epochs} epochs (validation {100 * note.val:.2f} %)"
             yield {"id": f"teacher.{protocol.row}", "what": what, "value": round(100 * note.test, 2), "unit": "%", "direction": "info"}  # fmt: skip
+
+
+def read_teacher(folder: Path, protocol: Protocol) -> TeacherNote | None:
+    """What a teacher's training left, if there is any."""
+    path = folder / f"{protocol.name}-teacher.json"
+    return msgspec.json.decode(path.read_bytes(), type=TeacherNote) if path.is_file() else None
 
 
 def point_rows(folder: Path) -> Iterator[dict[str, Any]]:

@@ -11,6 +11,7 @@ from benchmarks.split import codec, fuzz, study_curves
 from benchmarks.split.bottlefit_rows import Form, bottlefit_rows, bytes_at, read_forms
 from benchmarks.split.curves_b import Variant, codec_rows, head_work
 from benchmarks.split.grocery_codecs import CodecPoint
+from benchmarks.split.study_chart import chart_a
 from benchmarks.split.study_job import write_points
 from benchmarks.split.study_nets import SmallNetwork, head_macs, macs
 from benchmarks.split.study_plan import COUNTED_TABLES, JOBS, PROTOCOLS, RATES, plan
@@ -163,6 +164,19 @@ def test_the_recipe_of_a_stream_is_chosen_on_validation_pictures():
     assert rows["progressive.steep"]["value"] < -45
     assert "price_step 2.0" in rows["progressive"]["what"]
     assert rows["progressive.seeds"]["value"] == 3
+
+
+def test_the_chart_of_protocol_a_draws_the_curves_that_have_points(tmp_path):
+    rng = np.random.default_rng(0)
+    right = [np.arange(400) % 100 < share for share in (50, 60, 70, 80)]
+    curves = {("a", name): {} for name in RATES["a"]}
+    curves["a", "slim"] = dict.fromkeys(range(3), curve(rng, 1.0, right))
+    chart_a(curves, 0.9, tmp_path / "charts" / "curves_a")
+    text = (tmp_path / "charts" / "curves_a.svg").read_text()
+    assert "<!-- slim -->" in text
+    assert "<!-- no split -->" in text
+    assert "hyperprior" not in text
+    assert (tmp_path / "charts" / "curves_a.png").is_file()
 
 
 def test_integers_of_the_peer_in_our_tables_are_points_of_their_own(tmp_path):
