@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import os
+import io
 import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,12 +15,13 @@ import numpy.typing as npt
 from device_profiles.errors import MissingDependencyError
 from export.mcu.errors import ProofError
 from export.mcu.network import Network
-from export.mcu.oracle_child import ANSWER, MODEL, REQUEST
+from export.mcu.oracle_process import Ended, OracleProcess
 from export.mcu.values import Quant, View
 
 Int8s = npt.NDArray[np.int8]
 SPARE_S = 120.0  # for a call beside its arithmetic,
 SLOW_MACS_PER_S = 5e6  # which takes a hundredth of that on a desktop machine
+_HEAD_BYTES = 4096  # of an array in an .npz, and of the .npz
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +56,12 @@ def from_physical(data: npt.NDArray[Any], view: View) -> npt.NDArray[Any]:
 class Oracle:
     """Runs a ``.tflite`` file in TensorFlow Lite Micro and hands out every tensor of its network.
 
-    The engine runs in a process of its own, one for all cases of a call: some files make it crash.
+    The engine runs in a process of its own, since some files make it crash: a fork for each call, for all its cases.
 
     Args:
         model: The file.
         network: What ``lower`` made of it.
+        process: Keeps the engine loaded, for many oracles; None: one of this oracle's own.
         limit_s: A call may take so long; None: what a slow machine needs.
 
     Raises:
@@ -79,13 +77,16 @@ class Oracle:
         "that can be equal (leave it to the caller)."
     )
 
-    def __init__(self, model: bytes, network: Network, *, limit_s: float | None = None) -> None:
+    def __init__(
+        self, model: bytes, network: Network, *, process: OracleProcess | None = None, limit_s: float | None = None
+    ) -> None:
         module, package = self.package
         if importlib.util.find_spec(module) is None:
             raise MissingDependencyError(
                 f"the reference engine needs the package {package}; pip install 'headtail[export-mcu]'."
             )
         self._model, self._network, self._limit_s = model, network, limit_s
+        self._process = OracleProcess() if process is None else process
 
     def run_all(self, cases: Sequence[tuple[Int8s, ...]]) -> tuple[Truth, ...]:
         """Run every case.
@@ -99,20 +100,29 @@ class Oracle:
         Raises:
             ProofError: The engine refuses the model, crashes or takes too long.
         """
-        with tempfile.TemporaryDirectory(prefix="headtail-oracle-") as folder:
-            np.savez(Path(folder, REQUEST), **self._request(cases))  # type: ignore[arg-type]
-            Path(folder, MODEL).write_bytes(self._model)
-            macs = len(cases) * self._network.file_macs
-            self._run_child(folder, SPARE_S + macs / SLOW_MACS_PER_S if self._limit_s is None else self._limit_s)
-            with np.load(Path(folder, ANSWER), allow_pickle=False) as answer:
-                raw = {index: answer[str(index)] for index, _ in self._network.homes.values()}
+        raw = self._ask(cases)
         return tuple(
             self._truth(inputs, {i: data[case] for i, data in raw.items()}) for case, inputs in enumerate(cases)
         )
 
+    def _ask(self, cases: Sequence[tuple[Int8s, ...]]) -> dict[int, npt.NDArray[Any]]:
+        request, network = io.BytesIO(), self._network
+        np.savez(request, **self._request(cases))  # type: ignore[arg-type]
+        limit_s = SPARE_S + len(cases) * network.file_macs / SLOW_MACS_PER_S if self._limit_s is None else self._limit_s
+        values = network.homes.items()
+        most_bytes = sum(_HEAD_BYTES + len(cases) * 4 * network.values[key].size_bytes for key, _ in values)
+        answer = self._process.ask(
+            self.engine, request.getvalue(), limit_s=limit_s, most_bytes=_HEAD_BYTES + most_bytes
+        )
+        if isinstance(answer, Ended):
+            raise self._failure(answer, limit_s)
+        with np.load(io.BytesIO(answer), allow_pickle=False) as found:
+            return {index: found[str(index)] for index, _ in network.homes.values()}
+
     def _request(self, cases: Sequence[tuple[Int8s, ...]]) -> dict[str, npt.NDArray[Any]]:
         network = self._network
         request = {
+            "model": np.frombuffer(self._model, np.uint8),
             "inputs": np.array(len(network.inputs)),
             "tensors": np.array(sorted({index for index, _ in network.homes.values()}), np.int64),
             "arena_bytes": np.array(arena_guess(network)),
@@ -122,26 +132,19 @@ class Oracle:
             request[f"input_{place}"] = np.stack(given)
         return request
 
-    def _run_child(self, folder: str, limit_s: float) -> None:
-        command = [sys.executable, "-m", "export.mcu.oracle_child", self.engine, folder]
-        try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False,
-                cwd=folder, env=_environment(),
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as error:
-            raise ProofError(
+    def _failure(self, ended: Ended, limit_s: float) -> ProofError:
+        said = " | ".join(ended.said.split("\n")).strip(" |.")[-400:]
+        if ended.status == -signal.SIGALRM:
+            return ProofError(
                 f"Wanted {self.name} to run the model within {limit_s:g} s, found it still running. "
                 "Try a smaller model or an idle machine."
-            ) from error
-        said = " | ".join(done.stderr.decode("utf-8", "replace").split("\n")).strip(" |.")[-400:]
-        if done.returncode < 0:
-            raise ProofError(
-                f"Wanted {self.name} to run the model, found that {_signal_name(-done.returncode)} ended it: "
+            )
+        if ended.status < 0:
+            return ProofError(
+                f"Wanted {self.name} to run the model, found that {_signal_name(-ended.status)} ended it: "
                 f"{said or 'it said nothing'}. {self.crashes}"
             )
-        if done.returncode > 0:
-            raise ProofError(f"{self.name} refuses the model: {said}. {self.advice}")
+        return ProofError(f"{self.name} refuses the model: {said}. {self.advice}")
 
     def _truth(self, inputs: tuple[Int8s, ...], raw: Mapping[int, npt.NDArray[Any]]) -> Truth:
         network, tensors = self._network, {}
@@ -158,12 +161,6 @@ class LitertOracle(Oracle):
     package = ("ai_edge_litert", "ai-edge-litert")
     advice = "Leave --rounding at tflm."
     crashes = "Known cause: a SOFTMAX over 512 or more values that can be equal (leave it to the caller)."
-
-
-def _environment() -> dict[str, str]:
-    """The child finds headtail where this process did."""
-    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
 
 
 def _signal_name(number: int) -> str:

@@ -12,6 +12,7 @@ import pytest
 from ai_edge_litert import schema_py_generated as schema
 
 from export.mcu.native import build_library
+from export.mcu.oracle_process import OracleProcess
 
 CODES = {name: code for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 TYPES = {
@@ -291,3 +292,9 @@ def fresh_folder(tmp_path_factory):
     base = tmp_path_factory.mktemp("networks")
     numbers = itertools.count()
     return lambda: base / str(next(numbers))
+
+
+@pytest.fixture(scope="session")
+def engines() -> OracleProcess:
+    """The reference engines, loaded once for all proofs."""
+    return OracleProcess()

@@ -21,13 +21,13 @@ class Board:
     flash_bytes: int | None = 256 * 1024
 
 
-def both_engines(model: bytes, count: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
+def both_engines(engines, model: bytes, count: int = 5) -> list[tuple[np.ndarray, np.ndarray]]:
     network = lower(model)
     litert = Interpreter(model_content=model, experimental_op_resolver_type=OpResolverType.BUILTIN_REF)
     litert.allocate_tensors()
     pairs = []
     cases = proof_inputs(network, count=count)
-    for inputs, truth in zip(cases, Oracle(model, network).run_all(cases), strict=True):
+    for inputs, truth in zip(cases, Oracle(model, network, process=engines).run_all(cases), strict=True):
         for detail, data in zip(litert.get_input_details(), inputs, strict=True):
             litert.set_tensor(detail["index"], data.reshape(detail["shape"]))
         litert.invoke()
@@ -57,33 +57,33 @@ ONE_OP = {
 
 
 @pytest.mark.parametrize("name", ONE_OP)
-def test_litert_agrees_on_every_operator_but_the_dense_layer(tflite_builder, name):
+def test_litert_agrees_on_every_operator_but_the_dense_layer(tflite_builder, engines, name):
     for seed in range(3):
         net = tflite_builder(seed)
         source = net.activation((1, 9, 11, 8), 0.04, -20)
         out = ONE_OP[name](net, source)
         inputs = [i for i, tensor in enumerate(net.tensors) if tensor.buffer == 0 and i != out]
-        for litert, micro in both_engines(net.finish(inputs, [out])):
+        for litert, micro in both_engines(engines, net.finish(inputs, [out])):
             assert np.array_equal(litert, micro)
 
 
-def test_the_dense_layer_differs_by_at_most_one_step(tflite_builder):
+def test_the_dense_layer_differs_by_at_most_one_step(tflite_builder, engines):
     """LiteRT rounds once, TensorFlow Lite Micro (and CMSIS-NN) twice: the reason why the oracle is named."""
     for seed in range(5):
         net = tflite_builder(seed)
         source = net.activation((1, 128), 0.04, -20)
-        for litert, micro in both_engines(net.finish([source], [net.dense(source, 64)])):
+        for litert, micro in both_engines(engines, net.finish([source], [net.dense(source, 64)])):
             assert np.abs(litert.astype(int) - micro).max() <= 1
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_rounding_litert_equals_litert_in_every_tensor(tflite_builder, kernel_library, fresh_folder, seed):
+def test_rounding_litert_equals_litert_in_every_tensor(tflite_builder, kernel_library, fresh_folder, engines, seed):
     net = tflite_builder(seed)
     source = net.activation((1, 6, 5, 8), 0.04, -20)
     tip = net.dense(net.conv(source, 8), 96, activation=1, per_channel=seed % 2 == 1)
     model = net.finish([source], [net.unary("SOFTMAX", net.dense(tip, 40, gain=3.0))])
     network = round_dense_once(lower(model))
-    oracle = LitertOracle(model, network)
+    oracle = LitertOracle(model, network, process=engines)
     inputs = proof_inputs(network, count=8)
     proof = prove_tensors(network, oracle, inputs, library=kernel_library, folder=fresh_folder())
     assert proof.differences == ()

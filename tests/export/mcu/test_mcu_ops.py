@@ -19,12 +19,12 @@ SLOW = settings(
 
 
 @pytest.fixture(scope="session")
-def prove(kernel_library, fresh_folder):
+def prove(kernel_library, fresh_folder, engines):
     def run(model: bytes, count: int = 5):
         network = lower(model)
         proof = prove_tensors(
             network,
-            Oracle(model, network),
+            Oracle(model, network, process=engines),
             proof_inputs(network, count=count),
             library=kernel_library,
             folder=fresh_folder(),
@@ -147,7 +147,7 @@ def test_add_and_mul_equal_the_reference(tflite_builder, prove, op, scales, zero
     st.floats(0.6, 1.5),
     ZEROS,
 )
-def test_functions_of_one_integer_equal_the_reference(tflite_builder, prove, op, scale, zero, ratio, out_zero):
+def test_functions_of_one_integer_equal_the_reference(tflite_builder, prove, engines, op, scale, zero, ratio, out_zero):
     if op == "RELU6" and 6 / scale + zero < -128:
         return
     net = tflite_builder()
@@ -156,7 +156,7 @@ def test_functions_of_one_integer_equal_the_reference(tflite_builder, prove, op,
     model = net.finish([source], [net.unary(op, source, scale * ratio, out_zero)])
     network = lower(model)
     every = np.arange(-128, 128).astype(np.int8).reshape(4, 8, 8)
-    truth = Oracle(model, network).run_all([(every,)])[0]
+    truth = Oracle(model, network, process=engines).run_all([(every,)])[0]
     (op_struct,) = network.ops
     assert (op_struct.table[every.astype(int) + 128] == truth.outputs[0]).all()
 

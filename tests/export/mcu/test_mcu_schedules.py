@@ -95,11 +95,11 @@ REQUESTS = st.builds(
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 10**6), st.integers(2, 9), st.lists(REQUESTS, min_size=2, max_size=3))
 def test_every_schedule_of_a_random_network_gives_the_reference_integers(
-    tflite_builder, run_schedule, kernel_library, fresh_folder, seed, length, requests
+    tflite_builder, run_schedule, kernel_library, fresh_folder, engines, seed, length, requests
 ):
     model = random_network(tflite_builder, seed, length)
     network = lower(model)
-    oracle = Oracle(model, network)
+    oracle = Oracle(model, network, process=engines)
     inputs = proof_inputs(network, count=2, seed=seed)
     proof = prove_tensors(network, oracle, inputs, library=kernel_library, folder=fresh_folder())
     assert proof.differences == ()
@@ -127,7 +127,7 @@ def test_an_input_that_is_an_output_too_is_handed_out_from_the_arena_or_refused(
         assert np.array_equal(outputs[1], one[0])
 
 
-def test_the_least_ram_of_a_wide_network_needs_patches_or_tiles_and_stays_exact(tflite_builder, run_schedule):
+def test_the_least_ram_of_a_wide_network_needs_patches_or_tiles_and_stays_exact(tflite_builder, run_schedule, engines):
     """A network whose first layers are far larger than the rest: recomputation pays, and equals."""
     net = tflite_builder(1)
     source = net.activation((1, 48, 48, 3), 0.04, -10)
@@ -137,7 +137,7 @@ def test_the_least_ram_of_a_wide_network_needs_patches_or_tiles_and_stays_exact(
     tip = net.depthwise(tip, 1, (3, 3), (2, 2))
     model = net.finish([source], [net.dense(net.pool(tip, kernel=(4, 4), stride=(4, 4)), 4)])
     network = lower(model)
-    oracle = Oracle(model, network)
+    oracle = Oracle(model, network, process=engines)
     inputs = proof_inputs(network, count=2)
     kinds = set()
     for schedule in ("patch", "auto"):
