@@ -2,17 +2,21 @@
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from orchestrator.tensor_parallel.errors import PromptError
 from orchestrator.tensor_parallel.template_child import MOST_CHARACTERS
 
 _CHILD = [sys.executable, "-m", "orchestrator.tensor_parallel.template_child"]
+_ROOT = str(Path(__file__).parents[2])
 _TEMPLATE_CHARACTERS = 1 << 20
 _ANSWER_BYTES = 16 * MOST_CHARACTERS  # each may be written as \\ud83d\\ude00
 _END_S = 5.0
@@ -29,6 +33,7 @@ class ChatTemplate:
         self._template = template[:_TEMPLATE_CHARACTERS]
         self._lock = threading.Lock()  # guards the child
         self._child: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], int | None] = lambda: None
 
     def render(self, values: dict[str, Any]) -> str:
         """The text of a conversation.
@@ -46,15 +51,21 @@ class ChatTemplate:
         if "text" not in answer:
             raise _refused(answer["error"])
         text: str = answer["text"]
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise _refused(f"half a character, {text[error.start]!r}") from error
         return text
 
     def _ask(self, request: bytes) -> bytes:
         child = self._child
         if child is None or child.poll() is not None:
+            self._end()
             child = self._child = subprocess.Popen(  # a session of its own: Ctrl-C is for the server
-                _CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
-            )
-            weakref.finalize(self, _end, child)
+                _CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+                cwd=_ROOT, env=_environment(),
+            )  # fmt: skip
+            self._end = weakref.finalize(self, _end, child)
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -64,8 +75,7 @@ class ChatTemplate:
         except OSError:
             line = b""  # it is gone
         if not line.endswith(b"\n"):
-            self._child = None
-            status = _end(child)
+            status = self._end()
             why = "too much time is wanted" if status == -signal.SIGALRM else f"its process ended with status {status}"
             raise _refused(why)
         return line
@@ -86,3 +96,9 @@ def _end(child: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         child.kill()
         return child.wait()
+
+
+def _environment() -> dict[str, str]:
+    """The child finds the program where this process did, and no module of the working directory."""
+    paths = [_ROOT, os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}

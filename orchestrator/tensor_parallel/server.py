@@ -60,10 +60,10 @@ class Service:
 
 def build_app(service: Service) -> Starlette:
     """The application."""
-    turn = asyncio.Semaphore(1)
+    chat, text = asyncio.Semaphore(1), asyncio.Semaphore(1)  # a slow chat template holds up no other prompt
     routes = [
-        Route("/v1/chat/completions", partial(_complete, service=service, kind="chat", turn=turn), methods=["POST"]),
-        Route("/v1/completions", partial(_complete, service=service, kind="text", turn=turn), methods=["POST"]),
+        Route("/v1/chat/completions", partial(_complete, service=service, kind="chat", turn=chat), methods=["POST"]),
+        Route("/v1/completions", partial(_complete, service=service, kind="text", turn=text), methods=["POST"]),
         Route("/v1/models", partial(_models, service=service)),
         Route("/v1/models/{model:path}", partial(_models, service=service)),
         Route("/health", partial(_health, service=service)),
@@ -147,7 +147,10 @@ async def _complete(
         body = await asyncio.wait_for(_body(request), _BODY_S)
         asked = parse(body, ChatRequest if kind == "chat" else CompletionRequest)
         context, guessing = service.engine.settings.context, (service.lookup, service.drafts)
-        async with turn:  # beside the streams, and one prompt at a time: a long one takes a processor for seconds
+        # beside the streams, and one prompt of a kind at a time: a long one takes a processor for seconds
+        async with turn:
+            if await request.is_disconnected():
+                return Response(status_code=499)
             wanted = await asyncio.to_thread(to_request, asked, service.text, guessing=guessing, context=context)
         events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()

@@ -214,6 +214,60 @@ def test_a_prompt_that_takes_long_to_tokenise_stops_nobody_else(server, monkeypa
     assert len(found) == 1
 
 
+def held(monkeypatch, text, name):
+    """A method of the text that is held up at its first call: when that came, what lets it go on, and what it was given."""
+    begun, go_on, seen, method = threading.Event(), threading.Event(), [], getattr(text, name)
+
+    def slowly(given, **options):
+        seen.append(given)
+        begun.set()
+        assert go_on.wait(30)
+        return method(given, **options)
+
+    monkeypatch.setattr(text, name, slowly)
+    return begun, go_on, seen
+
+
+def test_a_chat_template_that_takes_long_holds_up_no_prompt_of_another_client(server, monkeypatch):
+    url, service = server
+    begun, go_on, _ = held(monkeypatch, service.text, "chat")
+    message, found = {"role": "user", "content": "hi"}, []
+    asking = threading.Thread(
+        target=lambda: found.append(
+            client(url).chat.completions.create(model="m", messages=[message], max_tokens=2, extra_body=TO_THE_END)
+        )
+    )
+    asking.start()
+    try:
+        assert begun.wait(20)
+        quick = client(url).with_options(timeout=10)
+        assert quick.completions.create(model="m", prompt="x", max_tokens=2).choices
+    finally:
+        go_on.set()
+        asking.join()
+    assert len(found) == 1
+
+
+def test_the_prompt_of_a_client_that_left_while_it_waited_is_not_read(server, monkeypatch):
+    url, service = server
+    begun, go_on, seen = held(monkeypatch, service.text, "encode")
+    asking = threading.Thread(target=lambda: client(url).completions.create(model="m", prompt="first", max_tokens=2))
+    asking.start()
+    try:
+        assert begun.wait(20)
+        body = b'{"prompt": "left", "max_tokens": 2}'
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer secret\r\nContent-Length: {len(body)}\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=20) as raw:
+            raw.sendall(head.encode() + body)
+            assert urllib.request.urlopen(f"{url}/health", timeout=20).status == 200  # by now it waits
+        assert urllib.request.urlopen(f"{url}/health", timeout=20).status == 200  # by now it left
+    finally:
+        go_on.set()
+        asking.join()
+    client(url).completions.create(model="m", prompt="last", max_tokens=2)
+    assert seen == ["first", "last"]
+
+
 def test_a_stream_that_the_servers_end_cuts_off_ends_with_an_error_and_no_traceback(cluster, tiny, monkeypatch, capfd):
     with serving(cluster(tiny.folder, ranks=1)) as (url, service):
         go_on, step = threading.Event(), service.engine.step

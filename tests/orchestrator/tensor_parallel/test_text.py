@@ -1,7 +1,11 @@
 """Text of a shard set: prompts whole, whatever a tokenizer.json, a template or a client brings."""
 
 import gc
+import os
 import resource
+import select
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -132,11 +136,53 @@ def test_a_process_that_was_killed_is_begun_again_and_ends_with_its_text(tiny, t
     first.kill()
     first.wait()
     assert text.chat([message]) == wanted
+    assert first.stdin.closed
+    assert first.stdout.closed
     second = text._template._child
     assert second.poll() is None
     del text
     gc.collect()
     assert second.poll() == 0
+
+
+def test_modules_in_the_working_directory_are_not_run(tiny, tmp_path, monkeypatch):
+    (tmp_path / "jinja2.py").write_text("raise SystemExit('run from the working directory')")
+    monkeypatch.chdir(tmp_path)
+    assert chat_with("ab", sharded(tiny, tmp_path / "shards")) == Text(tmp_path / "shards").encode(
+        "ab", add_special=False
+    )
+
+
+def test_half_a_character_in_a_chat_template_is_a_named_error(tiny, tmp_path):
+    with pytest.raises(PromptError, match=r"found: half a character, '\\ud83d'"):
+        chat_with(r"a{{ '\ud83d' }}", sharded(tiny, tmp_path))
+    whole = chat_with(r"a{{ '\ud83d\ude00' }}", tmp_path)
+    assert whole == Text(tmp_path).encode("a\N{GRINNING FACE}", add_special=False)
+
+
+ASKING = """
+import sys
+from orchestrator.tensor_parallel import chat_template
+code = (
+    "import os, signal, sys\\nfrom orchestrator.tensor_parallel import template_child as child\\n"
+    "child.MOST_SECONDS = 1\\n"
+    "def answer(request):\\n with open(sys.argv[1], 'w') as said: said.write(str(os.getpid()))\\n while True: pass\\n"
+    "child._answer = answer\\nchild.main()"
+)
+chat_template._CHILD = [sys.executable, "-c", code, sys.argv[1]]
+chat_template.ChatTemplate("x").render({})
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_process_outlives_a_server_that_is_killed_by_no_more_than_its_time(tmp_path, number):
+    os.mkfifo(tmp_path / "said")
+    command = [sys.executable, "-c", ASKING, str(tmp_path / "said")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as program:
+        ended = os.pidfd_open(int((tmp_path / "said").read_text()))
+        program.send_signal(number)
+    assert select.select([ended], [], [], 30)[0], "it runs on"
+    os.close(ended)
 
 
 @pytest.mark.parametrize(
