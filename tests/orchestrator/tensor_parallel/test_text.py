@@ -7,6 +7,7 @@ import select
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
@@ -151,6 +152,18 @@ def test_modules_in_the_working_directory_are_not_run(tiny, tmp_path, monkeypatc
     assert chat_with("ab", sharded(tiny, tmp_path / "shards")) == Text(tmp_path / "shards").encode(
         "ab", add_special=False
     )
+
+
+def test_what_computes_goes_before_a_chat_template(tiny, tmp_path):
+    """Also where the kernel shares out time among sessions first: the process leads one of its own."""
+    (sharded(tiny, tmp_path) / "chat_template.jinja").write_text("ab")
+    text = Text(tmp_path)
+    text.chat([])
+    pid = text._template._child.pid
+    assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10)
+    enabled = Path("/proc/sys/kernel/sched_autogroup_enabled")
+    if enabled.is_file() and enabled.read_text() == "1\n":
+        assert Path(f"/proc/{pid}/autogroup").read_text().endswith("nice 10\n")
 
 
 def test_half_a_character_in_a_chat_template_is_a_named_error(tiny, tmp_path):
