@@ -123,7 +123,9 @@ class _SegmentWriter:
             tensor, buffer = self.graph.tensors[index], self.segment.buffer(index)
             if max(buffer.rows, tensor.height, tensor.width) > 32767 or tensor.channels > 65535 or extent > 255:
                 raise ScheduleError(
-                    f"tensor {tensor.name} of {tensor.height} x {tensor.width} is too large for the step format."
+                    "wanted at most 32767 rows and columns, 65535 channels and 256 tensors in a segment, found tensor "
+                    f"{tensor.name[:80]!r} of {tensor.height} x {tensor.width} with {tensor.channels} channels, number "
+                    f"{extent + 1} of segment {self.number}. Export a smaller input, or cut the network with headtail split."
                 )
             shape = (buffer.rows, tensor.height, tensor.width, tensor.channels)
             words = "NULL"

@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Template, TemplateError
+from jinja2.ext import Extension
+from jinja2.nodes import Node
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MOST_BYTES = 512 << 20  # addresses of this process, 25 MB of which are the program's
@@ -63,11 +66,32 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
 @functools.lru_cache(maxsize=1)
 def _compiled(template: str) -> Template:
     environment = ImmutableSandboxedEnvironment(  # as transformers does: templates ask for fields that are not there
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
-    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    environment.filters["tojson"] = _to_json
     return environment.from_string(template)
+
+
+class _Generation(Extension):
+    """{% generation %}: marks what the assistant says, for training; here it is what it holds."""
+
+    tags = {"generation"}  # noqa: RUF012 - as Jinja declares it
+
+    def parse(self, parser: Parser) -> list[Node]:
+        """The statements up to endgeneration."""
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _raise(message: str) -> None:

@@ -166,6 +166,14 @@ def test_what_computes_goes_before_a_chat_template(tiny, tmp_path):
         assert Path(f"/proc/{pid}/autogroup").read_text().endswith("nice 10\n")
 
 
+def test_chat_templates_write_json_and_mark_turns_as_transformers_lets_them():
+    template = chat_template.ChatTemplate(
+        "{% for one in messages %}{% generation %}{{ one | tojson(indent=2, sort_keys=true) }}{% endgeneration %}{% endfor %}"
+    )
+    values = {"messages": [{"role": "user", "content": "<\u00e4>"}]}
+    assert template.render(values) == '{\n  "content": "<\u00e4>",\n  "role": "user"\n}'
+
+
 def test_half_a_character_in_a_chat_template_is_a_named_error(tiny, tmp_path):
     with pytest.raises(PromptError, match=r"found: half a character, '\\ud83d'"):
         chat_with(r"a{{ '\ud83d' }}", sharded(tiny, tmp_path))
