@@ -13,14 +13,14 @@ import msgspec
 import numpy as np
 
 from edge_runtime.artefact import write_artefact
-from edge_runtime.manifest import BenchRow, EngineName, Golden, Manifest, Postprocessing, Quality
+from edge_runtime.manifest import BenchRow, EngineName, Golden, Manifest, Postprocessing, Quality, TensorSpec
 from edge_runtime.session import Session, open_session
 from export import verify
 from export.convert import Converted, load_step, random_inputs
 from export.quiet import quiet
 from export.report import INT8_SQNR_DB
 from export.request import Request
-from export.samples import SampleSet, labelled
+from export.samples import DataError, SampleSet, labelled
 
 GOLDEN_VECTORS = 2
 _RANDOM_INPUTS = 4
@@ -116,7 +116,7 @@ def _quality(request: Request, converted: Converted, session: Session, fp32: Ses
     samples: Sequence[list[np.ndarray]] | Iterator[list[np.ndarray]]
     if data is not None:
         indices = data.picked(_LARGEST_DATA)
-        labels = None if data.labels is None else [int(data.labels[index]) for index in indices]
+        labels = _class_ids(data, indices, converted.outputs)
         samples = data.inputs(converted.source_inputs, request.preprocessing, indices)
     else:
         labels, samples = None, _samples(request, converted, most=_CALIBRATION_CHECKED)
@@ -138,6 +138,19 @@ def _quality(request: Request, converted: Converted, session: Session, fp32: Ses
 def _data(request: Request) -> SampleSet | None:
     """The data to measure on, with class ids by the model's labels."""
     return None if request.data is None else labelled(request.data, request.labels)
+
+
+def _class_ids(data: SampleSet, indices: Sequence[int], outputs: Sequence[TensorSpec]) -> list[int] | None:
+    """Of these samples; null where there are none. Accuracy is that of one row of logits: its ids must be in there."""
+    if data.labels is None:
+        return None
+    shape, low, high = outputs[0].shape, int(data.labels.min()), int(data.labels.max())
+    if len(shape) == 2 and shape[0] == 1 < shape[1] and not 0 <= low <= high < shape[1]:
+        raise DataError(
+            f"Wanted class ids of 0 to {shape[1] - 1}, one for each output of the network, found {low} to {high} in {data.source}. "
+            "Give the network's own classes: another array of an .npz (--label-key), or folders named by them."
+        )
+    return [int(data.labels[index]) for index in indices]
 
 
 def _samples(request: Request, converted: Converted, *, most: int) -> list[list[np.ndarray]]:

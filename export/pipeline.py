@@ -87,7 +87,7 @@ def resolve(
         route=route,
         options=options,
         calibration=calibration,
-        data=open_samples(options.data) if options.data is not None else None,
+        data=open_samples(options.data, label_key=options.label_key) if options.data is not None else None,
         cache=cache,
         progress=progress or (lambda _: None),
     )

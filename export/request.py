@@ -43,6 +43,7 @@ class ExportOptions:
         engine: The first of the board's kind.
         calibration: A folder of pictures, or an .npz of inputs; needed for int8.
         data: The same, with class ids: to measure agreement and accuracy on.
+        label_key: Array of an .npz of `data` that holds the class ids.
         preprocessing: How pictures become the input; a module's own wins.
         labels: One name for each class; a module's own win.
         licences: Of the weights, beside those that the module names.
@@ -54,6 +55,7 @@ class ExportOptions:
     engine: EngineName | None = None
     calibration: Path | None = None
     data: Path | None = None
+    label_key: str = ""
     preprocessing: Preprocessing | None = None
     labels: tuple[str, ...] = ()
     licences: tuple[Licence, ...] = ()

@@ -12,7 +12,8 @@ import numpy as np
 from device_profiles.errors import EdgeError
 from edge_runtime.manifest import Preprocessing, TensorSpec
 from edge_runtime.preprocess import ImageError, decode_image, prepare
-from split.picture_archive import KEYS, PictureArchiveError, label_key, picture_files
+from split import picture_archive
+from split.picture_archive import KEYS, LABEL_KEYS, PictureArchiveError, picture_files
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_FILES = 100_000
@@ -96,7 +97,7 @@ class SampleSet:
         return str(self.files[index]) if self.files else f"number {index} of {self.source}"
 
 
-def open_samples(path: Path | str, *, labels: Sequence[str] = ()) -> SampleSet:
+def open_samples(path: Path | str, *, labels: Sequence[str] = (), label_key: str = "") -> SampleSet:
     """Find the samples in a folder of pictures (any depth), an .npz, or a folder with one .npz.
 
     Class ids come from the folder directly above each picture: all integers, or all among the model's labels. In an
@@ -106,6 +107,7 @@ def open_samples(path: Path | str, *, labels: Sequence[str] = ()) -> SampleSet:
     Args:
         path: The folder or file.
         labels: The model's class names.
+        label_key: Array of an .npz that holds the class ids; empty for the usual ones.
 
     Raises:
         DataError: Nothing usable there, or too much.
@@ -117,7 +119,7 @@ def open_samples(path: Path | str, *, labels: Sequence[str] = ()) -> SampleSet:
         if len(packed) == 1:
             path = packed[0]
     if path.is_file() and path.suffix == ".npz":
-        return _open_arrays(path, source)
+        return _open_arrays(path, source, label_key)
     if not path.is_dir():
         raise DataError(f"Wanted a folder of pictures or an .npz file, found neither at {path}. Check the path.")
     files = [one for one in sorted(path.rglob("*")) if one.suffix.lower() in PICTURES and one.is_file()]
@@ -139,7 +141,7 @@ def labelled(samples: SampleSet, labels: Sequence[str]) -> SampleSet:
     return replace(samples, labels=_class_ids(samples.folders, labels))
 
 
-def _open_arrays(path: Path, source: str) -> SampleSet:
+def _open_arrays(path: Path, source: str, label_key: str) -> SampleSet:
     try:
         with zipfile.ZipFile(path) as bundle:
             size = sum(member.file_size for member in bundle.infolist())
@@ -164,7 +166,11 @@ def _open_arrays(path: Path, source: str) -> SampleSet:
             encoded = tuple(picture_files(arrays["data"], arrays["offset"]))
         except PictureArchiveError as error:
             raise DataError(f"{error} Look at {path}.") from error
-    key, names = _kept(arrays, encoded=bool(encoded))
+    if label_key and label_key not in arrays:
+        raise DataError(
+            f"Wanted class ids as {label_key} in {path}, found {sorted(arrays)}. Name one of them as --label-key."
+        )
+    key, names = _kept(arrays, label_key, encoded=bool(encoded))
     ids = arrays.pop(key, None)
     arrays = {name: arrays[name] for name in names}
     if ids is not None and (ids.dtype.kind not in "iu" or ids.ndim != 1):
@@ -187,15 +193,17 @@ def _open_arrays(path: Path, source: str) -> SampleSet:
     return SampleSet(source, digest.hexdigest(), (), None if encoded else arrays, (), labels, encoded)
 
 
-def _kept(arrays: dict[str, np.ndarray], *, encoded: bool) -> tuple[str, list[str]]:
+def _kept(arrays: dict[str, np.ndarray], wanted: str, *, encoded: bool) -> tuple[str, list[str]]:
     """The key of the class ids, and those of what they belong to; a training set holds names and other class ids besides."""
-    key = label_key(arrays)
+    key = wanted or picture_archive.label_key(arrays)
     if encoded:
         return key, list(KEYS)
     pictures = arrays.get("images")
-    if key not in ("", LABELS) and pictures is not None and pictures.dtype == np.uint8 and pictures.ndim == 4:
+    if pictures is None or pictures.dtype != np.uint8 or pictures.ndim != 4:
+        return wanted or LABELS, [name for name in arrays if name not in (wanted, LABELS)]
+    if key not in ("", LABELS):
         return key, ["images"]
-    return LABELS, [name for name in arrays if name != LABELS]
+    return LABELS, [name for name, one in arrays.items() if name not in LABEL_KEYS and one.dtype.kind not in "US"]
 
 
 def _class_ids(folders: tuple[str, ...], labels: Sequence[str]) -> np.ndarray | None:

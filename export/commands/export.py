@@ -26,6 +26,7 @@ def export(
     calibration: Path | None = None,
     engine: EngineName | None = None,
     data: Path | None = None,
+    label_key: str = "",
     out: Path | None = None,
     crop: str | None = None,
     resize_short: int | None = None,
@@ -57,6 +58,7 @@ def export(
         calibration: Folder of pictures like those that the device will see, or an .npz of inputs or pictures; needed for int8.
         engine: Default: onnxruntime on Linux boards, tensorrt on Jetson, tflite-micro on microcontrollers.
         data: Folder of pictures in folders named by class id, or an .npz with `labels`: measure accuracy on it.
+        label_key: Array of an .npz of --data that holds the class ids.
         out: Folder of the artefact. Default: build/MODEL-BOARD-PRECISION.
         crop: Input is a picture: size of the centre crop, "224" or "224x320". The module's own Preprocessing wins.
         resize_short: Resize the short side to this before the crop.
@@ -79,6 +81,7 @@ def export(
         engine=engine,
         calibration=calibration,
         data=data,
+        label_key=label_key,
         preprocessing=_preprocessing(crop, resize_short, mean, std, interpolation),
         labels=() if labels is None else _read_labels(labels),
         licences=tuple(_licence(text) for text in licence),

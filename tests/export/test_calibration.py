@@ -125,6 +125,20 @@ def test_pictures_with_class_ids_as_for_training_are_taken(tmp_path, key):
     assert [float(one[0][0, 0, 0, 0]) * 128 + 127 for one in data.samples] == pytest.approx([7, 80, 200])
 
 
+def test_a_training_set_with_names_and_other_class_ids_is_taken_and_one_of_them_may_be_named(tmp_path):
+    images = np.stack([np.full((10, 12, 3), value, np.uint8) for value in (7, 80, 200)])
+    ids = {"labels": np.array([2, 0, 1]), "coarse_label": np.array([1, 0, 0]), "name": np.array(["a", "b", "c"])}
+    np.savez(tmp_path / "x.npz", images=images, **ids)
+    _pictures(tmp_path / "folder", ["a.png", "b.png", "c.png"])
+    np.savez(tmp_path / "y.npz", **_packed(tmp_path / "folder", "a.png", "b.png", "c.png"), **ids)
+    for name in ("x.npz", "y.npz"):
+        assert len(_decode(tmp_path / name, preprocessing=PICTURES).samples) == 3
+        assert open_samples(tmp_path / name).labels.tolist() == [2, 0, 1]
+        assert open_samples(tmp_path / name, label_key="coarse_label").labels.tolist() == [1, 0, 0]
+        with pytest.raises(samples.DataError, match=r"class ids as fine in .*\['coarse_label'.*--label-key"):
+            open_samples(tmp_path / name, label_key="fine")
+
+
 def test_a_picture_that_cannot_be_used_is_named(tmp_path):
     _pictures(tmp_path / "p", ["a/1.jpg", "a/2.jpg", "a/3.jpg"])
     whole = (tmp_path / "p" / "a" / "2.jpg").read_bytes()

@@ -20,6 +20,7 @@ from export.modules import as_model_source
 from export.pipeline import export_model
 from export.report import findings
 from export.request import ExportOptions
+from export.samples import DataError
 from export.source import SourceError
 from export.tflite_model import read_tflite
 
@@ -127,6 +128,16 @@ def test_pictures_go_through_the_preprocessing_that_the_device_will_use(exported
     assert manifest.inputs[0].semantic == "image"
     assert manifest.licences == (licence,)
     assert artefact.path(manifest.postprocessing.labels).read_text() == "a\nb\nc\nd\n"
+
+
+def test_class_ids_that_the_network_does_not_have_are_no_accuracy_of_nought(exported, tiny_calibration, tmp_path):
+    inputs = np.load(tiny_calibration)
+    np.savez(tmp_path / "fine.npz", picture=inputs["picture"], labels=inputs["labels"] + 3)
+    with pytest.raises(DataError, match=r"class ids of 0 to 9.*found 3 to 12 in .*fine\.npz.*--label-key"):
+        exported("rpi-4b", calibrated=True, data=tmp_path / "fine.npz")
+    np.savez(tmp_path / "fine.npz", picture=inputs["picture"], labels=inputs["labels"] + 3, coarse=inputs["labels"])
+    chosen = exported("rpi-4b", calibrated=True, data=tmp_path / "fine.npz", label_key="coarse").manifest.quality
+    assert chosen.this == exported("rpi-4b", calibrated=True, data=tiny_calibration).manifest.quality.this
 
 
 def test_an_onnx_file_becomes_int8_and_a_quantised_one_stays_what_it_is(exported, tiny_calibration):
