@@ -306,6 +306,10 @@ def _check(options: BottleneckOptions) -> None:
         raise BottleneckRunError(
             f"Wanted a height and width in pixels, or 0 for the network's own, found --size {options.size}."
         )
+    if options.refine < 0:
+        raise BottleneckRunError(
+            f"Wanted passes to refine the tail in, or 0 for none, found --refine {options.refine}."
+        )
 
 
 def _held_out(data: PictureSet, source: str) -> tuple[PictureSet, PictureSet]:

@@ -206,8 +206,13 @@ def _archive(path: Path, wanted: str) -> RawPictures:
             f"found {sorted(arrays)}. Name the labels with --label-key."
         )
     if "images" in arrays:
-        pictures = [_decoder_of_array(one) for one in arrays["images"]]
-        return RawPictures(str(path), pictures, arrays[key])
+        images = arrays["images"]
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
+            raise TrainingDataError(
+                f"Wanted `images` as uint8 (n, height, width, 3) in {path}, found {images.dtype} {images.shape}. Scale to 0 to 255, "
+                "put the colours last, and repeat grey three times."
+            )
+        return RawPictures(str(path), [_decoder_of_array(one) for one in images], arrays[key])
     try:
         files = picture_files(*(arrays[one] for one in KEYS))
     except PictureArchiveError as error:

@@ -46,6 +46,21 @@ def test_grey_of_16_bits_is_read_as_a_device_reads_it(folder):
     assert (found == decode_image(file.read_bytes())).all()
 
 
+@pytest.mark.parametrize(
+    ("images", "found"),
+    [
+        (np.zeros((2, 16, 16, 3), np.float32), r"float32 \(2, 16, 16, 3\)"),
+        (np.zeros((2, 3, 16, 16), np.uint8), r"uint8 \(2, 3, 16, 16\)"),
+        (np.zeros((2, 16, 16), np.uint8), r"uint8 \(2, 16, 16\)"),
+        (np.uint8(0), r"uint8 \(\)"),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_not_damaged_ones(tmp_path, images, found):
+    np.savez(tmp_path / "x.npz", images=images, labels=[0, 1])
+    with pytest.raises(TrainingDataError, match=rf"uint8 \(n, height, width, 3\).*x\.npz, found {found}"):
+        open_pictures(tmp_path / "x.npz", SIZE)
+
+
 def test_damaged_pictures_are_skipped_with_their_names_or_refused(folder, caplog):
     (folder / "a_red" / "3.jpg").write_bytes(b"no picture")
     (folder / "b_green" / "4.jpg").write_bytes(_jpeg((9, 9, 9))[:300])
