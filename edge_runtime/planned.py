@@ -324,7 +324,7 @@ def bind(choice: Choice, heads: Sequence[Artefact], whole: Artefact | None) -> A
     """The artefact whose input a plan takes on this device; null where there is none.
 
     A remote plan is for the whole model of its key, which `whole` may be, or one among `heads`; without a key it is `whole`. A file
-    of a picture can be read by another one too, an input cannot.
+    of a picture can be read by another one too, where `whole` says how large it is; an input cannot.
     """
     if choice.kind == "split":
         for head in heads:
@@ -335,7 +335,9 @@ def bind(choice: Choice, heads: Sequence[Artefact], whole: Artefact | None) -> A
     if choice.kind == "local" or choice.artefact is None:
         return whole
     known = next((one for one in (whole, *heads) if one is not None and one.key == choice.artefact), None)
-    return known or (whole if sends_file(choice) else None)
+    if known is not None or not sends_file(choice) or whole is None or whole.manifest.preprocessing is None:
+        return known
+    return whole
 
 
 def sends_file(choice: Choice) -> bool:

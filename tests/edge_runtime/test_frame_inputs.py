@@ -201,6 +201,15 @@ def test_a_plan_for_a_model_that_is_not_known_here_sends_no_input_of_another(mak
         device.infer(input_of(whole))
 
 
+def test_a_picture_for_a_model_that_is_not_known_here_needs_one_that_says_how_large_it_is(make):
+    whole, host = make("whole", None), make("whole", RESIZES, licences=())
+    array = np.ones(SHAPE, np.float32)
+    with PlannedOffloader(NOBODY, "dev", away_to(host, "jpeg:75"), whole=whole) as device:
+        assert [choice.kind for choice in device._table.choices] == ["local"]
+        answer = device.infer(inputs=lambda _: [array], picture=lambda form, preprocessing: b"")
+    np.testing.assert_array_equal(answer.outputs[0], array + 1)
+
+
 def test_arrays_alone_go_to_no_model_that_takes_another_input(parts):
     head, _, whole = parts
     with (
