@@ -11,7 +11,7 @@ from device_profiles import load_board
 from edge_runtime.artefact import Artefact, open_artefact
 from edge_runtime.manifest import MAX_TENSORS
 from export.commands.output import print_json, wide_console
-from export.commands.train_flags import TrainFlags
+from export.commands.train_flags import TrainFlags, trains
 from export.cut_pair import PairOptions, write_pair
 from export.cut_source import OTHER_REMARK, CutSource, open_cut_source
 from export.picture_sizes import QUALITY, PictureSizes, measure_picture
@@ -54,7 +54,10 @@ def split(
         training: See `TrainFlags`.
         json: Print JSON instead of a table.
     """
-    if training is not None and training.method is not None:
+    cutting: dict[str, object] = {"--at": at, "--image": image, "--fallback": fallback, "--calibration": calibration}
+    given = {word: value is not None for word, value in cutting.items()}
+    given |= {"--list": show, "--codec": codec != "raw", "--max-tensors": max_tensors != MAX_TENSORS}
+    if training is not None and trains(training, given):
         from export.commands.train import train_command  # torch: only where something is trained
 
         train_command(str(model), training, out=out, target=target or "this", tail_target=tail_target, json=json)

@@ -11,11 +11,10 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from device_profiles.errors import EdgeError
 from export.bottleneck_run import BottleneckOptions, TrainedBottleneck, late_training, prepare, train_bottleneck
 from export.commands.eval import print_evaluation
 from export.commands.output import print_json
-from export.commands.train_flags import TrainFlags
+from export.commands.train_flags import TrainFlags, TrainingUsageError
 from export.evaluation_report import write_report
 from split.distill import Progress as Step
 from split.distill import StageSteps
@@ -26,10 +25,6 @@ from split.refine import Material
 
 _LATE = {"refine": "last layers of the tail (--refine)", "exit": "early exit (--exit)"}
 _DURATION = re.compile(r"(?:(?P<h>\d+(?:\.\d+)?)h)?(?:(?P<m>\d+(?:\.\d+)?)m)?(?:(?P<s>\d+(?:\.\d+)?)s?)?\Z")
-
-
-class TrainingUsageError(EdgeError):
-    """Words of the command that say no training: no layer, no data, or no duration."""
 
 
 def train_command(model: str, flags: TrainFlags, *, out: Path, target: str, tail_target: str, json: bool) -> None:

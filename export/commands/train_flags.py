@@ -1,7 +1,14 @@
 """The words of `headtail split` that train a bottleneck; imports nothing heavy."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Literal
+
+from device_profiles.errors import EdgeError
+
+
+class TrainingUsageError(EdgeError):
+    """Words of the command that say no training: no method, layer or data, no duration, or words of a cut among them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,3 +67,30 @@ class TrainFlags:
     head_engine: Literal["onnxruntime", "litert"] | None = None
     tail_engine: Literal["onnxruntime", "litert"] | None = None
     codecs: bool = True
+
+
+def trains(training: TrainFlags, cutting: Mapping[str, bool]) -> bool:
+    """Whether a bottleneck is to be trained.
+
+    Args:
+        training: The words of a training.
+        cutting: Words that cut an exported network, and whether they were given.
+
+    Raises:
+        TrainingUsageError: Words of the one with the other, which would mean nothing.
+    """
+    if training.method is None:
+        words = [one.name for one in fields(training) if getattr(training, one.name) != one.default]
+        if words:
+            raise TrainingUsageError(
+                f"Wanted --method with {', '.join('--' + one.replace('_', '-') for one in words)}, which train a bottleneck, found none. "
+                "Name one (klt works before any training), or leave these out."
+            )
+        return False
+    words = [word for word, given in cutting.items() if given]
+    if words:
+        raise TrainingUsageError(
+            f"Wanted --method {training.method} with words of a training, found {', '.join(words)}, which cut an exported network. "
+            "Leave these out."
+        )
+    return True

@@ -1,4 +1,5 @@
 import json
+import re
 
 import msgspec
 import numpy as np
@@ -276,6 +277,12 @@ def test_a_jetsons_pair_says_what_it_was_checked_on(whole, tmp_path, capsys):
 
 def test_list_and_at_together_are_refused(whole):
     assert run(["split", str(whole), "--list", "--at", "c_q"]) == 1
+
+
+@pytest.mark.parametrize("words", [["--layer", "b"], ["--list", "--tail-precision", "int8"]])
+def test_words_of_a_training_without_a_method_are_refused(whole, capsys, words):
+    assert run(["split", str(whole), *words]) == 1
+    assert re.search(rf"TrainingUsageError: Wanted --method with {words[-2]}, .*klt", capsys.readouterr().err)
 
 
 def test_networks_that_take_no_picture_have_no_rival(whole):

@@ -173,6 +173,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(here, capsys):
         ({"more": ("--set", "front=layer1"), "method": "entropic"}, "MethodError: .*'front'"),
         ({"more": ("--set", "width")}, "TrainingUsageError: .*name=value"),
         ({"more": ("--size", "-5")}, "BottleneckRunError: .*--size -5"),
+        ({"more": ("--at", "3", "--codec", "rans")}, "TrainingUsageError: .*found --at, --codec.*Leave these out"),
         ({"more": ("--refine", "-2")}, "BottleneckRunError: .*--refine -2"),
         ({"more": ("--device", "foo")}, "TrainingError: .*--device foo"),
         ({"more": ("--device", "cuda:999")}, "TrainingError: .*'cuda:999'.*--device cpu"),
