@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from device_profiles.measurement import ProfileError
 from split.plan import PlanError
 from split.plan_problem import Cost, Encoder
 from split.plan_variants import Bottleneck
@@ -140,7 +141,10 @@ def parse_variants(data: bytes) -> VariantFile:
     if not all(math.isfinite(value) and 0 <= value <= 1 for value in known):
         raise PlanError(f"Wanted accuracies of 0 to 1, found {known}.")
     for entry in found.bottlenecks:
-        entry.bottleneck()
+        try:
+            entry.bottleneck()
+        except ProfileError as error:
+            raise ProfileError(f"{error} These are of the bottleneck {entry.name!r}: measure it again.") from error
     for coder in found.encoders:
         coder.encoder()
     return found

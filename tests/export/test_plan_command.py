@@ -1,6 +1,7 @@
 """`headtail plan` on a real int8 artefact; times of the host come from a profile that is written here."""
 
 import json
+import re
 
 import msgspec
 import pytest
@@ -264,6 +265,13 @@ def test_variants_measured_on_another_board_are_scaled_or_refused(plan, tmp_path
     for board, device, host in ((this_board_id(), 4.0, 1.0), ("rpi-4b", 1.0, 0.25), (None, 1.0, 1.0)):
         found = variant_factors(VariantFile(measured_on=board), times, boards)
         assert found == (PlaceFactors(device, 1.5), PlaceFactors(host, 2.0))
+
+
+def test_a_variant_with_times_that_are_none_is_named(plan, tmp_path):
+    path = tmp_path / "variants.json"
+    entry = {"name": "12 channels", "head_ms": 5.0, "head_p95_ms": 1.0, "tail_ms": 4.0, "payload_bytes": 10}
+    path.write_text(json.dumps({"bottlenecks": [entry | {"name": "8 channels", "head_p95_ms": 6.0}, entry]}))
+    assert re.match(r"ProfileError: .*p50 5\.0 and p95 1\.0 ms.*'12 channels'", plan("--variants", str(path))[2])
 
 
 def test_a_variant_without_a_p95_gets_that_of_the_whole_network_on_its_places(plan, profile, tmp_path):
