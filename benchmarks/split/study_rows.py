@@ -220,8 +220,8 @@ def _stream_rows(curves: Mapping[str, Curves]) -> Iterator[dict[str, Any]]:
 def _klt_pair(stream: str, single: str) -> str:
     recipe = KLT_TRAINED[stream]
     beta, *_ = RATES["b"][stream]
-    price = recipe.get("price_step", KltOptions.price_step)
-    return f"{said(single)}; beta {beta:g} at all layers, {price:g} times as much for each less, {_klt_epochs(stream, single)}"
+    price, whole = (recipe.get(key, getattr(KltOptions, key)) for key in ("price_step", "whole"))
+    return f"{said(single)}; {recipe['rates']} rates, beta {beta:g} at all layers, {price:g} times as much for each less, whole {whole:g}, {_klt_epochs(stream, single)}"
 
 
 def _klt_epochs(*curves: str) -> str:
