@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; exit 0 when done, 1 after a named error, 2 on wrong usage."""
+    """Run one command; exit 0 when done, 1 after a named error, 2 on wrong usage, 130 at Ctrl-C."""
     parsed = build_parser().parse_args(arguments)
     set_up_logging_of(parsed.log_level)
     try:
@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
             launch(sys.argv[1:], parsed.state)  # returns when this agent is the one to run
         status = parsed.command(parsed)
+    except KeyboardInterrupt:
+        status = 130
     except EdgeError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         status = 1

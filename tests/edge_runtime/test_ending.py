@@ -75,3 +75,21 @@ def test_an_agent_ends(tmp_path):
     main(sys.argv[1:])
     """
     run(code, "run", "--broker", "mqtt://127.0.0.1:9", "--device", "d", "--state", str(tmp_path))
+
+
+def test_ctrl_c_before_an_agent_runs_ends_it_without_a_traceback(tmp_path):
+    code = """
+    from edge_runtime import agent
+    from edge_runtime.cli import main
+
+    class Starting:
+        def __init__(self, *_, **__):
+            signal.raise_signal(signal.SIGINT)
+
+    agent.Agent = Starting
+    try:
+        main(sys.argv[1:])
+    except SystemExit as ended:
+        print(ended.code)
+    """
+    assert run(code, "run", "--broker", "mqtt://127.0.0.1:9", "--device", "d", "--state", str(tmp_path)) == "130\n"
