@@ -212,8 +212,9 @@ class Held:
 
 def hold_desired(session: Session, devices: Collection[str]) -> Held:
     """Lock what is there of these devices' desired states."""
-    locked = session.scalars(select(DesiredState).where(DesiredState.device.in_(devices)).with_for_update())
-    rows = {row.device: row for row in locked}
+    query = select(DesiredState).where(DesiredState.device.in_(devices)).order_by(DesiredState.device).with_for_update()
+    fresh = query.execution_options(populate_existing=True)  # what was read before the lock may be old by now
+    rows = {row.device: row for row in session.scalars(fresh)}
     known: dict[str, int] = {}
     for seen in (
         select(Presence.device, Presence.desired_rev).where(Presence.device.in_(devices)),

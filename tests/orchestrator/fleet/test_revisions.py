@@ -13,6 +13,7 @@ from orchestrator.fleet import presence, queries, registry
 from orchestrator.fleet.brain import Brain, refresh_config
 from orchestrator.fleet.ingest import Ingest
 from orchestrator.fleet.store import Store, now_ms
+from orchestrator.fleet.tables import DesiredState
 from tests.orchestrator.fleet.conftest import bear, birth, boot
 from tests.orchestrator.fleet.test_registry import D, beat, outbox, view, write
 
@@ -65,6 +66,17 @@ def test_a_revision_that_the_device_decided_for_another_job_is_written_anew(stor
     report(store, rev=1, seq=4, job="of-the-lost-database")
     assert (view(store).desired.rev, view(store).desired.job) == (2, "ours")
     assert len(outbox(store)) == 2
+
+
+@pytest.mark.parametrize("store", ["postgresql"], indirect=True)  # SQLite has one writer
+def test_a_desired_state_that_another_process_changes_meanwhile_is_not_written_over(store):
+    bear(store, "a")
+    write(store, registry.change_desired, D, now_ms=1000, job="older")
+    with store.write() as session:
+        read = session.get(DesiredState, D)
+        write(store, registry.change_desired, D, now_ms=2000, job="newer")
+        desired = registry.change_desired(session, D, now_ms=3000, config={"fps": 5})
+        assert (desired.rev, desired.job, read.rev) == (3, "newer", 3)
 
 
 def test_a_device_that_no_revision_can_follow_is_named_and_holds_up_no_other(store, caplog):
