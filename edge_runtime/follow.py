@@ -159,8 +159,10 @@ class Follower:
         models = desired.models
         if models is None or self._slots_of(models) == self._store.active:
             pending = self._store.probation
-            if models is not None:
+            if models is not None and pending is None:
                 self._keep(version=models.version or None)
+            elif models is not None:
+                self._keep(coming=models.version or None, wanted=self._store.active)
             self._set("active" if pending is None else "probation")
             return
         self._attempt(desired, lambda: self._change(desired, models))
