@@ -25,7 +25,7 @@ from edge_runtime.messages import (
 )
 from orchestrator.fleet.insert import insert_into
 from orchestrator.fleet.jobs import finish
-from orchestrator.fleet.registry import change_desired, hold_desired, send, topics_of
+from orchestrator.fleet.registry import MOST_REV, change_desired, hold_desired, send, topics_of
 from orchestrator.fleet.tables import Base, DesiredState, Device, Job, Presence, ReportedState
 
 log = logging.getLogger(__name__)
@@ -314,6 +314,16 @@ def _rewrite(session: Session, devices: Collection[str], now_ms: int) -> int:
         return 0
     held, refused = hold_desired(session, devices), 0
     for device in devices:
+        known = held.known.get(device, 0)
+        if known >= MOST_REV:
+            refused += 1
+            log.warning(
+                "Wanted a revision that a fleet has come to, found that %s knows %d: it follows none. "
+                "Remove follow.json from its state folder and start its agent again.",
+                device,
+                known,
+            )
+            continue
         try:
             desired = change_desired(session, device, now_ms=now_ms, held=held)
             log.info("%s knows newer revisions than this database: its desired state is now %d", device, desired.rev)

@@ -202,6 +202,9 @@ def register_version(
     append_audit(session, actor, "version", name, detail, now_ms=now_ms)
 
 
+MOST_REV = 2**52  # no fleet comes this far: a device that says so is not believed, or too few were left above
+
+
 @dataclass(frozen=True)
 class Held:
     """Desired states of several devices, locked, and the newest revisions that these devices say they know."""
@@ -250,7 +253,8 @@ def change_desired(
     found = held or hold_desired(session, [device])
     row = found.rows.get(device)
     before = decode_control(row.document.encode(), Desired) if row else Desired(boot=_SENDER, rev=0)
-    rev = max(before.rev, found.known.get(device, 0)) + 1
+    known = found.known.get(device, 0)
+    rev = max(before.rev, known if known < MOST_REV else 0) + 1
     desired = msgspec.structs.replace(before, boot=_SENDER, rev=rev, **changes)
     document = encode_control(desired)
     decode_control(document, Desired)  # a struct is not checked when it is made, only when it is read

@@ -92,6 +92,18 @@ def test_a_device_that_no_revision_can_follow_is_named_and_holds_up_no_other(sto
     assert not caplog.text, "once in a while, not in every round"
 
 
+@pytest.mark.parametrize("rev", [2**52, 2**53])
+def test_a_device_that_no_revision_can_follow_keeps_no_other_from_its_settings(rev, store):
+    bear(store, "a", "b")
+    for seq in (1, 2):
+        write(store, presence.record_heartbeats, [beat(1, seq, rev=rev)])
+        write(store, registry.set_config, "all", "deadline_ms", 700 + seq, actor="test", now_ms=1)
+        assert write(store, refresh_config, now_ms=3000) == 2
+    assert [view(store, device).desired.rev for device in (D, "default/b")] == [2, 2]
+    write(store, presence.record_heartbeats, [beat(1, 3, rev=0)])  # repaired
+    assert write(store, presence.sweep_presence, now_ms=9000) == 2
+
+
 def test_a_real_agent_follows_a_database_that_begins_anew(lite, broker, tmp_path):
     state = tmp_path / "state"
     state.mkdir()
