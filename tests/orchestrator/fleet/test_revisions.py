@@ -4,16 +4,18 @@ import threading
 
 import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edge_runtime.agent import Agent
 from edge_runtime.agent_options import AgentOptions
 from edge_runtime.follow import MEMORY_NAME, Memory
-from edge_runtime.messages import Models, Reported
+from edge_runtime.messages import Desired, Models, Reported
 from orchestrator.fleet import presence, queries, registry
 from orchestrator.fleet.brain import Brain, refresh_config
 from orchestrator.fleet.ingest import Ingest
 from orchestrator.fleet.store import Store, now_ms
-from orchestrator.fleet.tables import DesiredState
+from orchestrator.fleet.tables import Base, DesiredState
 from tests.orchestrator.fleet.conftest import bear, birth, boot
 from tests.orchestrator.fleet.test_registry import D, beat, outbox, view, write
 
@@ -90,6 +92,82 @@ def test_a_device_that_no_revision_can_follow_is_named_and_holds_up_no_other(sto
     caplog.clear()
     assert write(store, presence.sweep_presence, now_ms=9500) == 0
     assert not caplog.text, "once in a while, not in every round"
+
+
+class Pretended:
+    """Follows desired states as `Follower` does; `lose` starts it anew from an old image of its disk."""
+
+    def __init__(self):
+        self.number, self.seq, self.memory = 1, 0, (0, None)
+
+    def follow(self, document):
+        desired = msgspec.json.decode(document)
+        if desired["rev"] > self.memory[0]:
+            self.memory = (desired["rev"], desired.get("job"))
+
+    def lose(self, memory):
+        self.number, self.seq, self.memory = self.number + 1, 0, memory
+
+    def say(self, store, at_ms):
+        self.seq += 1
+        (rev, job), known = self.memory, {"desired_rev": self.memory[0], "boot_count": self.number}
+        told = Reported(boot=boot(self.number), seq=self.seq, rev=rev, job=job, state="active" if rev else "idle")
+        write(store, presence.record_birth, D, birth(self.number, **known), now_ms=at_ms)
+        write(store, presence.record_reported, D, told, now_ms=at_ms)
+        write(store, presence.record_heartbeats, [beat(self.number, self.seq, rev=rev)])
+
+
+_MEMORIES = st.tuples(st.integers(0, 5), st.sampled_from([None, "old", "lost"]))
+_HAPPENINGS = st.one_of(
+    st.tuples(st.just("order"), st.sampled_from(["old", "new"])),
+    st.tuples(st.just("lose"), _MEMORIES),
+    st.tuples(st.just("restore"), _MEMORIES),
+    st.tuples(st.just("deliver"), st.integers(0, 3)),
+    st.tuples(st.just("say"), st.none()),
+    st.tuples(st.just("sweep"), st.none()),
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(happenings=st.lists(_HAPPENINGS, max_size=12))
+def test_whatever_happens_device_and_database_settle(lite, happenings):
+    device, at_ms = Pretended(), 10_000
+    with lite.write() as session:
+        for table in reversed(Base.metadata.sorted_tables):
+            session.execute(table.delete())
+    device.say(lite, at_ms)
+    write(lite, registry.change_desired, D, now_ms=at_ms, job="first")
+    for what, how in happenings:
+        at_ms += 6000
+        if what == "order":
+            write(lite, registry.change_desired, D, now_ms=at_ms, job=how)
+        elif what == "lose":
+            device.lose(how)
+        elif what == "restore":
+            with lite.write() as session:
+                row = session.get(DesiredState, D)
+                row.rev = max(how[0], 1)
+                row.document = msgspec.json.encode(Desired(boot=boot(0), rev=row.rev, job=how[1])).decode()
+        elif what == "deliver":
+            device.follow((outbox(lite) * 4)[-1 - how][1])  # it may come late, or again
+        elif what == "say":
+            device.say(lite, at_ms)
+        else:
+            write(lite, presence.sweep_presence, now_ms=at_ms)
+    for _ in range(3):
+        at_ms += 6000
+        device.say(lite, at_ms)
+        write(lite, presence.sweep_presence, now_ms=at_ms)
+        device.follow(outbox(lite)[-1][1])
+    device.say(lite, at_ms)
+    written, sent = view(lite).desired, len(outbox(lite))
+    assert device.memory[0] == written.rev
+    assert written.job in (None, device.memory[1])
+    for _ in range(3):
+        at_ms += 6000
+        device.say(lite, at_ms)
+        assert write(lite, presence.sweep_presence, now_ms=at_ms) == 0
+    assert (view(lite).desired, len(outbox(lite))) == (written, sent)
 
 
 @pytest.mark.parametrize("rev", [2**52, 2**53])
