@@ -29,6 +29,7 @@ from orchestrator.fleet.registry import MOST_REV, change_desired, hold_desired, 
 from orchestrator.fleet.tables import Base, DesiredState, Device, Job, Presence, ReportedState
 
 log = logging.getLogger(__name__)
+_REWRITE_MS, _LONGEST_REWRITE_MS = 10_000, 3_600_000  # from one revision above a device's own to the next
 SILENT_MS = 60_000  # an online device that has said nothing for so long counts as offline
 
 # One statement for a whole batch, run with a list of parameters.
@@ -290,7 +291,8 @@ def sweep_presence(session: Session, *, now_ms: int, resend_ms: int = 5000) -> i
         .values(online=False, since_ms=now_ms)
     )
     session.execute(silent)
-    ahead = or_(Presence.desired_rev > DesiredState.rev, ReportedState.rev > DesiredState.rev)
+    newer = or_(Presence.desired_rev > DesiredState.rev, ReportedState.rev > DesiredState.rev)
+    ahead = and_(newer, DesiredState.rewrite_ms <= now_ms)
     behind = and_(Presence.online.is_(True), Presence.desired_rev < DesiredState.rev)
     query = (
         select(DesiredState, ahead)
@@ -309,7 +311,10 @@ def sweep_presence(session: Session, *, now_ms: int, resend_ms: int = 5000) -> i
 
 
 def _rewrite(session: Session, devices: Collection[str], now_ms: int) -> int:
-    """Write desired states again, above what their devices know, or these would pass over them; how many cannot be."""
+    """Write desired states again, above what their devices know, or these would pass over them; how many cannot be.
+
+    Ever more rarely until the next order: two databases on one broker would outbid each other for ever.
+    """
     if not devices:
         return 0
     held, refused = hold_desired(session, devices), 0
@@ -324,12 +329,18 @@ def _rewrite(session: Session, devices: Collection[str], now_ms: int) -> int:
                 known,
             )
             continue
+        row = held.rows[device]
+        pause_ms = min(_LONGEST_REWRITE_MS, max(_REWRITE_MS, 2 * (row.rewrite_ms - row.changed_ms)))
+        again = "" if pause_ms == _REWRITE_MS else ". Again: does another fleet write to this broker?"
         try:
             desired = change_desired(session, device, now_ms=now_ms, held=held)
-            log.info("%s knows newer revisions than this database: its desired state is now %d", device, desired.rev)
         except MessageError as error:
             refused += 1
             log.warning("%s keeps its desired state, which is below its own: %s", device, error)
+            continue
+        row.rewrite_ms = now_ms + pause_ms
+        text = "%s knows newer revisions than this database: its desired state is now %d%s"
+        log.log(logging.WARNING if again else logging.INFO, text, device, desired.rev, again)
     session.flush()
     return refused
 

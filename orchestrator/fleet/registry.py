@@ -262,6 +262,7 @@ def change_desired(
         row = DesiredState(device=device)
         session.add(row)
     row.rev, row.document, row.changed_ms, row.sent_ms = desired.rev, document.decode(), now_ms, now_ms
+    row.rewrite_ms = 0
     send(session, topics_of(device).desired, document, retain=True, now_ms=now_ms)
     if held is None:
         session.flush()

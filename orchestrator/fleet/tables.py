@@ -57,6 +57,7 @@ class DesiredState(Base):
     document: Mapped[str] = mapped_column(Text)  # Desired
     changed_ms: Mapped[int]
     sent_ms: Mapped[int] = mapped_column(default=0)
+    rewrite_ms: Mapped[int] = mapped_column(default=0, server_default="0")  # not above the device's own before then
 
 
 class ReportedState(Base):

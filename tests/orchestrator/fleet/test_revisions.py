@@ -155,7 +155,7 @@ def test_whatever_happens_device_and_database_settle(lite, happenings):
         else:
             write(lite, presence.sweep_presence, now_ms=at_ms)
     for _ in range(3):
-        at_ms += 6000
+        at_ms += 4_000_000
         device.say(lite, at_ms)
         write(lite, presence.sweep_presence, now_ms=at_ms)
         device.follow(outbox(lite)[-1][1])
@@ -164,10 +164,24 @@ def test_whatever_happens_device_and_database_settle(lite, happenings):
     assert device.memory[0] == written.rev
     assert written.job in (None, device.memory[1])
     for _ in range(3):
-        at_ms += 6000
+        at_ms += 4_000_000
         device.say(lite, at_ms)
         assert write(lite, presence.sweep_presence, now_ms=at_ms) == 0
     assert (view(lite).desired, len(outbox(lite))) == (written, sent)
+
+
+def test_two_databases_on_one_broker_outbid_each_other_ever_more_rarely(store, caplog):
+    bear(store, "a")
+    write(store, registry.change_desired, D, now_ms=1000, job="ours")
+    outbids = 0
+    for step in range(1, 721):  # an hour
+        write(store, presence.record_heartbeats, [beat(1, step, rev=view(store).desired.rev + 1)])
+        outbids += write(store, presence.sweep_presence, now_ms=10_000 + 5000 * step)
+    assert 2 < outbids < 12
+    assert "does another fleet write to this broker" in caplog.text
+    write(store, registry.change_desired, D, now_ms=4_000_000, job="next")
+    write(store, presence.record_heartbeats, [beat(1, 999, rev=view(store).desired.rev + 1)])
+    assert write(store, presence.sweep_presence, now_ms=4_006_000) == 1, "an order begins anew"
 
 
 @pytest.mark.parametrize("rev", [2**52, 2**53])
