@@ -12,10 +12,20 @@ import msgspec
 from sqlalchemy import delete, exists, select
 from sqlalchemy.orm import Session
 
-from edge_runtime.messages import Desired, Setting, Settings, Topics, check_segment, decode_control, encode_control
+from edge_runtime.messages import (
+    Desired,
+    MessageError,
+    Setting,
+    Settings,
+    Topics,
+    check_segment,
+    decode_control,
+    encode_control,
+)
 from orchestrator.fleet.audit import append_audit
 from orchestrator.fleet.errors import ConflictError, UnknownError
 from orchestrator.fleet.insert import insert_into
+from orchestrator.fleet.records import say_refused
 from orchestrator.fleet.selectors import parse_selector
 from orchestrator.fleet.tables import (
     ArtefactRow,
@@ -252,7 +262,7 @@ def change_desired(
     """
     found = held or hold_desired(session, [device])
     row = found.rows.get(device)
-    before = decode_control(row.document.encode(), Desired) if row else Desired(boot=_SENDER, rev=0)
+    before = Desired(boot=_SENDER, rev=0) if row is None else _read_desired(row)
     known = found.known.get(device, 0)
     rev = max(before.rev, known if known < MOST_REV else 0) + 1
     desired = msgspec.structs.replace(before, boot=_SENDER, rev=rev, **changes)
@@ -267,6 +277,15 @@ def change_desired(
     if held is None:
         session.flush()
     return desired
+
+
+def _read_desired(row: DesiredState) -> Desired:
+    """What a row holds; where today's checks refuse it only its revision, or the device could never be told anything again."""
+    try:
+        return decode_control(row.document.encode(), Desired)
+    except MessageError as error:
+        say_refused(f"{error} It is desired state {row.rev} of {row.device}, which is written anew.")
+        return Desired(boot=_SENDER, rev=row.rev)
 
 
 def send(session: Session, topic: str, payload: bytes, *, retain: bool = False, now_ms: int) -> None:
