@@ -16,7 +16,7 @@ from typing import Any
 from device_profiles.errors import EdgeError
 from edge_runtime.broker_url import is_loopback
 from orchestrator.broker_access import AccessOptions, device_rules, listener_lines, service_rules
-from orchestrator.leash import Leash
+from orchestrator.leash import Leash, held_back
 
 log = logging.getLogger(__name__)
 _START_TIMEOUT_S = 10.0
@@ -164,7 +164,7 @@ class MosquittoBroker:
             (self._folder / "devices.acl").write_text(device_rules(tenant))
             (self._folder / "services.acl").write_text(service_rules(tenant))
         configuration.write_text(mosquitto_configuration(self._options, self.port, self._folder))
-        with (self._folder / "log").open("ab") as output:
+        with (self._folder / "log").open("ab") as output, held_back():
             self._process = subprocess.Popen(
                 [self._program, "-c", str(configuration)],
                 stdout=output,
@@ -172,7 +172,7 @@ class MosquittoBroker:
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C ends its owner, which then ends it in order
             )
-        self._leash.hold(self._process.pid)
+            self._leash.hold(self._process.pid)
         _wait_listening(self._host, self.port, self._process, self._folder / "log")
 
     def reload(self) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 _GRACE_S = 5.0
 
@@ -76,6 +77,24 @@ class Leash:
             self._guard = self._start()
             for pid in self._held:
                 self._guard.stdin.write(f"+{pid}\n".encode())  # type: ignore[union-attr]
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Deliver Ctrl-C and SIGTERM after the block instead of within; a child's own handling is not touched."""
+    if threading.current_thread() is not threading.main_thread():  # signals come to the main thread alone
+        yield
+        return
+    came: list[int] = []
+    stops = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda which, _frame: came.append(which)) for number in stops}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for which in came:
+            signal.raise_signal(which)
 
 
 def guard() -> None:

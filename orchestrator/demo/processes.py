@@ -6,34 +6,16 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from device_profiles.errors import EdgeError
-from orchestrator.leash import Leash
+from orchestrator.leash import Leash, held_back
 
 
 class ChildError(EdgeError):
     """A child process failed or did not become ready; the message ends with what it printed last."""
-
-
-@contextlib.contextmanager
-def _held_back() -> Iterator[None]:
-    """Deliver Ctrl-C and SIGTERM after the block instead of within; a child's own handling is not touched."""
-    if threading.current_thread() is not threading.main_thread():  # signals come to the main thread alone
-        yield
-        return
-    came: list[int] = []
-    stops = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda which, _frame: came.append(which)) for number in stops}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        for which in came:
-            signal.raise_signal(which)
 
 
 def headtail(*arguments: str) -> list[str]:
@@ -108,7 +90,7 @@ class Children:
 
     def _spawn(self, name: str, command: Sequence[str], errors: int) -> subprocess.Popen[bytes]:
         """Start a process and remember it; a signal that arrives in between waits, or the child would be forgotten."""
-        with _held_back():
+        with held_back():
             child = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL, start_new_session=True
             )

@@ -35,7 +35,7 @@ from orchestrator.fleet.services import (
     tails_command,
 )
 from orchestrator.fleet.store import Store, default_url, now_ms
-from orchestrator.leash import Leash
+from orchestrator.leash import Leash, held_back
 from orchestrator.pki import ONLINE_KEY, Authority
 from orchestrator.signing import read_key, read_trust_file
 
@@ -175,7 +175,8 @@ class Supervisor:
             if status is not None and time.monotonic() - one.started > min(30, 2 ** min(one.starts, 8) * _PAUSE_S):
                 log.warning("%s has ended with status %s; starting it again", one.name, status)
                 self._leash.let_go(one.process.pid)
-                one.process, one.started = self._spawn(one.name, one.command), time.monotonic()
+                with held_back():
+                    one.process, one.started = self._spawn(one.name, one.command), time.monotonic()
                 one.starts += 1
 
     def _tell_revoked(self) -> None:
@@ -230,7 +231,8 @@ class Supervisor:
         self.close()
 
     def _start(self, name: str, command: list[str]) -> None:
-        self._running.append(_Running(name, command, self._spawn(name, command)))
+        with held_back():  # a signal in between would leave a process that nobody knows
+            self._running.append(_Running(name, command, self._spawn(name, command)))
 
     def _spawn(self, name: str, command: list[str]) -> subprocess.Popen[bytes]:
         with (self._logs / f"{name}.log").open("ab") as output:
