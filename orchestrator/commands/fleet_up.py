@@ -16,7 +16,7 @@ from orchestrator.fleet.fleet_file import default_folder, find_broker
 from orchestrator.fleet.services import ENROLMENT, ENROLMENT_PORT
 from orchestrator.fleet.simulator import parse_bad
 from orchestrator.fleet.supervisor import DEMO_VERSIONS, Supervisor
-from orchestrator.leash import Leash
+from orchestrator.leash import Leash, held_back
 
 
 def up(
@@ -170,8 +170,10 @@ def simulate(
     command += ["--drops-per-hour", str(drops_per_hour), "--reboots-per-hour", str(reboots_per_hour)]
     command += ["--slow-share", str(slow_share), *(["--bad", bad] if bad else [])]
     command += ["--seconds", str(seconds)] if seconds is not None else []
-    with until_stopped(), Leash() as leash, subprocess.Popen(command, start_new_session=True) as process:
-        leash.hold(process.pid)
+    with until_stopped(), Leash() as leash:
+        with held_back():  # a signal in between would leave a process that nobody knows
+            process = subprocess.Popen(command, start_new_session=True)
+            leash.hold(process.pid)
         try:
             if process.wait():
                 raise FleetError(f"Wanted simulated devices, found that they ended with status {process.returncode}.")

@@ -25,6 +25,7 @@ from orchestrator.fleet.tables import ConfigKey, Job, OutboxRow
 
 log = logging.getLogger(__name__)
 _TICK_S = 0.1
+_AWAY_S = 1.0  # between attempts while the database is away
 _LEAD_EVERY_S = 0.5
 _FIGURES_EVERY_S = 10.0
 _KEEP_FIGURES_MS = 7 * 86_400_000
@@ -77,7 +78,8 @@ class Brain:
                     self._lead()
                 except DBAPIError as error:
                     log.warning("the database is not to be had, trying again: %s", error.orig)
-                    busy = 0
+                    self._stop.wait(_AWAY_S)
+                    continue
                 if not busy:
                     self._stop.wait(_TICK_S)
         self._leadership.close()
