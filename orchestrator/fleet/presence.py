@@ -319,7 +319,9 @@ def _rewrite(session: Session, devices: Collection[str], now_ms: int) -> int:
         return 0
     held, refused = hold_desired(session, devices), 0
     for device in devices:
-        known = held.known.get(device, 0)
+        row, known = held.rows.get(device), held.known.get(device, 0)
+        if row is None:  # the device was removed meanwhile
+            continue
         if known >= MOST_REV:
             refused += 1
             log.warning(
@@ -329,7 +331,6 @@ def _rewrite(session: Session, devices: Collection[str], now_ms: int) -> int:
                 known,
             )
             continue
-        row = held.rows[device]
         pause_ms = min(_LONGEST_REWRITE_MS, max(_REWRITE_MS, 2 * (row.rewrite_ms - row.changed_ms)))
         again = "" if pause_ms == _REWRITE_MS else ". Again: does another fleet write to this broker?"
         try:
