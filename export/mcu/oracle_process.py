@@ -11,12 +11,11 @@ import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from edge_runtime.child import ROOT, child_environment
 from export.mcu.oracle_child import HEADER, SAID_BYTES, SIZE
 
 _CHILD = [sys.executable, "-m", "export.mcu.oracle_child"]
-_ROOT = str(Path(__file__).parents[2])
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class OracleProcess:
             self._end()
             child = self._child = subprocess.Popen(  # a session of its own, which ends as a whole
                 _CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-                cwd=_ROOT, env=_environment(),
+                cwd=ROOT, env=child_environment(OPENBLAS_NUM_THREADS="1"),  # it forks, and needs no threads
             )  # fmt: skip
             self._end = weakref.finalize(self, _end, child)
         return child
@@ -100,9 +99,3 @@ def _end(child: subprocess.Popen[bytes]) -> Ended:
     with contextlib.suppress(OSError):  # what was not written yet has no reader
         child.stdin.close()
     return Ended(child.wait(), said)
-
-
-def _environment() -> dict[str, str]:
-    """The child finds headtail where this process did; it needs no threads for linear algebra, and is to fork."""
-    paths = [_ROOT, os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path), "OPENBLAS_NUM_THREADS": "1"}

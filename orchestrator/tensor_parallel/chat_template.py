@@ -2,21 +2,19 @@
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from edge_runtime.child import ROOT, child_environment
 from orchestrator.tensor_parallel.errors import PromptError
 from orchestrator.tensor_parallel.template_child import MOST_CHARACTERS
 
 _CHILD = [sys.executable, "-m", "orchestrator.tensor_parallel.template_child"]
-_ROOT = str(Path(__file__).parents[2])
 _TEMPLATE_CHARACTERS = 1 << 20
 _ANSWER_BYTES = 16 * MOST_CHARACTERS  # each may be written as \\ud83d\\ude00
 _END_S = 5.0
@@ -63,7 +61,7 @@ class ChatTemplate:
             self._end()
             child = self._child = subprocess.Popen(  # a session of its own: Ctrl-C is for the server
                 _CHILD, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-                cwd=_ROOT, env=_environment(),
+                cwd=ROOT, env=child_environment(),
             )  # fmt: skip
             self._end = weakref.finalize(self, _end, child)
         assert child.stdin is not None
@@ -96,9 +94,3 @@ def _end(child: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         child.kill()
         return child.wait()
-
-
-def _environment() -> dict[str, str]:
-    """The child finds the program where this process did, and no module of the working directory."""
-    paths = [_ROOT, os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
